@@ -1,0 +1,63 @@
+# `make demo` and `make test` are all it takes on a fresh machine with Python 3.10+ and a C++ compiler. `make help` lists
+# the rest. VENV= (empty) uses $(PYTHON) as it stands, downloads nothing, and installs radam_fused alone into it.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+BACKEND ?= auto
+
+ifeq ($(strip $(VENV)),)
+PY    := $(PYTHON)
+TOOLS :=
+BUILT := build/.always
+else
+PY    := $(VENV)/bin/python
+TOOLS := $(VENV)/.tools
+BUILT := $(VENV)/.built
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+endif
+
+CXX_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: help venv build demo test bench lint format clean build/.always
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+venv: $(TOOLS)  ## the environment in .venv, with the versions pinned in requirements/dev.txt
+
+build: $(BUILT)  ## the package, installed in place with its extension; again when the C++ code or its build changed
+
+demo: build  ## train a small GPT with FusedRAdam and with torch.optim.RAdam (BACKEND=auto|cpu|triton|reference)
+	$(PY) examples/train_gpt.py --backend $(BACKEND) $(DEMO_ARGS)
+
+test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
+	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
+
+bench: build  ## the benchmarks, saved under bench/results (BENCH_ARGS)
+	$(PY) -m bench $(BENCH_ARGS)
+
+lint: $(TOOLS)  ## ruff, clang-format and mypy; changes nothing
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(if $(CXX_FILES),clang-format --dry-run --Werror $(CXX_FILES))
+	$(PY) -m mypy
+
+format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
+
+clean:  ## everything that make made
+	rm -rf .venv build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TOOLS): requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "PYTHON=$(PYTHON) is older than 3.10")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --requirement $<
+	@touch $@
+
+$(BUILT): $(TOOLS) setup.py pyproject.toml $(shell find csrc -type f)
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	$(if $(TOOLS),@touch $@)

@@ -1,0 +1,23 @@
+// The update over plain arrays, compiled for several instruction sets and chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+namespace radam_fused {
+
+enum Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kUnsupported = 4 };
+
+constexpr int64_t item_size(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// Updates n elements: param[i] of the kernel's parameter dtype, grad[i] of its gradient dtype, exp_avg[i] and
+// exp_avg_sq[i] in float32 (float64 for float64 parameters); `row` points to kRowColumns float64 scalars.
+using SpanKernel = void (*)(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
+                            const double* row);
+
+// The fastest kernel that this machine runs, or null for a pair of dtypes that no kernel serves.
+SpanKernel select_kernel(int param_dtype, int grad_dtype);
+
+// The instruction set that select_kernel chooses for this machine: "baseline", "avx2" or "avx512".
+const char* instruction_set();
+
+}  // namespace radam_fused

@@ -1,0 +1,87 @@
+// 16-bit storage formats, widened exactly and rounded to nearest even in integer arithmetic, so that every compiler,
+// instruction set and device gives the same bits. Written without branches: a loop over these vectorises.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define RADAM_HD __host__ __device__ __forceinline__
+#else
+#define RADAM_HD inline __attribute__((always_inline))
+#endif
+
+namespace radam_fused {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+struct float16 {
+  uint16_t bits;
+};
+
+RADAM_HD float float_from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+RADAM_HD uint32_t bits_from_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+RADAM_HD float widen(float x) { return x; }
+RADAM_HD double widen(double x) { return x; }
+RADAM_HD float widen(bfloat16 x) { return float_from_bits(uint32_t(x.bits) << 16); }
+
+RADAM_HD float widen(float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
+  const uint32_t rest = x.bits & 0x7fffu;
+  const uint32_t exponent_shift = rest >= 0x7c00u ? 0x70000000u : 0x38000000u;  // inf and NaN go to exponent 255
+  const uint32_t normal = (rest << 13) + exponent_shift;
+  // A subnormal is rest * 2^-24: placed in the mantissa of 0.5, whose ulp that is, it survives the subtraction exactly.
+  const uint32_t subnormal = bits_from_float(float_from_bits(0x3f000000u + rest) - 0.5f);
+  return float_from_bits(sign | (rest < 0x0400u ? subnormal : normal));
+}
+
+template <typename Stored>
+struct Narrow;
+
+template <>
+struct Narrow<float> {
+  static RADAM_HD float from(float x) { return x; }
+};
+
+template <>
+struct Narrow<double> {
+  static RADAM_HD double from(double x) { return x; }
+};
+
+template <>
+struct Narrow<bfloat16> {
+  static RADAM_HD bfloat16 from(float x) {
+    const uint32_t bits = bits_from_float(x);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+  }
+};
+
+template <>
+struct Narrow<float16> {
+  static RADAM_HD float16 from(float x) {
+    const uint32_t bits = bits_from_float(x);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t rest = bits & 0x7fffffffu;
+    const uint32_t shifted = (rest + 0x0fffu + ((rest >> 13) & 1u) - 0x38000000u) >> 13;
+    const uint32_t normal = shifted < 0x7c00u ? shifted : 0x7c00u;
+    // Below 2^-14, adding 0.5 leaves the value in units of 2^-24, rounded to nearest even by the addition itself.
+    const uint32_t subnormal = bits_from_float(float_from_bits(rest) + 0.5f) - 0x3f000000u;
+    const uint32_t finite = rest < 0x38800000u ? subnormal : normal;
+    return {uint16_t(sign | (rest > 0x7f800000u ? 0x7e00u : rest >= 0x47800000u ? 0x7c00u : finite))};
+  }
+};
+
+}  // namespace radam_fused

@@ -1,0 +1,10 @@
+"""RAdam for PyTorch as one fused pass: ``from radam_fused import FusedRAdam``."""
+
+from importlib.metadata import version
+
+from . import rectification
+from .backends import available_backends
+from .optimizer import FusedRAdam
+
+__version__ = version("radam_fused")
+__all__ = ["FusedRAdam", "available_backends", "rectification"]

@@ -1,0 +1,130 @@
+"""The Triton kernel: the numeric contract over the segment table, one launch for a whole bucket.
+
+A persistent grid walks tiles; a tile belongs to one segment. Full tiles of plain, 16-byte aligned segments go without a
+mask, which is what gives 128-bit accesses; ragged ends, misaligned views and strided tensors take the general path.
+16-bit values are rounded in integer arithmetic or by exact casts, so that the interpreter gives the GPU's bits.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+COLUMNS = tl.constexpr(8)
+"""Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk."""
+ROW_COLUMNS = tl.constexpr(9)
+"""Of the rows table: `radam_fused.rows.Row`."""
+ADAPTIVE = tl.constexpr(1.0)
+HOLD = tl.constexpr(2.0)
+
+
+@triton.jit
+def _widen(stored, COMPUTE: tl.constexpr):
+    if stored.dtype == tl.int16:  # a bfloat16, loaded as its bits
+        return (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return stored.to(COMPUTE)
+
+
+@triton.jit
+def _narrow(value, STORED: tl.constexpr):
+    if STORED == tl.int16:  # a bfloat16: round to nearest even by hand, for the interpreter's cast truncates
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+        return tl.where(is_nan, 0x7FC0, rounded).to(tl.int16)
+    else:
+        return value.to(STORED)
+
+
+@triton.jit
+def _update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+    # The rows are float64; this is where they are rounded, once, to the dtype of the computation.
+    one_minus_beta1 = tl.load(row_ptr + 0).to(COMPUTE)
+    beta2 = tl.load(row_ptr + 1).to(COMPUTE)
+    one_minus_beta2 = tl.load(row_ptr + 2).to(COMPUTE)
+    eps = tl.load(row_ptr + 3).to(COMPUTE)
+    coupled_decay = tl.load(row_ptr + 4).to(COMPUTE)
+    shrink = tl.load(row_ptr + 5).to(COMPUTE)
+    alpha = tl.load(row_ptr + 6).to(COMPUTE)
+    grad_factor = tl.load(row_ptr + 7).to(COMPUTE)
+    direction = tl.load(row_ptr + 8)
+
+    g = g * grad_factor
+    g = tl.where(coupled_decay != 0, g + coupled_decay * p, g)
+    m = m + one_minus_beta1 * (g - m)
+    v = beta2 * v + (one_minus_beta2 * g) * g
+    if COMPUTE == tl.float64:
+        adaptive = m / (tl.sqrt(v) + eps)
+    else:
+        adaptive = tl.math.div_rn(m, tl.math.sqrt_rn(v) + eps)
+    d = tl.where(direction == ADAPTIVE, adaptive, m)
+    p = tl.where(direction == HOLD, p, p * shrink - alpha * d)
+    return p, m, v
+
+
+@triton.jit
+def step_kernel(
+    segments_ptr,  # int64 (n, COLUMNS)
+    tile_segment_ptr,  # int32 (tiles): which segment a tile belongs to
+    walks_ptr,  # int64: for each strided segment its number of dimensions, then (size, param, grad stride) inner first
+    rows_ptr,  # float64 (rows, ROW_COLUMNS)
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    tiles,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * COLUMNS
+        p_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(PARAM))
+        g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
+        start = tl.load(segment_ptr + 2)
+        length = tl.load(segment_ptr + 3)
+        row_ptr = rows_ptr + tl.load(segment_ptr + 4) * ROW_COLUMNS
+        offset = (tile - tl.load(segment_ptr + 5)) * TILE
+        aligned = tl.load(segment_ptr + 6)
+        lane = tl.arange(0, TILE)
+        # Segments start at multiples of 64 elements and tiles are whole, so the moments are always aligned.
+        m_ptr = tl.multiple_of(exp_avg_ptr + start + offset, 16) + lane
+        v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16) + lane
+
+        if (aligned != 0) & (offset + TILE <= length):
+            p_full = tl.multiple_of(p_ptr + offset, 16) + lane
+            g_full = tl.multiple_of(g_ptr + offset, 16) + lane
+            p = tl.load(p_full)
+            g = tl.load(g_full)
+            m = tl.load(m_ptr)
+            v = tl.load(v_ptr)
+            p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            tl.store(p_full, _narrow(p_new, PARAM))
+            tl.store(m_ptr, m)
+            tl.store(v_ptr, v)
+        else:
+            position = offset + lane
+            inside = position < length
+            p_at = position
+            g_at = position
+            walk = tl.load(segment_ptr + 7)
+            if walk >= 0:
+                p_at = tl.zeros_like(position)
+                g_at = tl.zeros_like(position)
+                for d in range(tl.load(walks_ptr + walk)):
+                    dimension_ptr = walks_ptr + walk + 1 + 3 * d
+                    size = tl.load(dimension_ptr)
+                    index = position % size
+                    position = position // size
+                    p_at += index * tl.load(dimension_ptr + 1)
+                    g_at += index * tl.load(dimension_ptr + 2)
+            p = tl.load(p_ptr + p_at, mask=inside)
+            g = tl.load(g_ptr + g_at, mask=inside)
+            m = tl.load(m_ptr, mask=inside)
+            v = tl.load(v_ptr, mask=inside)
+            p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            tl.store(p_ptr + p_at, _narrow(p_new, PARAM), mask=inside)
+            tl.store(m_ptr, m, mask=inside)
+            tl.store(v_ptr, v, mask=inside)

@@ -1,0 +1,101 @@
+"""Loading a state_dict: checked whole before anything changes, and without torch's cast of the moments.
+
+`torch.optim.Optimizer.load_state_dict` casts floating-point state to the dtype of its parameter, which would round the
+float32 moments of a bfloat16 parameter. It passes on what is no tensor untouched, so tensors travel wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .options import GROUP_DEFAULTS, check_group
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _Verbatim:
+    """A value that torch's casting passes on as it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Entry(NamedTuple):
+    name: str
+    param: Tensor
+    state: Mapping[str, Any]
+
+
+def wrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state_dict with every value of its per-parameter state wrapped."""
+    state = {
+        key: {name: _Verbatim(value) for name, value in entry.items()} if isinstance(entry, Mapping) else entry
+        for key, entry in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def unwrap(state: dict[Any, Any]) -> None:
+    """Undoes `wrap` in place, in an optimizer's ``state``."""
+    for entry in state.values():
+        if isinstance(entry, dict):
+            for name, value in entry.items():
+                if isinstance(value, _Verbatim):
+                    entry[name] = value.value
+
+
+def _entries(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> list[_Entry]:
+    """The loaded state of each of our parameters, matched by position as torch does."""
+    saved_groups = state_dict["param_groups"]
+    sizes = [len(group["params"]) for group in groups]
+    saved_sizes = [len(group["params"]) for group in saved_groups]
+    if sizes != saved_sizes:
+        raise ValueError(f"state_dict: its groups hold {saved_sizes} parameters, this optimizer's hold {sizes}")
+    saved = chain.from_iterable(group["params"] for group in saved_groups)
+    own = [
+        (f"param_groups[{i}]['params'][{k}]", p) for i, group in enumerate(groups) for k, p in enumerate(group["params"])
+    ]
+    state = state_dict["state"]
+    return [_Entry(name, p, state[key]) for key, (name, p) in zip(saved, own, strict=True) if state.get(key)]
+
+
+def _check_step(name: str, step: Any) -> None:
+    number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"state_dict: 'step' of {name} is {step!r}: must be one number")
+    if not (number >= 0 and number == int(number)):
+        raise ValueError(f"state_dict: 'step' of {name} is {number!r}: must be a whole number, at least 0")
+
+
+def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Raises if the state_dict does not fit these parameter groups.
+
+    Raises:
+        ValueError: another number of groups or parameters, a moment of another shape, a hyperparameter or a step out
+            of range, or state that is not RAdam's.
+        TypeError: a moment or hyperparameter of the wrong kind.
+        NotImplementedError: a hyperparameter that a later version will honour.
+    """
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"state_dict: has no {key!r}; it must be what an optimizer's state_dict() returned")
+    for name, param, state in _entries(state_dict, groups):
+        for key in ("step", *MOMENTS):
+            if key not in state:
+                raise ValueError(f"state_dict: the state of {name} has no {key!r}; it holds {sorted(state)}")
+        _check_step(name, state["step"])
+        for key in MOMENTS:
+            moment = state[key]
+            if not isinstance(moment, Tensor) or not moment.dtype.is_floating_point or moment.layout != torch.strided:
+                raise TypeError(f"state_dict: {key!r} of {name} must be a dense floating-point tensor")
+            if moment.shape != param.shape:
+                raise ValueError(
+                    f"state_dict: {key!r} of {name} has shape {tuple(moment.shape)}: must be {tuple(param.shape)}"
+                )
+    for group in state_dict["param_groups"]:
+        check_group({**GROUP_DEFAULTS, **group})

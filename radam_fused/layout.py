@@ -1,0 +1,155 @@
+"""The flat index space: where each parameter's moments lie, and what a step launches over it.
+
+Parameters of one device and dtype form a *bucket*, whatever their groups. In it each parameter is a *segment*; the
+moments of all segments share one flat buffer each, and ``state[p]["exp_avg"]`` is a view of it with the parameter's own
+strides. What stays from step to step is built once, as a `Plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 256
+"""Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
+SMALL = 4096
+"""Segments shorter than this are never quantised, so vector accesses alone set their alignment."""
+SMALL_ALIGNMENT = 64
+
+
+def segment_starts(lengths: Sequence[int]) -> tuple[list[int], int]:
+    """Aligned starts of consecutive segments of the given lengths, and the length of the buffer that holds them."""
+    starts = []
+    end = 0
+    for length in lengths:
+        alignment = ALIGNMENT if length >= SMALL else SMALL_ALIGNMENT
+        start = -(-end // alignment) * alignment
+        starts.append(start)
+        end = start + length
+    return starts, -(-end // ALIGNMENT) * ALIGNMENT
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills one stretch of memory, each place once, in whatever order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def moment_strides(param: Tensor) -> tuple[int, ...]:
+    """Strides of a parameter's moments: its own where it is dense, row-major otherwise."""
+    if is_dense(param):
+        return tuple(param.stride())
+    strides = []
+    stride = 1
+    for size in reversed(param.shape):
+        strides.append(stride)
+        stride *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+@dataclass
+class Plan:
+    """What one step launches over a bucket, for as long as the same parameters get gradients."""
+
+    missing: list[int]
+    """Segments without a gradient; they and their step counts stay."""
+    present: list[int]
+    params: list[Tensor]
+    starts: Tensor
+    """int64, on the CPU: the start of each present segment in the bucket's flat buffers."""
+    row_of: Tensor
+    """int64, on the CPU: the row of each present segment."""
+    rows: list[tuple[int, int]]
+    """For each row its parameter group and how many steps its segments have taken."""
+    first: bool = True
+    """Whether this plan has not been launched yet."""
+
+
+class Bucket:
+    """The segments of one device and dtype.
+
+    Attributes:
+        params: the parameters, in the order of their segments.
+        groups: for each, the index of its parameter group.
+        starts: for each, where its segment starts in the flat buffers, in elements.
+        exp_avg, exp_avg_sq: flat moments, float32 (float64 for float64 parameters).
+        steps: how many steps each parameter has taken, float32 on the CPU as in torch.optim.
+    """
+
+    def __init__(self, params: list[Tensor], groups: list[int]) -> None:
+        self.params = params
+        self.groups = groups
+        self.starts, self.length = segment_starts([p.numel() for p in params])
+        first = params[0]
+        self.device, self.dtype = first.device, first.dtype
+        state_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        self.exp_avg = torch.zeros(self.length, dtype=state_dtype, device=first.device)
+        self.exp_avg_sq = torch.zeros(self.length, dtype=state_dtype, device=first.device)
+        self.steps = torch.zeros(len(params), dtype=torch.float32)
+        self._plan: Plan | None = None
+        self._steps_version = -1
+
+    def view(self, buffer: Tensor, index: int) -> Tensor:
+        """A segment of a flat buffer of this bucket, in its parameter's shape."""
+        param = self.params[index]
+        return buffer.as_strided(param.shape, moment_strides(param), self.starts[index])
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""
+        return {
+            "step": self.steps[index],
+            "exp_avg": self.view(self.exp_avg, index),
+            "exp_avg_sq": self.view(self.exp_avg_sq, index),
+        }
+
+    def adopt(self, index: int, state: dict[str, Tensor]) -> None:
+        """Copies a parameter's state, of the same shape, into this bucket."""
+        self.steps[index] = float(state["step"])
+        self.view(self.exp_avg, index).copy_(state["exp_avg"])
+        self.view(self.exp_avg_sq, index).copy_(state["exp_avg_sq"])
+
+    def plan(self, missing: list[int]) -> Plan:
+        """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
+
+        The views in ``optimizer.state`` share the version counter of ``steps``, so a step count that somebody else has
+        written shows there, at no cost a parameter.
+        """
+        if self._plan is None or self._plan.missing != missing or self.steps._version != self._steps_version:
+            self._plan = self._build_plan(missing)
+            self._steps_version = self.steps._version
+        return self._plan
+
+    def _build_plan(self, missing: list[int]) -> Plan:
+        absent = set(missing)
+        present = [i for i in range(len(self.params)) if i not in absent]
+        taken = self.steps.tolist()
+        rows: dict[tuple[int, int], int] = {}
+        row_of = [rows.setdefault((self.groups[i], int(taken[i])), len(rows)) for i in present]
+        return Plan(
+            missing=missing,
+            present=present,
+            params=[self.params[i] for i in present],
+            starts=torch.tensor([self.starts[i] for i in present], dtype=torch.int64),
+            row_of=torch.tensor(row_of, dtype=torch.int64),
+            rows=list(rows),
+        )
+
+    def count_step(self, plan: Plan) -> None:
+        """Counts one step for every segment of the plan, and moves the plan on to the next."""
+        if plan.missing:
+            self.steps[plan.present] += 1.0
+        else:
+            self.steps += 1.0
+        plan.rows = [(group, taken + 1) for group, taken in plan.rows]
+        self._steps_version = self.steps._version

@@ -1,0 +1,91 @@
+"""The options of `FusedRAdam` and their ranges; each error names the argument, its value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rectification import KINDS
+
+GROUP_DEFAULTS: dict[str, Any] = {
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "maximize": False,
+    "capturable": False,
+    "foreach": None,
+    "differentiable": False,
+    "rho_threshold": 5.0,
+    "degenerated_to_sgd": True,
+    "rectification": "first_order",
+}
+"""What a parameter group holds; a group from torch.optim.RAdam's state_dict is completed from here."""
+
+LATER: dict[str, Any] = {
+    "state_dtype": torch.float32,
+    "master_weights": None,
+    "rounding": "nearest",
+    "max_grad_norm": None,
+    "zero_grads": False,
+}
+"""Options of the optimizer as a whole whose other values come in later versions."""
+
+
+def _number(name: str, value: Any, allowed: str, low: float, high: float = float("inf")) -> None:
+    """Raises unless ``low <= value < high``; NaN fails every comparison."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} = {value!r}: must be a number, {allowed}")
+    if not low <= value < high:
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r}: must be True or False")
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raises for the first hyperparameter of a group that is out of its range.
+
+    Raises:
+        TypeError: a value of the wrong kind.
+        ValueError: a value out of its range.
+        NotImplementedError: a value that a later version will honour.
+    """
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr = {lr!r}: a tensor lr must have one element")
+        lr = lr.item()
+    _number("lr", lr, "finite and at least 0", 0.0)
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas = {betas!r}: must be a pair of numbers in [0, 1)")
+    for index, beta in enumerate(betas):
+        _number(f"betas[{index}]", beta, "in [0, 1)", 0.0, 1.0)
+    _number("eps", group["eps"], "finite and at least 0", 0.0)
+    _number("weight_decay", group["weight_decay"], "finite and at least 0", 0.0)
+    _number("rho_threshold", group["rho_threshold"], "at least 4, where the variance becomes finite", 4.0)
+    if group["rectification"] not in KINDS:
+        raise ValueError(f"rectification = {group['rectification']!r}: must be one of {KINDS}")
+    for name in ("decoupled_weight_decay", "maximize", "degenerated_to_sgd"):
+        _flag(name, group[name])
+    for name in ("capturable", "differentiable"):
+        _flag(name, group[name])
+        if group[name]:
+            raise NotImplementedError(f"{name} = True: not supported yet, only False")
+    if group["foreach"] not in (None, True, False):
+        raise TypeError(f"foreach = {group['foreach']!r}: must be None, True or False")
+
+
+def check_later(values: Mapping[str, Any]) -> None:
+    """Raises NotImplementedError for an option of `LATER` that is not at its default."""
+    for name, default in LATER.items():
+        value = values[name]
+        if not (value is default or (isinstance(default, str) and value == default)):
+            raise NotImplementedError(f"{name} = {value!r}: not supported yet, only {default!r}")

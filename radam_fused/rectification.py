@@ -1,0 +1,161 @@
+"""The scalars of a RAdam step, in float64: rho_t, Var[psi] and r_t (Liu et al., arXiv 1908.03265).
+
+Everything here is a function of the step ``t`` (counted from 1) and of ``beta2`` alone; no tensor is involved. The
+textbook formulas lose up to eleven digits for beta2 near 1, where they subtract numbers of size 2 / (1 - beta2); the
+ones below have only positive terms and hold 1e-12 relative for 0 <= beta2 <= 1 - 1e-7 and 1 <= t <= 1e9.
+"""
+
+from __future__ import annotations
+
+import math
+
+KINDS = ("first_order", "exact", "none")
+"""What ``rectification=`` may be: the paper's equation 6, its Theorem 1, and no rectification at all (Adam)."""
+
+# Var[psi] / tau^2 = (1 / 2 rho) (1 + sum_k c_k rho^-k). Each c_k follows from the recurrence in _exact_variance, with
+# u = 1 / rho as the expansion variable; eleven of them leave 2e-15 at rho = 50.
+_SERIES_FROM = 50.0
+_SERIES = (
+    15 / 4,
+    83 / 8,
+    1605 / 64,
+    7163 / 128,
+    60795 / 512,
+    250819 / 1024,
+    8183085 / 16384,
+    33204863 / 32768,
+    267051345 / 131072,
+    1062888709 / 262144,
+    17061862545 / 2097152,
+)
+
+
+def _check(t: float, beta2: float) -> None:
+    if not t >= 1:
+        raise ValueError(f"t = {t!r}: a step count starts at 1")
+    _check_beta2(beta2)
+
+
+def _check_beta2(beta2: float) -> None:
+    if not 0.0 <= beta2 < 1.0:
+        raise ValueError(f"beta2 = {beta2!r}: must lie in [0, 1)")
+
+
+def _decay_rate(beta: float) -> float:
+    """``-log(beta)``, accurate on both sides: 1 - beta is exact from 1/2 on (Sterbenz), log is best below it."""
+    if beta == 0.0:
+        return math.inf
+    return -math.log1p(beta - 1.0) if beta >= 0.5 else -math.log(beta)
+
+
+def bias_correction(t: float, beta: float) -> float:
+    """``1 - beta**t`` without cancellation (Adam, Kingma & Ba, section 3)."""
+    return -math.expm1(-t * _decay_rate(beta))
+
+
+def rho_inf(beta2: float) -> float:
+    """Length of the approximated SMA in the limit, ``2 / (1 - beta2) - 1`` (section 4.1 of the paper).
+
+    Raises:
+        ValueError: ``beta2`` outside [0, 1).
+    """
+    _check_beta2(beta2)
+    return (1.0 + beta2) / (1.0 - beta2)
+
+
+def _langevin(y: float) -> float:
+    """Langevin's ``L(y) = coth(y) - 1/y`` for 0 <= y < 1, as Lambert's continued fraction: no term is negative."""
+    square = y * y
+    tail = 21.0
+    for odd in (19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0):
+        tail = odd + square / tail
+    return y / tail
+
+
+def rho(t: float, beta2: float) -> float:
+    """Length of the approximated SMA at step ``t``: ``rho_inf - 2 t beta2^t / (1 - beta2^t)`` (equation 5).
+
+    With x = -log(beta2) this is coth(x/2) - t coth(t x/2) + t. For t x/2 < 1 the poles 2/x of the two coth cancel by
+    hand, which leaves Langevin functions; beyond, the subtrahend is small and the plain form is accurate.
+
+    Raises:
+        ValueError: ``t`` below 1 or ``beta2`` outside [0, 1).
+    """
+    _check(t, beta2)
+    x = _decay_rate(beta2)
+    if t * x < 2.0:
+        return t + _langevin(0.5 * x) - t * _langevin(0.5 * t * x)
+    if t * x > 700.0:  # beta2^t has left float64's range, and expm1 with it
+        return rho_inf(beta2)
+    return rho_inf(beta2) - 2.0 * t / math.expm1(t * x)
+
+
+def _first_order_variance(rho: float) -> float:
+    return rho / (2.0 * (rho - 2.0) * (rho - 4.0))
+
+
+def _exact_variance(rho: float) -> float:
+    """Theorem 1, ``rho/(rho-2) - (rho/2) (Gamma((rho-1)/2) / Gamma(rho/2))^2``, without its cancellation.
+
+    Gamma's recurrence turns the theorem into V(rho) = rho/(rho-1)^2 (1/(rho-2) + V(rho+2) rho^2/(rho+2)), all positive;
+    it runs down from where the asymptotic series holds.
+    """
+    steps = max(0, math.ceil((_SERIES_FROM - rho) / 2.0))
+    at = rho + 2.0 * steps
+    tail = 0.0
+    for coefficient in reversed(_SERIES):
+        tail = (tail + coefficient) / at
+    value = (1.0 + tail) / (2.0 * at)
+    for k in range(steps - 1, -1, -1):
+        at = rho + 2.0 * k
+        value = at / ((at - 1.0) * (at - 1.0)) * (1.0 / (at - 2.0) + value * (at / (at + 2.0)) * at)
+    return value
+
+
+def variance(rho: float, kind: str = "first_order") -> float:
+    """Var[psi] of the adaptive learning rate at SMA length ``rho``, in units of tau^2.
+
+    Args:
+        rho: length of the SMA; above 4 for ``"first_order"``, above 2 for ``"exact"``, where the variance is finite.
+        kind: ``"first_order"`` (the paper's equation 6) or ``"exact"`` (its Theorem 1).
+
+    Raises:
+        ValueError: an unknown ``kind`` or a ``rho`` at which that variance does not exist.
+    """
+    if kind not in KINDS[:2]:
+        raise ValueError(f"kind = {kind!r}: must be 'first_order' or 'exact'")
+    lowest = 4.0 if kind == "first_order" else 2.0
+    if not rho > lowest:
+        raise ValueError(f"rho = {rho!r}: the {kind} variance exists for rho > {lowest:g}")
+    return _first_order_variance(rho) if kind == "first_order" else _exact_variance(rho)
+
+
+def rectification(t: float, beta2: float, kind: str = "first_order", threshold: float = 5.0) -> float | None:
+    """The rectification term ``r_t = sqrt(Var[psi](rho_inf) / Var[psi](rho_t))`` (algorithm 2), or None.
+
+    Args:
+        t: the step, from 1.
+        beta2: decay of the second moment, in [0, 1).
+        kind: ``"first_order"``, ``"exact"`` or ``"none"`` (then always 1: Adam).
+        threshold: rectified where ``rho_t > threshold``; at least 4, below which the variance is not finite.
+
+    Returns:
+        r_t, or None in the unrectified branch.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+    _check(t, beta2)
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}: must be one of {KINDS}")
+    if not threshold >= 4.0:
+        raise ValueError(f"threshold = {threshold!r}: must be at least 4")
+    if kind == "none":
+        return 1.0
+    rho_t = rho(t, beta2)
+    if not rho_t > threshold:
+        return None
+    limit = rho_inf(beta2)
+    if kind == "exact":
+        return math.sqrt(_exact_variance(limit) / _exact_variance(rho_t))
+    return math.sqrt(((rho_t - 4.0) / (limit - 4.0)) * ((rho_t - 2.0) / (limit - 2.0)) * (limit / rho_t))
