@@ -20,9 +20,12 @@ from ..layout import is_dense
 
 TILE = 1024
 """Elements a tile: 128 threads with two 128-bit accesses each to every fp32 array."""
-INTERPRETED_TILE = 8192
-"""The interpreter pays per tile, not per element."""
 WARPS = 4
+SLICE = 32 * WARPS
+"""Elements at a time on the general path: one a thread."""
+INTERPRETED_TILE = 32768
+INTERPRETED_SLICE = 8192
+"""The interpreter pays per tile and slice, not per element."""
 PROGRAMS_PER_SM = 8
 ALIGNED = 16
 """Bytes: the width of a vector access."""
@@ -101,7 +104,7 @@ def _launch(
 
     device = exp_avg.device
     on_gpu = device.type == "cuda"
-    tile = TILE if on_gpu else INTERPRETED_TILE
+    tile, slice_ = (TILE, SLICE) if on_gpu else (INTERPRETED_TILE, INTERPRETED_SLICE)
     lengths = tuple(map(Tensor.numel, params))
     tile_segment, first_tiles = _tile_map(lengths, tile, device)
     tiles = tile_segment.numel()
@@ -128,7 +131,7 @@ def _launch(
     programs = tiles
     if on_gpu:
         programs = min(tiles, PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count)
-    with torch.cuda.device(device if on_gpu else None):
+    with torch.cuda.device_of(exp_avg):
         step_kernel[(programs,)](
             segments,
             tile_segment,
@@ -139,6 +142,7 @@ def _launch(
             tiles,
             **_language_dtypes(params[0].dtype, grads[0].dtype),
             TILE=tile,
+            SLICE=slice_,
             num_warps=WARPS,
             enable_fp_fusion=False,
         )

@@ -66,6 +66,20 @@ def _update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def _strided(position, walk_ptr):
+    """Offsets of parameter and gradient elements from their positions in the order of the moments."""
+    p_index = tl.zeros_like(position)
+    g_index = tl.zeros_like(position)
+    for d in range(tl.load(walk_ptr)):
+        size = tl.load(walk_ptr + 1 + 3 * d)
+        index = position % size
+        position = position // size
+        p_index += index * tl.load(walk_ptr + 2 + 3 * d)
+        g_index += index * tl.load(walk_ptr + 3 + 3 * d)
+    return p_index, g_index
+
+
+@triton.jit
 def step_kernel(
     segments_ptr,  # int64 (n, COLUMNS)
     tile_segment_ptr,  # int32 (tiles): which segment a tile belongs to
@@ -78,6 +92,7 @@ def step_kernel(
     GRAD: tl.constexpr,
     COMPUTE: tl.constexpr,
     TILE: tl.constexpr,
+    SLICE: tl.constexpr,
 ):
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * COLUMNS
@@ -88,43 +103,37 @@ def step_kernel(
         row_ptr = rows_ptr + tl.load(segment_ptr + 4) * ROW_COLUMNS
         offset = (tile - tl.load(segment_ptr + 5)) * TILE
         aligned = tl.load(segment_ptr + 6)
-        lane = tl.arange(0, TILE)
         # Segments start at multiples of 64 elements and tiles are whole, so the moments are always aligned.
-        m_ptr = tl.multiple_of(exp_avg_ptr + start + offset, 16) + lane
-        v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16) + lane
+        m_ptr = tl.multiple_of(exp_avg_ptr + start + offset, 16)
+        v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16)
 
         if (aligned != 0) & (offset + TILE <= length):
-            p_full = tl.multiple_of(p_ptr + offset, 16) + lane
-            g_full = tl.multiple_of(g_ptr + offset, 16) + lane
-            p = tl.load(p_full)
-            g = tl.load(g_full)
-            m = tl.load(m_ptr)
-            v = tl.load(v_ptr)
+            lane = tl.arange(0, TILE)
+            p_at = tl.multiple_of(p_ptr + offset, 16) + lane
+            g_at = tl.multiple_of(g_ptr + offset, 16) + lane
+            p = tl.load(p_at)
+            g = tl.load(g_at)
+            m = tl.load(m_ptr + lane)
+            v = tl.load(v_ptr + lane)
             p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
-            tl.store(p_full, _narrow(p_new, PARAM))
-            tl.store(m_ptr, m)
-            tl.store(v_ptr, v)
+            tl.store(p_at, _narrow(p_new, PARAM))
+            tl.store(m_ptr + lane, m)
+            tl.store(v_ptr + lane, v)
         else:
-            position = offset + lane
-            inside = position < length
-            p_at = position
-            g_at = position
             walk = tl.load(segment_ptr + 7)
-            if walk >= 0:
-                p_at = tl.zeros_like(position)
-                g_at = tl.zeros_like(position)
-                for d in range(tl.load(walks_ptr + walk)):
-                    dimension_ptr = walks_ptr + walk + 1 + 3 * d
-                    size = tl.load(dimension_ptr)
-                    index = position % size
-                    position = position // size
-                    p_at += index * tl.load(dimension_ptr + 1)
-                    g_at += index * tl.load(dimension_ptr + 2)
-            p = tl.load(p_ptr + p_at, mask=inside)
-            g = tl.load(g_ptr + g_at, mask=inside)
-            m = tl.load(m_ptr, mask=inside)
-            v = tl.load(v_ptr, mask=inside)
-            p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
-            tl.store(p_ptr + p_at, _narrow(p_new, PARAM), mask=inside)
-            tl.store(m_ptr, m, mask=inside)
-            tl.store(v_ptr, v, mask=inside)
+            # One element a thread at a time: address arithmetic in 64 bits for a whole tile would not fit in registers.
+            for begin in range(0, tl.minimum(length - offset, TILE).to(tl.int32), SLICE):
+                lane = begin + tl.arange(0, SLICE)
+                inside = offset + lane < length
+                p_index = offset + lane
+                g_index = p_index
+                if walk >= 0:
+                    p_index, g_index = _strided(p_index, walks_ptr + walk)
+                p = tl.load(p_ptr + p_index, mask=inside)
+                g = tl.load(g_ptr + g_index, mask=inside)
+                m = tl.load(m_ptr + lane, mask=inside)
+                v = tl.load(v_ptr + lane, mask=inside)
+                p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+                tl.store(p_ptr + p_index, _narrow(p_new, PARAM), mask=inside)
+                tl.store(m_ptr + lane, m, mask=inside)
+                tl.store(v_ptr + lane, v, mask=inside)

@@ -1,0 +1,27 @@
+"""What the tests share: backends, dtypes, odd layouts, and comparison by bits."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:  # before anything imports Triton: its kernels are then interpreted on the CPU
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest  # noqa: E402
+
+BACKENDS = ("cpu", "triton", "reference")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that this machine can run, CPU tensors for ``cpu``."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests choose their backend themselves, and leave torch's thread count as it was."""
+    monkeypatch.delenv("RADAM_FUSED_BACKEND", raising=False)
