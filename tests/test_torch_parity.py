@@ -117,11 +117,8 @@ class Twins:
         return max(errors)
 
     def same_steps(self) -> bool:
-        return all(
-            bool(self.own_opt.state[p]) == bool(self.other_opt.state[q])
-            and self.own_opt.state[p].get("step") == self.other_opt.state[q].get("step")
-            for p, q in zip(self.own, self.other, strict=True)
-        )
+        own = [self.own_opt.state.get(p, {}).get("step") for p in self.own]
+        return own == [self.other_opt.state.get(q, {}).get("step") for q in self.other]
 
     def close(self) -> bool:
         return self.error() < TOLERANCE[self.dtype]
@@ -358,12 +355,12 @@ def relative_error(a: nn.Module, b: nn.Module) -> float:
 def test_training_loop(set_to_none: bool, flatten: bool) -> None:
     models = small_model(), small_model()
     opts = (
-        FusedRAdam(models[0].parameters(), lr=1e-2, flatten=flatten),
-        torch.optim.RAdam(models[1].parameters(), lr=1e-2),
+        FusedRAdam(models[0].parameters(), lr=3e-2, flatten=flatten),
+        torch.optim.RAdam(models[1].parameters(), lr=3e-2),
     )
     losses = []
-    for t in range(50):
-        x, y = batch(t)
+    for _ in range(50):
+        x, y = batch(0)
         for model, opt in zip(models, opts, strict=True):
             opt.zero_grad(set_to_none=set_to_none)
             loss = (model(x) - y).square().mean()
@@ -371,7 +368,7 @@ def test_training_loop(set_to_none: bool, flatten: bool) -> None:
             opt.step()
         losses.append(loss.item())
     assert relative_error(*models) < 1e-11
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] / 2
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=run_id)
