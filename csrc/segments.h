@@ -19,11 +19,11 @@ struct Strides {
 struct Segment {
   void* param;
   const void* grad;
-  int64_t start;          // offset of its moments in the bucket's flat buffers, in elements
-  int64_t numel;          // never 0
-  int64_t row;            // its row in the rows table
-  int grad_dtype;         // which gradient dtype, in the launcher's own numbering
-  const Strides* strides; // null when parameter, gradient and moments share one dense order
+  int64_t start;           // offset of its moments in the bucket's flat buffers, in elements
+  int64_t numel;           // never 0
+  int64_t row;             // its row in the rows table
+  int grad_dtype;          // which gradient dtype, in the launcher's own numbering
+  const Strides* strides;  // null when parameter, gradient and moments share one dense order
 };
 
 struct Shape {
@@ -38,8 +38,7 @@ inline std::vector<int64_t> memory_order(const Shape& shape) {
   for (int64_t d = 0; d < shape.dim; ++d) {
     if (shape.size[d] != 1) order.push_back(d);
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return shape.stride[a] > shape.stride[b]; });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return shape.stride[a] > shape.stride[b]; });
   return order;
 }
 

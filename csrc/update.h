@@ -27,8 +27,9 @@ struct Row {
   Direction direction;
 
   static RADAM_HD Row from(const double* columns) {
-    return {T(columns[0]), T(columns[1]), T(columns[2]), T(columns[3]),         T(columns[4]),
-            T(columns[5]), T(columns[6]), T(columns[7]), Direction(int(columns[8]))};
+    return {T(columns[0]), T(columns[1]), T(columns[2]),
+            T(columns[3]), T(columns[4]), T(columns[5]),
+            T(columns[6]), T(columns[7]), Direction(int(columns[8]))};
   }
 };
 

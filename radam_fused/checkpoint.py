@@ -58,7 +58,9 @@ def _entries(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> lis
         raise ValueError(f"state_dict: its groups hold {saved_sizes} parameters, this optimizer's hold {sizes}")
     saved = chain.from_iterable(group["params"] for group in saved_groups)
     own = [
-        (f"param_groups[{i}]['params'][{k}]", p) for i, group in enumerate(groups) for k, p in enumerate(group["params"])
+        (f"param_groups[{i}]['params'][{k}]", p)
+        for i, group in enumerate(groups)
+        for k, p in enumerate(group["params"])
     ]
     state = state_dict["state"]
     return [_Entry(name, p, state[key]) for key, (name, p) in zip(saved, own, strict=True) if state.get(key)]

@@ -39,7 +39,9 @@ def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Se
             )
         allowed = gradient_dtypes(param.dtype)
         if grad.dtype not in allowed:
-            raise TypeError(f"gradient of {name} is {grad.dtype}: must be one of {allowed} for a {param.dtype} parameter")
+            raise TypeError(
+                f"gradient of {name} is {grad.dtype}: must be one of {allowed} for a {param.dtype} parameter"
+            )
 
 
 def check_parameter(param: Tensor, name: str) -> None:

@@ -5,7 +5,7 @@
 
 ======================  ====================================================================================
 ``params``              n tensors of one dtype and device: float32, float64, float16 or bfloat16
-``grads``               n tensors of the same shapes, in any layout: float64 for float64 parameters, else any of the other
+``grads``               the same shapes in any layout; float64 for float64 parameters, else any of the others
 ``exp_avg``             flat moments, float32 (float64 for float64 parameters)
 ``exp_avg_sq``          the same for the second moment
 ``starts``              int64 (n) on the CPU: where each segment starts in the flat moments, in elements

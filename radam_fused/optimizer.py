@@ -1,7 +1,7 @@
 """`FusedRAdam`: torch.optim's conventions around the fused step.
 
-The walk from here to a kernel: `FusedRAdam.step` asks each `Bucket` (layout.py) which segments have gradients, makes the
-rows of their (group, step) pairs (rows.py, rectification.py), and calls the backend's operator (ops.py) once a bucket.
+The walk from here to a kernel: `FusedRAdam.step` asks each `Bucket` (layout.py) which segments have gradients, makes
+the rows of their (group, step) pairs (rows.py, rectification.py), and calls the backend's operator (ops.py) once each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .rows import Row, step_row
 
 
 class FusedRAdam(Optimizer):
-    r"""RAdam (Liu et al., `arXiv 1908.03265 <https://arxiv.org/abs/1908.03265>`_) as one fused pass over all parameters.
+    r"""RAdam (Liu et al., `arXiv 1908.03265 <https://arxiv.org/abs/1908.03265>`_) as one fused pass.
 
     A drop-in for `torch.optim.RAdam`: the same arguments with the same meaning, and state_dicts that load both ways.
 
@@ -173,7 +173,7 @@ class FusedRAdam(Optimizer):
     # The step.
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient.
 
         Args:

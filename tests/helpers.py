@@ -10,7 +10,16 @@ from torch import Tensor
 
 SIZES = (0, 1, 3, 255, 256, 257, 4097, 100_003)
 
-INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+INTEGER = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def vector(length: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(length, dtype=dtype)
 
 
 def misaligned(length: int, dtype: torch.dtype) -> Tensor:
@@ -19,7 +28,7 @@ def misaligned(length: int, dtype: torch.dtype) -> Tensor:
 
 
 LAYOUTS: dict[str, Callable[[torch.dtype], Tensor]] = {
-    **{f"size_{n}": (lambda n: lambda dtype: torch.zeros(n, dtype=dtype))(n) for n in SIZES},
+    **{f"size_{n}": functools.partial(vector, n) for n in SIZES},
     "0-d": lambda dtype: torch.zeros((), dtype=dtype),
     "matrix": lambda dtype: torch.zeros(33, 17, dtype=dtype),
     "transposed": lambda dtype: torch.zeros(31, 40, dtype=dtype).t(),

@@ -43,7 +43,7 @@ class Code:
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, bool], Code]:
-    """Every kernel for every architecture, compiled once, outside of the interpreter's process; with and without FMA."""
+    """Every kernel for every architecture, and one with fusion allowed, compiled once in a process of its own."""
     folder = tmp_path_factory.mktemp("cubins")
     jobs = [(pair, arch, False) for pair in PAIRS for arch in ARCHITECTURES] + [("fp32-fp32", 90, True)]
     compiling = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -54,13 +54,13 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, bool]
 def read(stem: Path) -> Code:
     cubin = f"{stem}.cubin"
     sass = subprocess.run([TOOLS / "cuobjdump", "-sass", cubin], check=True, capture_output=True, text=True).stdout
-    usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
+    usage = subprocess.run(
+        [TOOLS / "cuobjdump", "-res-usage", cubin], check=True, capture_output=True, text=True
+    ).stdout
     numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     # An instruction, after its address comment and an optional predicate.
     names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
-    return Code(
-        Counter(names), numbers["REG"], numbers["STACK"], numbers["LOCAL"], Path(f"{stem}.ptx").read_text()
-    )
+    return Code(Counter(names), numbers["REG"], numbers["STACK"], numbers["LOCAL"], Path(f"{stem}.ptx").read_text())
 
 
 KERNELS = pytest.mark.parametrize("pair", PAIRS)

@@ -77,9 +77,7 @@ def test_none_is_adam() -> None:
     assert {R.rectification(t, 0.999, "none") for t in (1, 2, 6, 10**6)} == {1.0}
 
 
-@pytest.mark.parametrize(
-    ("t", "ratio"), [(5, 1.82), (6, 1.47), (20, 1.07), (100, 1.01)], ids=lambda x: str(x)
-)
+@pytest.mark.parametrize(("t", "ratio"), [(5, 1.82), (6, 1.47), (20, 1.07), (100, 1.01)], ids=lambda x: str(x))
 def test_exact_exceeds_first_order(t: int, ratio: float) -> None:
     both = [R.rectification(t, 0.999, kind, threshold=4.0) for kind in ("exact", "first_order")]
     assert both[0] / both[1] == pytest.approx(ratio, abs=0.006)

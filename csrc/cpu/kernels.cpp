@@ -49,15 +49,13 @@ void span_baseline(void* p, const void* g, void* m, void* v, int64_t n, const do
 
 #if RADAM_X86
 template <typename P, typename G>
-__attribute__((target("avx2"))) void span_avx2(void* p, const void* g, void* m, void* v, int64_t n,
-                                               const double* row) {
+__attribute__((target("avx2"))) void span_avx2(void* p, const void* g, void* m, void* v, int64_t n, const double* row) {
   update_span<P, G>(p, g, m, v, n, row);
 }
 
 template <typename P, typename G>
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) void span_avx512(void* p, const void* g, void* m,
-                                                                               void* v, int64_t n,
-                                                                               const double* row) {
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) void span_avx512(void* p, const void* g, void* m, void* v,
+                                                                               int64_t n, const double* row) {
   update_span<P, G>(p, g, m, v, n, row);
 }
 #endif

@@ -38,12 +38,12 @@ Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& 
   const int moments = dtype_of(exp_avg.get());
   const int64_t capacity = exp_avg.numel();
   STD_TORCH_CHECK(moments == kFloat32 || moments == kFloat64, "exp_avg must be float32 or float64");
-  STD_TORCH_CHECK(dtype_of(exp_avg_sq.get()) == moments && exp_avg_sq.numel() == capacity &&
-                      exp_avg.is_contiguous() && exp_avg_sq.is_contiguous(),
+  STD_TORCH_CHECK(dtype_of(exp_avg_sq.get()) == moments && exp_avg_sq.numel() == capacity && exp_avg.is_contiguous() &&
+                      exp_avg_sq.is_contiguous(),
                   "exp_avg and exp_avg_sq must be flat buffers of one size and dtype");
-  STD_TORCH_CHECK(dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns &&
-                      rows.is_contiguous(),
-                  "rows must be float64 of shape (rows, 9)");
+  STD_TORCH_CHECK(
+      dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns && rows.is_contiguous(),
+      "rows must be float64 of shape (rows, 9)");
   const size_t count = params.size();
   STD_TORCH_CHECK(grads.size() == count && size_t(starts.numel()) == count && size_t(row_of.numel()) == count,
                   "params, grads, starts and row_of must have one entry a segment");
@@ -73,8 +73,8 @@ Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& 
                       i, "no kernel for these dtypes");
         const Shape shape = shape_of(param);
         const Shape grad_shape = shape_of(grad);
-        check_segment(shape.dim == grad_shape.dim && std::equal(shape.size, shape.size + shape.dim, grad_shape.size),
-                      i, "gradient and parameter differ in shape");
+        check_segment(shape.dim == grad_shape.dim && std::equal(shape.size, shape.size + shape.dim, grad_shape.size), i,
+                      "gradient and parameter differ in shape");
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
         segment.start = start[i];
         segment.row = row[i];

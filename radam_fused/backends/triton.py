@@ -48,7 +48,7 @@ def unavailable() -> str | None:
 @functools.lru_cache(maxsize=64)
 def _tile_map(lengths: tuple[int, ...], tile: int, device: torch.device) -> tuple[Tensor, list[int]]:
     """Which segment each tile belongs to, int32 on the device, and the first tile of each segment."""
-    tiles = torch.tensor([-(-length // tile) for length in lengths], dtype=torch.int64)
+    tiles = torch.tensor([(length + tile - 1) // tile for length in lengths], dtype=torch.int64)
     first = tiles.cumsum(0) - tiles
     segments = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), tiles)
     return segments.to(device), first.tolist()
@@ -63,7 +63,7 @@ def _walk(param: Tensor, grad: Tensor) -> list[int] | None:
         return None
     dims = list(range(param.dim()))
     if is_dense(param):
-        dims.sort(key=lambda d: -param.stride(d))
+        dims.sort(key=list(param.stride()).__getitem__, reverse=True)
         ordered = [d for d in dims if param.shape[d] != 1]
         if is_dense(grad) and [grad.stride(d) for d in ordered] == [param.stride(d) for d in ordered]:
             return None

@@ -94,6 +94,7 @@ def step_kernel(
     TILE: tl.constexpr,
     SLICE: tl.constexpr,
 ):
+    """One step over every tile; TILE elements of a full tile at once, SLICE at a time of any other."""
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * COLUMNS
         p_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(PARAM))
