@@ -99,4 +99,5 @@ def python_only(reason):
 arguments, lines = plan()
 distribution = setup(**arguments)
 if distribution.have_run.get("build_py"):  # once an install: asking for metadata runs this file as well
-    print(*lines, sep="\n", file=sys.stderr)
+    for line in lines:
+        print(line, file=sys.stderr)

@@ -3,10 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <deque>
-
 #include "../update.h"
-#include "tensors.h"
+#include "launch.h"
 
 namespace radam_fused {
 namespace {
@@ -17,87 +15,6 @@ using torch::stable::Tensor;
 constexpr int64_t kGrain = 16384;
 // Strided segments pass through a buffer on the stack, this many elements at a time.
 constexpr int64_t kChunk = 512;
-
-struct Launch {
-  int param_dtype = kUnsupported;
-  std::vector<Segment> segments;
-  std::vector<int64_t> ends;    // running count of elements after each segment, padding left out
-  std::deque<Strides> strides;  // a deque: segments point into it while it grows
-  char* exp_avg = nullptr;
-  char* exp_avg_sq = nullptr;
-  const double* rows = nullptr;
-};
-
-void check_segment(bool fits, size_t index, const char* what) {
-  STD_TORCH_CHECK(fits, "radam_fused::step_native: tensor ", index, " of the lists: ", what);
-}
-
-// Reads every tensor of the lists before anything is written, so that a bad one leaves all of them as they were.
-Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-               const Tensor& starts, const Tensor& row_of, const Tensor& rows) {
-  const int moments = dtype_of(exp_avg.get());
-  const int64_t capacity = exp_avg.numel();
-  STD_TORCH_CHECK(moments == kFloat32 || moments == kFloat64, "exp_avg must be float32 or float64");
-  STD_TORCH_CHECK(dtype_of(exp_avg_sq.get()) == moments && exp_avg_sq.numel() == capacity && exp_avg.is_contiguous() &&
-                      exp_avg_sq.is_contiguous(),
-                  "exp_avg and exp_avg_sq must be flat buffers of one size and dtype");
-  STD_TORCH_CHECK(
-      dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns && rows.is_contiguous(),
-      "rows must be float64 of shape (rows, 9)");
-  const size_t count = params.size();
-  STD_TORCH_CHECK(grads.size() == count && size_t(starts.numel()) == count && size_t(row_of.numel()) == count,
-                  "params, grads, starts and row_of must have one entry a segment");
-  const int64_t* start = static_cast<const int64_t*>(starts.const_data_ptr());
-  const int64_t* row = static_cast<const int64_t*>(row_of.const_data_ptr());
-  const int64_t row_count = rows.size(0);
-
-  Launch launch;
-  launch.segments.reserve(count);
-  launch.ends.reserve(count);
-  launch.exp_avg = static_cast<char*>(exp_avg.mutable_data_ptr());
-  launch.exp_avg_sq = static_cast<char*>(exp_avg_sq.mutable_data_ptr());
-  launch.rows = static_cast<const double*>(rows.const_data_ptr());
-
-  int64_t end = 0;
-  for (size_t i = 0; i < count; ++i) {
-    Segment segment{};
-    params.with(i, [&](AtenTensorHandle param) {
-      grads.with(i, [&](AtenTensorHandle grad) {
-        check_segment(is_strided_cpu(param) && is_strided_cpu(grad), i, "not a strided CPU tensor");
-        const int param_dtype = dtype_of(param);
-        if (i == 0) launch.param_dtype = param_dtype;
-        check_segment(param_dtype == launch.param_dtype, i, "parameters of a bucket have one dtype");
-        segment.grad_dtype = dtype_of(grad);
-        check_segment(select_kernel(param_dtype, segment.grad_dtype) != nullptr &&
-                          (param_dtype == kFloat64) == (moments == kFloat64),
-                      i, "no kernel for these dtypes");
-        const Shape shape = shape_of(param);
-        const Shape grad_shape = shape_of(grad);
-        check_segment(shape.dim == grad_shape.dim && std::equal(shape.size, shape.size + shape.dim, grad_shape.size), i,
-                      "gradient and parameter differ in shape");
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
-        segment.start = start[i];
-        segment.row = row[i];
-        check_segment(segment.start >= 0 && segment.start + segment.numel <= capacity, i, "start out of the buffer");
-        check_segment(segment.row >= 0 && segment.row < row_count, i, "row out of the table");
-        STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
-        STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(grad, &segment.grad));
-        if (!(is_contiguous(param) && is_contiguous(grad))) {
-          Strides strides;
-          if (segment.numel > 0 && !plain(shape, grad_shape, strides)) {
-            launch.strides.push_back(std::move(strides));
-            segment.strides = &launch.strides.back();
-          }
-        }
-      });
-    });
-    if (segment.numel == 0) continue;
-    end += segment.numel;
-    launch.segments.push_back(segment);
-    launch.ends.push_back(end);
-  }
-  return launch;
-}
 
 template <typename Word>
 void gather(void* to, const void* from, const Strides& strides, int64_t begin, int64_t n, bool is_grad) {

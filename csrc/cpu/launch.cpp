@@ -1,0 +1,120 @@
+#include "launch.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+
+#include "../update.h"
+
+namespace radam_fused {
+namespace {
+
+using torch::stable::Tensor;
+
+// Reading a tensor is a chain of cache misses, so threads share the lists in stretches of this many.
+constexpr int64_t kTensorsPerThread = 512;
+
+// What each segment is held against.
+struct Bounds {
+  int param_dtype;
+  int moment_dtype;
+  int64_t capacity;
+  int64_t rows;
+};
+
+// Reads one pair of tensors; returns what is wrong with it, or null.
+const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, Segment& segment,
+                         std::unique_ptr<Strides>& strides) {
+  if (!is_strided_cpu(param) || !is_strided_cpu(grad)) return "not a strided CPU tensor";
+  if (dtype_of(param) != bounds.param_dtype) return "parameters of a bucket have one dtype";
+  segment.grad_dtype = dtype_of(grad);
+  if (select_kernel(bounds.param_dtype, segment.grad_dtype) == nullptr ||
+      (bounds.param_dtype == kFloat64) != (bounds.moment_dtype == kFloat64)) {
+    return "no kernel for these dtypes";
+  }
+  const Shape shape = shape_of(param);
+  const Shape grad_shape = shape_of(grad);
+  if (shape.dim != grad_shape.dim || !std::equal(shape.size, shape.size + shape.dim, grad_shape.size)) {
+    return "gradient and parameter differ in shape";
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
+  if (segment.start < 0 || segment.start + segment.numel > bounds.capacity) return "start out of the buffer";
+  if (segment.row < 0 || segment.row >= bounds.rows) return "row out of the table";
+  if (segment.numel == 0) return nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
+  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(grad, &segment.grad));
+  if (!(is_contiguous(param) && is_contiguous(grad))) {
+    auto walk = std::make_unique<Strides>();
+    if (!plain(shape, grad_shape, *walk)) {
+      segment.strides = walk.get();
+      strides = std::move(walk);
+    }
+  }
+  return nullptr;
+}
+
+Bounds check_buffers(size_t count, const TensorList& grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                     const Tensor& starts, const Tensor& row_of, const Tensor& rows) {
+  Bounds bounds{kUnsupported, dtype_of(exp_avg.get()), exp_avg.numel(), 0};
+  STD_TORCH_CHECK(bounds.moment_dtype == kFloat32 || bounds.moment_dtype == kFloat64,
+                  "exp_avg must be float32 or float64");
+  STD_TORCH_CHECK(dtype_of(exp_avg_sq.get()) == bounds.moment_dtype && exp_avg_sq.numel() == bounds.capacity &&
+                      exp_avg.is_contiguous() && exp_avg_sq.is_contiguous(),
+                  "exp_avg and exp_avg_sq must be flat buffers of one size and dtype");
+  STD_TORCH_CHECK(
+      dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns && rows.is_contiguous(),
+      "rows must be float64 of shape (rows, 9)");
+  STD_TORCH_CHECK(grads.size() == count && size_t(starts.numel()) == count && size_t(row_of.numel()) == count,
+                  "params, grads, starts and row_of must have one entry a segment");
+  STD_TORCH_CHECK(is_int64(starts.get()) && is_int64(row_of.get()), "starts and row_of must be contiguous int64");
+  bounds.rows = rows.size(0);
+  return bounds;
+}
+
+}  // namespace
+
+Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+               const Tensor& starts, const Tensor& row_of, const Tensor& rows) {
+  const size_t count = params.size();
+  Bounds bounds = check_buffers(count, grads, exp_avg, exp_avg_sq, starts, row_of, rows);
+  Launch launch;
+  launch.exp_avg = static_cast<char*>(exp_avg.mutable_data_ptr());
+  launch.exp_avg_sq = static_cast<char*>(exp_avg_sq.mutable_data_ptr());
+  launch.rows = static_cast<const double*>(rows.const_data_ptr());
+  if (count == 0) return launch;
+  launch.param_dtype = bounds.param_dtype = dtype_of(params[0]);
+
+  launch.segments.resize(count);
+  launch.strides.resize(count);
+  const int64_t* start = static_cast<const int64_t*>(starts.const_data_ptr());
+  const int64_t* row = static_cast<const int64_t*>(row_of.const_data_ptr());
+  struct Problem {
+    int64_t index;
+    const char* what;
+  };
+  std::atomic<const Problem*> problem{nullptr};
+  torch::stable::parallel_for(0, int64_t(count), kTensorsPerThread, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Segment& segment = launch.segments[i];
+      segment.start = start[i];
+      segment.row = row[i];
+      const char* what = read_segment(params[i], grads[i], bounds, segment, launch.strides[i]);
+      if (what == nullptr) continue;
+      const Problem* mine = new Problem{i, what};
+      const Problem* none = nullptr;
+      if (!problem.compare_exchange_strong(none, mine)) delete mine;
+    }
+  });
+  if (const std::unique_ptr<const Problem> found{problem.load()}) {
+    STD_TORCH_CHECK(false, "radam_fused::step_native: tensor ", found->index, " of the lists: ", found->what);
+  }
+
+  auto empty = [](const Segment& segment) { return segment.numel == 0; };
+  launch.segments.erase(std::remove_if(launch.segments.begin(), launch.segments.end(), empty), launch.segments.end());
+  launch.ends.reserve(launch.segments.size());
+  int64_t end = 0;
+  for (const Segment& segment : launch.segments) launch.ends.push_back(end += segment.numel);
+  return launch;
+}
+
+}  // namespace radam_fused
