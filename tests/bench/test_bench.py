@@ -17,7 +17,7 @@ import torch
 from bench import ceiling, machine, report
 from bench.__main__ import main
 from bench.cases import CASES
-from bench.measure import Agreement, Measurement, Plan, measure
+from bench.measure import WARMUP, Agreement, Measurement, Plan, measure
 from bench.peers import CONTESTANTS
 
 
@@ -78,6 +78,14 @@ def test_rounds_fit_the_budget_within_bounds():
     assert Plan(budget=40, most=60).rounds_for(0.01) == 60
 
 
+def test_rounds_end_when_they_take_longer_than_planned():
+    calls = []
+    plan = Plan(budget=0.05, least=2, most=10**6, patience=0, caches="warm")
+    found = measure(CASES["tiny"], [CONTESTANTS["radam-single"]], plan, lambda *now: calls.append(now))
+    assert len(found.seconds["radam-single"]) >= 2
+    assert calls[-1][0] == calls[-1][1]
+
+
 def test_waiting_for_quiet_ends():
     assert machine.wait_for_quiet(0.0) < 0.01
     assert machine.wait_for_quiet(0.2, calm=-1.0) >= 0.2
@@ -98,21 +106,21 @@ def test_agreement_notices_parameters_that_differ_and_that_stand_still():
 
 @pytest.mark.parametrize("caches", ["warm", "cold"])
 def test_radams_agree_after_the_rounds(caches, monkeypatch):
-    monkeypatch.setattr("bench.measure.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
     radams = [contestant for contestant in CONTESTANTS.values() if contestant.radam]
     calls = []
     plan = Plan(rounds=3, patience=0, caches=caches)
     found = measure(CASES["tiny"], radams, plan, lambda done, total: calls.append((done, total)))
     assert found.agreement.agrees
-    assert found.agreement.steps == 11
+    assert found.agreement.steps == WARMUP + 3
     assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in found.seconds.values())
-    total = 11 * len(found.seconds)
+    total = (WARMUP + 3) * len(found.seconds)
     assert calls[-1] == (total, total)
     assert set(found.seconds) | set(found.absent) == {contestant.name for contestant in radams}
 
 
 def test_a_wrong_update_does_not_agree(monkeypatch):
-    monkeypatch.setattr("bench.measure.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
     adamw = CONTESTANTS["adamw-fused"]
     impostor = type(adamw)(adamw.name, adamw.label, adamw.role, adamw.build, adamw.arrays, radam=True)
     found = measure(CASES["tiny"], [impostor, CONTESTANTS["radam-single"]], Plan(rounds=1, patience=0))
@@ -120,7 +128,7 @@ def test_a_wrong_update_does_not_agree(monkeypatch):
 
 
 def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.measure.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stands still under xdist
     own = tmp_path / "pytest-benchmark.json"
     command = ["--cases", "tiny", "--rounds", "3", "--patience", "0", "--out", str(tmp_path), f"--benchmark-json={own}"]

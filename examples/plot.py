@@ -1,0 +1,102 @@
+"""The picture of a comparison: the two loss curves, their difference, the optimizer's time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    from comparison import Comparison
+
+TORCH, FUSED, GREY = "#7fb3d8", "#b3361b", "#5f6670"
+STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e6e9",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+def draw(comparison: Comparison, png: Path) -> None:
+    """Write the picture."""
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(11, 5.6), layout="constrained")
+        grid = figure.add_gridspec(2, 2, width_ratios=(1.5, 1), height_ratios=(2.2, 1))
+        losses = figure.add_subplot(grid[0, 0])
+        _losses(losses, comparison)
+        _differences(figure.add_subplot(grid[1, 0], sharex=losses), comparison)
+        losses.tick_params(labelbottom=False)
+        _optimizer_time(figure.add_subplot(grid[:, 1]), comparison)
+        run = comparison.fused
+        figure.suptitle(
+            f"A byte-level GPT of {run.parameters:,} parameters in {run.tensors} tensors, trained twice from one seed",
+            fontsize=12,
+        )
+        figure.savefig(png, dpi=150)
+        plt.close(figure)
+
+
+def _losses(ax: Axes, comparison: Comparison) -> None:
+    """Torch's curve broad and light, the fused one thin and dark on it."""
+    for run, colour, width, size in ((comparison.torch, TORCH, 4.5, 9), (comparison.fused, FUSED, 1.3, 4)):
+        steps = np.arange(1, len(run.losses) + 1)
+        ax.plot(steps, _smooth(run.losses), color=colour, linewidth=width, label=run.name)
+        validation = list(run.validation), list(run.validation.values())
+        ax.plot(*validation, "o", color=colour, markersize=size, markeredgecolor="white", markeredgewidth=0.6)
+    ax.plot([], [], "o", color=GREY, markersize=5, label="dots: text held back for validation")
+    ax.axhline(comparison.unigram, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="frequencies of bytes alone")
+    ax.set_title("Loss")
+    ax.set_ylabel("nats a byte")
+    ax.legend(loc="upper right")
+
+
+def _differences(ax: Axes, comparison: Comparison) -> None:
+    """What rounding has grown to, on a logarithmic axis; where the curves are equal, a gap."""
+    differences = np.array(comparison.differences)
+    differences[differences == 0] = np.nan
+    ax.semilogy(np.arange(1, len(differences) + 1), differences, color=GREY, linewidth=0.8)
+    ax.set_title("Difference of the two training losses")
+    ax.set_ylabel("nats a byte")
+    ax.set_xlabel("step")
+
+
+def _optimizer_time(ax: Axes, comparison: Comparison) -> None:
+    """Every step a dot, every median a line, from zero."""
+    everything = []
+    for run, colour in ((comparison.torch, TORCH), (comparison.fused, FUSED)):
+        everything += run.optimizer_ms
+        steps = np.arange(1, len(run.optimizer_ms) + 1)
+        median = run.median_optimizer_ms
+        ax.plot(steps, run.optimizer_ms, ".", color=colour, markersize=3, alpha=0.5)
+        ax.axhline(median, color=colour, linewidth=2, label=f"{run.name}: median {median:.3g} ms")
+    top = max(1.6 * comparison.torch.median_optimizer_ms, 1.6 * comparison.fused.median_optimizer_ms)
+    ax.set_ylim(0, top)
+    beyond = sum(ms > top for ms in everything)
+    ax.set_title(f"Time in optimizer.step(): speed-up {comparison.speedup:.1f}x")
+    ax.set_ylabel("ms a step")
+    ax.set_xlabel(f"step   ({beyond} of {len(everything):,} dots lie above)" if beyond else "step")
+    ax.legend(loc="upper right")
+
+
+def _smooth(losses: list[float]) -> np.ndarray:
+    """Mean over a fortieth of the run around each step, over less of it near both ends."""
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    steps = np.arange(len(losses))
+    reach = np.minimum(len(losses) // 80, np.minimum(steps, len(losses) - 1 - steps))
+    return (sums[steps + reach + 1] - sums[steps - reach]) / (2 * reach + 1)
