@@ -4,13 +4,19 @@
 later, CPython 3.10 and later. Where it cannot be built for want of a C++ compiler, the package installs without it and
 the Python backends do the work. A compiler that is there and fails, fails the build.
 
+``radam_fused/_C_cuda.abi3.so`` is the same for NVIDIA GPUs, built where torch is a CUDA build and nvcc is there, whether
+or not there is a GPU. It serves one CUDA major; apart from the other, so that one failing to load leaves the other.
+
 Environment: ``CXX`` names the compiler; ``RADAM_FUSED_NO_EXTENSION=1`` asks for the Python backends only;
-``MAX_JOBS`` limits the compilers that run at once.
+``RADAM_FUSED_NO_CUDA=1`` leaves the CUDA library out, ``FORCE_CUDA=1`` fails where it cannot be built; ``CUDA_HOME`` and
+``TORCH_CUDA_ARCH_LIST`` mean what they mean to torch; ``MAX_JOBS`` limits the compilers that run at once.
 """
 
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,7 +30,10 @@ MIN_CPYTHON = "0x030a0000"  # 3.10, the cp310 of the wheel's tag
 # -ffast-math. Wider instruction sets are chosen at run time, so that a wheel runs on older machines: never
 # -march=native. Nothing here reads errno or the floating-point exception flags, which vectorisation must not keep.
 NUMERIC_FLAGS = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-CXX_FLAGS = ["-O3", "-g0", "-std=c++17", *NUMERIC_FLAGS, "-Wall", "-Wextra"]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", *NUMERIC_FLAGS, "-Wall", "-Wextra"]
+NVCC_NUMERIC_FLAGS = ["-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
+NVCC_FLAGS = ["-O3", "-std=c++17", *NVCC_NUMERIC_FLAGS, "-Xfatbin=-compress-all"]
+CUDA_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # what nvcc knows of them, and PTX of the last
 
 
 def find_compiler():
@@ -74,18 +83,84 @@ def plan():
         extra_compile_args=[*CXX_FLAGS, *torch_headers, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"],
         py_limited_api=True,
     )
-    lines = []
-    cuda = cpp_extension.CUDA_HOME or shutil.which("nvcc")
-    if cuda:
-        lines.append(
-            f"radam_fused: CUDA is here ({cuda}), but this version has no CUDA library to build: the extension is for "
-            "the CPU only, and GPUs are served by the `triton` backend."
-        )
+    cuda, line = plan_cuda(cpp_extension, torch_headers)
     return {
-        "ext_modules": [cpu],
+        "ext_modules": [cpu, *cuda],
         "cmdclass": {"build_ext": cpp_extension.BuildExtension},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
-    }, lines
+    }, [line] if line else []
+
+
+def plan_cuda(cpp_extension, torch_headers):
+    """The CUDA library as a list of none or one, and a line about why there is none."""
+    from torch import version
+
+    def on(name):
+        return os.environ.get(name, "0") not in ("", "0")
+
+    if on("RADAM_FUSED_NO_CUDA"):
+        return [], None
+    home = find_cuda_home(cpp_extension)
+    if home is None or version.cuda is None:
+        lacking = (
+            f"torch {version.__version__} is a build without CUDA; install one with it (https://pytorch.org)"
+            if version.cuda is None
+            else f"torch is built for CUDA {version.cuda}, but nvcc is neither in CUDA_HOME nor on PATH"
+        )
+        if on("FORCE_CUDA"):
+            raise SystemExit(f"radam_fused: FORCE_CUDA is set, but the CUDA library cannot be built: {lacking}.")
+        if home is None and version.cuda is None:
+            return [], None
+        here = f"CUDA is here ({home}), but {lacking}" if home else lacking
+        return [], f"radam_fused: built without its CUDA library: {here}. GPUs are served by the `triton` backend."
+
+    nvcc = os.path.join(home, "bin", "nvcc")
+    release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    if release is None or release[1] != version.cuda.partition(".")[0]:
+        found = release[0].removeprefix("release ") if release else "a version that it does not tell"
+        raise SystemExit(
+            f"radam_fused: torch {version.__version__} is built for CUDA {version.cuda}, but {nvcc} is CUDA {found}: the "
+            "majors must be the same.\n"
+            f"  Point CUDA_HOME to a CUDA {version.cuda} toolkit, install a torch built for CUDA {found}, or set\n"
+            "  RADAM_FUSED_NO_CUDA=1 for an install without the CUDA library."
+        )
+
+    cpp_extension.CUDA_HOME = home
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
+        chosen = [arch for arch in CUDA_ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(chosen) + "+PTX"
+    target = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    threads = min(4, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+    library = cpp_extension.CUDAExtension(
+        "radam_fused._C_cuda",
+        sources("*.cpp", "cuda/*.cpp", "cuda/*.cu"),
+        include_dirs=[str(ROOT / "csrc")],
+        depends=sources("**/*.h", "**/*.cuh"),
+        extra_compile_args={
+            "cxx": [*CXX_FLAGS, *torch_headers, *target],
+            "nvcc": [*NVCC_FLAGS, *target, f"--threads={threads}"],
+        },
+        py_limited_api=True,
+    )
+    return [library], None
+
+
+def find_cuda_home(cpp_extension):
+    """The CUDA toolkit that holds nvcc and its headers, or None: torch's, or where nvcc itself says that it lives.
+
+    torch goes by where nvcc lies on PATH, which may be a link or a script apart from the toolkit; and a torch without
+    CUDA does not look at all.
+    """
+    home = cpp_extension.CUDA_HOME
+    if home and Path(home, "include", "cuda_runtime_api.h").exists():
+        return home
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return home
+    plan = subprocess.run([nvcc, "--dryrun", "none.cu"], capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
+    return os.path.realpath(top[1]) if top else str(Path(nvcc).parents[1])
 
 
 def python_only(reason):

@@ -7,7 +7,9 @@
 
 #if defined(__CUDACC__)
 #define RADAM_HD __host__ __device__ __forceinline__
+#define RADAM_UNROLL _Pragma("unroll")
 #else
+#define RADAM_UNROLL
 #define RADAM_HD inline __attribute__((always_inline))
 #endif
 

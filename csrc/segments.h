@@ -14,6 +14,19 @@ struct Strides {
   std::vector<int64_t> size;
   std::vector<int64_t> param;
   std::vector<int64_t> grad;
+
+  // Appends a dimension within the last one, or makes one dimension of both where they run on without a break.
+  void add(int64_t inner_size, int64_t param_stride, int64_t grad_stride) {
+    if (!size.empty() && param.back() == inner_size * param_stride && grad.back() == inner_size * grad_stride) {
+      size.back() *= inner_size;
+      param.back() = param_stride;
+      grad.back() = grad_stride;
+      return;
+    }
+    size.push_back(inner_size);
+    param.push_back(param_stride);
+    grad.push_back(grad_stride);
+  }
 };
 
 struct Segment {
@@ -31,6 +44,16 @@ struct Shape {
   const int64_t* stride;
   int64_t dim;
 };
+
+// What tells two layouts apart (FNV-1a over sizes and strides); the twin of `fingerprint` in radam_fused/layout.py.
+inline int64_t fingerprint(const Shape& shape) {
+  uint64_t hash = 14695981039346656037u;
+  for (int64_t d = 0; d < shape.dim; ++d) {
+    hash = (hash ^ uint64_t(shape.size[d])) * 1099511628211u;
+    hash = (hash ^ uint64_t(shape.stride[d])) * 1099511628211u;
+  }
+  return int64_t(hash);
+}
 
 // Dimensions by falling stride, the order in which a dense tensor lies in memory; dimensions of size 1 do not matter.
 inline std::vector<int64_t> memory_order(const Shape& shape) {
@@ -62,11 +85,7 @@ inline bool plain(const Shape& param, const Shape& grad, Strides& strides) {
     std::iota(order.begin(), order.end(), 0);
   }
   if (dense && is_dense(grad, order)) return true;
-  for (const int64_t d : order) {
-    strides.size.push_back(param.size[d]);
-    strides.param.push_back(param.stride[d]);
-    strides.grad.push_back(grad.stride[d]);
-  }
+  for (const int64_t d : order) strides.add(param.size[d], param.stride[d], grad.stride[d]);
   return false;
 }
 

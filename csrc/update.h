@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "numeric.h"
 
@@ -10,6 +11,10 @@ namespace radam_fused {
 
 // Columns of a row of the rows table, which Python fills (radam_fused/rows.py, class Row).
 constexpr int kRowColumns = 9;
+
+// What a parameter of the stored type P computes in, which is also what its moments are stored in.
+template <typename P>
+using Computed = std::conditional_t<std::is_same_v<P, double>, double, float>;
 
 enum class Direction : int { kMomentum = 0, kAdaptive = 1, kHold = 2 };
 

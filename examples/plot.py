@@ -28,7 +28,8 @@ STYLE = {
     "grid.color": "#e4e6e9",
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
-    "legend.frameon": False,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "white",
     "legend.fontsize": 9,
 }
 
@@ -95,8 +96,9 @@ def _optimizer_time(ax: Axes, comparison: Comparison) -> None:
 
 
 def _smooth(losses: list[float]) -> np.ndarray:
-    """Mean over a fortieth of the run around each step, over less of it near both ends."""
+    """Mean over a fortieth of the run around each step, over less of it at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     steps = np.arange(len(losses))
-    reach = np.minimum(len(losses) // 80, np.minimum(steps, len(losses) - 1 - steps))
-    return (sums[steps + reach + 1] - sums[steps - reach]) / (2 * reach + 1)
+    reach = np.minimum(len(losses) // 80, steps)  # as far ahead as back: at the start the curve is steep
+    first, end = steps - reach, np.minimum(steps + reach + 1, len(losses))
+    return (sums[end] - sums[first]) / (end - first)

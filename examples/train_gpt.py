@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None, make_fused: MakeOptimizer | None = N
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     settings = settings_from(args, device)
-    corpus = Corpus.load(device)
     pair = optimizers(args, device)
+    corpus = Corpus.load(device)
     if make_fused is not None:
         pair[next(iter(pair))] = make_fused
 

@@ -6,6 +6,7 @@ float32 moments of a bfloat16 parameter. It passes on what is no tensor untouche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -52,6 +53,9 @@ def unwrap(state: dict[Any, Any]) -> None:
 def _entries(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> list[_Entry]:
     """The loaded state of each of our parameters, matched by position as torch does."""
     saved_groups = state_dict["param_groups"]
+    for index, group in enumerate(saved_groups):
+        if "params" not in group:
+            raise ValueError(f"state_dict: param_groups[{index}] has no 'params'; it holds {sorted(group)}")
     sizes = [len(group["params"]) for group in groups]
     saved_sizes = [len(group["params"]) for group in saved_groups]
     if sizes != saved_sizes:
@@ -70,7 +74,7 @@ def _check_step(name: str, step: Any) -> None:
     number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"state_dict: 'step' of {name} is {step!r}: must be one number")
-    if not (number >= 0 and number == int(number)):
+    if not (0 <= number < math.inf and number == int(number)):
         raise ValueError(f"state_dict: 'step' of {name} is {number!r}: must be a whole number, at least 0")
 
 
@@ -95,6 +99,8 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
             moment = state[key]
             if not isinstance(moment, Tensor) or not moment.dtype.is_floating_point or moment.layout != torch.strided:
                 raise TypeError(f"state_dict: {key!r} of {name} must be a dense floating-point tensor")
+            if moment.is_meta:
+                raise ValueError(f"state_dict: {key!r} of {name} is on the meta device: it must have values")
             if moment.shape != param.shape:
                 raise ValueError(
                     f"state_dict: {key!r} of {name} has shape {tuple(moment.shape)}: must be {tuple(param.shape)}"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from .layout import fingerprint
 
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 PARAMETER_DTYPES = (*HALF_OR_SINGLE, torch.float64)
@@ -44,6 +47,51 @@ def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Se
             )
 
 
+def check_layouts(params: Sequence[Tensor], segments: Tensor, state_dtype: torch.dtype) -> None:
+    """Raises where a parameter is not the one that its moments were laid out for.
+
+    Raises:
+        RuntimeError: other sizes, strides or a dtype that goes with other moments.
+    """
+    for index, (param, (_, layout)) in enumerate(zip(params, segments.tolist(), strict=True)):
+        if (param.dtype == torch.float64) != (state_dtype == torch.float64):
+            raise RuntimeError(f"tensor {index}: {param.dtype} parameters do not go with {state_dtype} moments")
+        if fingerprint(param.shape, param.stride()) != layout:
+            raise RuntimeError(
+                f"tensor {index} of the lists: shape or strides have changed since the moments were laid out"
+            )
+
+
+def overlaps_itself(param: Tensor) -> bool:
+    """Whether two elements of a strided tensor may share memory: each stride has to reach past the smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(param.stride(), param.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raises where two parameters share memory: as views of a flat buffer they would be tied no longer.
+
+    Raises:
+        ValueError: with the names of both.
+    """
+    spans = []
+    for index, p in enumerate(params):
+        if p.numel():
+            reach = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+            spans.append((str(p.device), p.data_ptr(), p.data_ptr() + reach * p.element_size(), index))
+    spans.sort()
+    for (device, _, end, a), (other, begin, _, b) in pairwise(spans):
+        if device == other and begin < end:
+            raise ValueError(
+                f"flatten=True: {names[max(a, b)]} and {names[min(a, b)]} share memory; "
+                "pass one of them, or flatten=False"
+            )
+
+
 def check_parameter(param: Tensor, name: str) -> None:
     """Raises for a parameter that no backend can update.
 
@@ -58,5 +106,5 @@ def check_parameter(param: Tensor, name: str) -> None:
         raise TypeError(f"{name} is {param.dtype}: must be one of {PARAMETER_DTYPES}")
     if param.layout != torch.strided:
         raise TypeError(f"{name} has layout {param.layout}: must be torch.strided")
-    if any(stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True)):
-        raise ValueError(f"{name} is expanded (strides {param.stride()}): several elements share memory")
+    if param.numel() and overlaps_itself(param):
+        raise ValueError(f"{name} is expanded (strides {tuple(param.stride())}): several elements share memory")

@@ -58,6 +58,15 @@ def moment_strides(param: Tensor) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def fingerprint(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """What tells two layouts apart, as an int64 (FNV-1a); the twin of ``fingerprint`` in csrc/segments.h."""
+    value = 14695981039346656037
+    for pair in zip(shape, strides, strict=True):
+        for number in pair:
+            value = (value ^ number) * 1099511628211 % 2**64
+    return value - 2**64 if value >= 2**63 else value
+
+
 @dataclass
 class Plan:
     """What one step launches over a bucket, for as long as the same parameters get gradients."""
@@ -66,8 +75,8 @@ class Plan:
     """Segments without a gradient; they and their step counts stay."""
     present: list[int]
     params: list[Tensor]
-    starts: Tensor
-    """int64, on the CPU: the start of each present segment in the bucket's flat buffers."""
+    segments: Tensor
+    """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `fingerprint`."""
     row_of: Tensor
     """int64, on the CPU: the row of each present segment."""
     rows: list[tuple[int, int]]
@@ -83,6 +92,7 @@ class Bucket:
         params: the parameters, in the order of their segments.
         groups: for each, the index of its parameter group.
         starts: for each, where its segment starts in the flat buffers, in elements.
+        shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         exp_avg, exp_avg_sq: flat moments, float32 (float64 for float64 parameters).
         steps: how many steps each parameter has taken, float32 on the CPU as in torch.optim.
     """
@@ -90,6 +100,9 @@ class Bucket:
     def __init__(self, params: list[Tensor], groups: list[int]) -> None:
         self.params = params
         self.groups = groups
+        self.shapes = [p.shape for p in params]
+        self.strides = [tuple(p.stride()) for p in params]
+        self.moment_strides = [moment_strides(p) for p in params]
         self.starts, self.length = segment_starts([p.numel() for p in params])
         first = params[0]
         self.device, self.dtype = first.device, first.dtype
@@ -102,8 +115,7 @@ class Bucket:
 
     def view(self, buffer: Tensor, index: int) -> Tensor:
         """A segment of a flat buffer of this bucket, in its parameter's shape."""
-        param = self.params[index]
-        return buffer.as_strided(param.shape, moment_strides(param), self.starts[index])
+        return buffer.as_strided(self.shapes[index], self.moment_strides[index], self.starts[index])
 
     def state(self, index: int) -> dict[str, Tensor]:
         """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""
@@ -118,6 +130,22 @@ class Bucket:
         self.steps[index] = float(state["step"])
         self.view(self.exp_avg, index).copy_(state["exp_avg"])
         self.view(self.exp_avg_sq, index).copy_(state["exp_avg_sq"])
+
+    def follow_strides(self) -> list[int]:
+        """Moves moments along with parameters whose strides have changed; returns which segments that were.
+
+        A model that goes channels_last after some steps, say: every element keeps its moments.
+        """
+        moved = [i for i, p in enumerate(self.params) if tuple(p.stride()) != self.strides[i]]
+        for index in moved:
+            old = [self.view(buffer, index).clone() for buffer in (self.exp_avg, self.exp_avg_sq)]
+            self.strides[index] = tuple(self.params[index].stride())
+            self.moment_strides[index] = moment_strides(self.params[index])
+            for buffer, values in zip((self.exp_avg, self.exp_avg_sq), old, strict=True):
+                self.view(buffer, index).copy_(values)
+        if moved:
+            self._plan = None
+        return moved
 
     def plan(self, missing: list[int]) -> Plan:
         """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
@@ -140,7 +168,9 @@ class Bucket:
             missing=missing,
             present=present,
             params=[self.params[i] for i in present],
-            starts=torch.tensor([self.starts[i] for i in present], dtype=torch.int64),
+            segments=torch.tensor(
+                [(self.starts[i], fingerprint(self.shapes[i], self.strides[i])) for i in present], dtype=torch.int64
+            ).reshape(-1, 2),
             row_of=torch.tensor(row_of, dtype=torch.int64),
             rows=list(rows),
         )

@@ -8,7 +8,8 @@
 ``grads``               the same shapes in any layout; float64 for float64 parameters, else any of the others
 ``exp_avg``             flat moments, float32 (float64 for float64 parameters)
 ``exp_avg_sq``          the same for the second moment
-``starts``              int64 (n) on the CPU: where each segment starts in the flat moments, in elements
+``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
+                        `radam_fused.layout.fingerprint` of the parameter that they were laid out for
 ``row_of``              int64 (n) on the CPU: which row each segment takes
 ``rows``                float64 (rows, 9) on the CPU: the scalars, in the order of `radam_fused.rows.Row`
 ======================  ====================================================================================
@@ -27,7 +28,7 @@ from .backends import cpu, reference, triton
 
 _SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
-    "Tensor starts, Tensor row_of, Tensor rows) -> ()"
+    "Tensor segments, Tensor row_of, Tensor rows) -> ()"
 )
 
 _library = torch.library.Library("radam_fused", "FRAGMENT")
@@ -38,12 +39,15 @@ def _fake_step(
     grads: list[Tensor],
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    starts: Tensor,
+    segments: Tensor,
     row_of: Tensor,
     rows: Tensor,
 ) -> None:
-    if not len(params) == len(grads) == starts.numel() == row_of.numel():
-        raise ValueError("params, grads, starts and row_of must have one entry a segment")
+    if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
+        raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    if len({tensor.device for tensor in (*params, *grads, exp_avg, exp_avg_sq)}) > 1:
+        # A tensor of the meta device among real ones brings a real call here, which must not pass for a step.
+        raise ValueError("params, grads, exp_avg and exp_avg_sq must be on one device")
 
 
 for _name in ("step_native", "step_triton", "step_reference"):

@@ -1,13 +1,13 @@
 """`FusedRAdam`: torch.optim's conventions around the fused step.
 
-The walk from here to a kernel: `FusedRAdam.step` asks each `Bucket` (layout.py) which segments have gradients, makes
-the rows of their (group, step) pairs (rows.py, rectification.py), and calls the backend's operator (ops.py) once each.
+The walk from here to a kernel: `FusedRAdam.step` asks its `Placement` (placement.py) what to launch over each `Bucket`
+(layout.py), makes the rows of its (group, step) pairs (rows.py, rectification.py), and calls the backend's operator
+(ops.py), once a bucket.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +17,10 @@ from torch.optim.optimizer import ParamsT, StateDict
 
 from .backends import backend_for, check_name
 from .checkpoint import check_state_dict, unwrap, wrap
-from .checks import check_gradients, check_parameter
-from .flat import FlatBuffers
-from .layout import Bucket, Plan
-from .ops import STEP
+from .checks import check_parameter
 from .options import GROUP_DEFAULTS, check_group, check_later
-from .rows import Row, step_row
+from .placement import Launch, Placement, group_names
+from .rows import step_row
 
 
 class FusedRAdam(Optimizer):
@@ -89,9 +87,12 @@ class FusedRAdam(Optimizer):
             raise TypeError(f"flatten = {flatten!r}: must be True or False")
         self._backend = check_name(backend)
         self._flatten = flatten
-        self._buckets: list[Bucket] = []
+        self._placement: Placement | None = None
         super().__init__(params, defaults)
-        self._forget_layout()
+        self._placement = self._place(attach=True)
+
+    def _place(self, attach: bool = False) -> Placement:
+        return Placement(self.param_groups, self.state, self._backend, self._flatten, attach)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
@@ -102,75 +103,14 @@ class FusedRAdam(Optimizer):
             check_group(group)
             if len(set(group["params"])) < len(group["params"]):
                 raise ValueError(f"param_groups[{index}]: a parameter appears twice; list each one once")
-            for p, name in zip(group["params"], _group_names(group, index), strict=True):
+            for p, name in zip(group["params"], group_names(group, index), strict=True):
                 check_parameter(p, name)
                 backend_for(p.device.type, self._backend)
+            if self._placement is not None:
+                self._placement.add(index)
         except Exception:
             self.param_groups.pop()
             raise
-        if self._buckets:
-            self._unplaced += [(p, index) for p in group["params"]]
-            self._note_membership()
-            self._place_flat()
-
-    # Layout: which bucket each parameter lives in.
-
-    def _forget_layout(self) -> None:
-        """Starts the layout anew from the groups and ``self.state``, whose tensors the new buckets will adopt."""
-        self._buckets = []
-        self._flat: dict[Bucket, FlatBuffers] = {}
-        self._unplaced = [(p, index) for index, group in enumerate(self.param_groups) for p in group["params"]]
-        self._note_membership()
-        self._note_state()
-        self._place_flat()
-
-    def _note_membership(self) -> None:
-        self._membership = self._current_membership()
-
-    def _current_membership(self) -> list[int]:
-        """Something that changes when a caller edits ``param_groups``; in constant time a group under ``flatten``."""
-        if self._flatten:
-            return [len(group["params"]) for group in self.param_groups]
-        return [*map(id, chain.from_iterable([group["params"] for group in self.param_groups]))]
-
-    def _note_state(self) -> None:
-        self._noted_state = self.state, len(self.state)
-
-    def _place_flat(self) -> None:
-        if self._flatten:
-            self._place([(p, index) for p, index in self._unplaced if p.requires_grad or p.grad is not None])
-
-    def _place_arrivals(self) -> None:
-        """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
-        if not any(p.grad is not None for p, _ in self._unplaced):
-            return
-        self._place([(p, index) for p, index in self._unplaced if p.requires_grad or p.grad is not None])
-
-    def _place(self, arrivals: list[tuple[Tensor, int]]) -> None:
-        kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
-        for p, index in arrivals:
-            kinds.setdefault((p.device, p.dtype), []).append((p, index))
-        names = self._names() if self._flatten else {}
-        for members in kinds.values():
-            bucket = Bucket([p for p, _ in members], [index for _, index in members])
-            for segment, p in enumerate(bucket.params):
-                if self.state.get(p):
-                    bucket.adopt(segment, self.state[p])
-                    self.state[p].update(bucket.state(segment))
-            if self._flatten:
-                self._flat[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params])
-            self._buckets.append(bucket)
-        placed = {p for p, _ in arrivals}
-        self._unplaced = [(p, index) for p, index in self._unplaced if p not in placed]
-
-    def _names(self) -> dict[Tensor, str]:
-        return {
-            p: name
-            for index, group in enumerate(self.param_groups)
-            for p, name in zip(group["params"], _group_names(group, index), strict=True)
-        }
-
-    # The step.
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -184,94 +124,56 @@ class FusedRAdam(Optimizer):
 
         Raises:
             RuntimeError, TypeError, ValueError: a gradient that does not fit (sparse, of another shape, dtype or on
-                another device), before anything is written.
+                another device), or a parameter that has changed under its state, before anything is written.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-
-        state, count = self._noted_state
-        if state is not self.state or count != len(self.state) or self._membership != self._current_membership():
-            self._forget_layout()
-        if self._unplaced:
-            self._place_arrivals()
-
-        launches = [(bucket, *launch) for bucket in self._buckets if (launch := self._collect(bucket)) is not None]
-        if len(launches) > 1:  # a single launch checks its own gradients before it writes
-            for _, plan, grads in launches:
-                self._check(plan.params, grads)
-        for bucket, plan, grads in launches:
-            self._launch(bucket, plan, grads)
+        if self._placement is None or self._placement.outdated(self.param_groups, self.state):
+            self._placement = self._place()
+        placement = self._placement
+        placement.place_arrivals()
+        launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
+        if len(launches) > 1:  # a single launch checks its own tensors before it writes
+            for launch in launches:
+                placement.check(launch)
+        for launch in launches:
+            self._launch(placement, launch)
         return loss
 
-    def _collect(self, bucket: Bucket) -> tuple[Plan, list[Tensor]] | None:
-        """The plan of this step for a bucket and the gradients of its segments, or None where there are none."""
-        if self._flatten:
-            missing = self._flat[bucket].collect()
-            plan = bucket.plan(missing)
-            return (plan, []) if plan.present else None
-        grads = [p.grad for p in bucket.params]
-        missing = [index for index, grad in enumerate(grads) if grad is None]
-        plan = bucket.plan(missing)
-        return (plan, [grad for grad in grads if grad is not None] if missing else grads) if plan.present else None  # type: ignore[return-value]
-
-    def _rows(self, plan: Plan) -> Tensor:
-        """The rows of a launch, float64 (rows, 9) on the CPU."""
-        known: dict[tuple[Any, ...], Row] = {}
-        rows = []
-        for index, taken in plan.rows:
-            group = self.param_groups[index]
-            key = taken, *(group[name] for name in GROUP_DEFAULTS)
-            if len(plan.rows) == 1 or isinstance(group["lr"], Tensor):
-                rows.append(step_row(group, taken + 1))
-            else:
-                if key not in known:
-                    known[key] = step_row(group, taken + 1)
-                rows.append(known[key])
-        return torch.tensor(rows, dtype=torch.float64)
-
-    def _launch(self, bucket: Bucket, plan: Plan, grads: list[Tensor]) -> None:
-        rows = self._rows(plan)
-        params, starts, row_of = plan.params, plan.starts, plan.row_of
-        if self._flatten:
-            params, grads, starts, row_of = self._flat[bucket].runs(plan)
-        op = STEP[backend_for(bucket.device.type, self._backend)]
+    def _launch(self, placement: Placement, launch: Launch) -> None:
+        bucket, plan, params, grads, segments, row_of = launch
+        rows = torch.tensor(
+            [step_row(self.param_groups[index], taken + 1) for index, taken in plan.rows], dtype=torch.float64
+        )
         try:
-            op(params, grads, bucket.exp_avg, bucket.exp_avg_sq, starts, row_of, rows)
+            placement.ops[bucket](params, grads, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of, rows)
         except Exception:
-            self._check(params, grads)  # a clearer error, where a gradient is at fault
-            raise
+            placement.check(launch)  # a clearer error, where a tensor is at fault
+            again = placement.collect(bucket) if placement.follow_strides(bucket) else None
+            if again is None:
+                raise
+            self._launch(placement, again)
+            return
         torch.autograd.graph.increment_version(params)
-        bucket.count_step(plan)
-        if plan.first:
-            self._show_state(bucket, plan)
-
-    def _show_state(self, bucket: Bucket, plan: Plan) -> None:
-        """Lets ``self.state`` show the parameters that have taken their first step, as torch.optim does."""
-        for segment, p in zip(plan.present, plan.params, strict=True):
-            if not self.state.get(p):
-                self.state[p] = bucket.state(segment)
-        plan.first = False
-        self._note_state()
-
-    def _check(self, params: Iterable[Tensor], grads: list[Tensor]) -> None:
-        names = self._names()
-        params = list(params)
-        check_gradients(params, grads, [names.get(p, "a flat buffer") for p in params])
+        placement.count_step(launch)
 
     # What else torch.optim's optimizers do.
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
-        if not self._flatten:
+        if self._placement is None or not self._flatten:
             super().zero_grad(set_to_none)
             return
-        for flat in self._flat.values():
-            flat.zero_grads()
-        for p, _ in self._unplaced:
-            if p.grad is not None:
-                p.grad = None if set_to_none else torch.zeros_like(p.grad)
+        with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
+            self._placement.zero_grads(set_to_none)
+
+    def state_dict(self) -> StateDict:
+        """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts."""
+        packed = super().state_dict()
+        state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in packed["state"].items()}
+        return {**packed, "state": state}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state_dict of this optimizer or of torch.optim.RAdam; one that does not fit changes nothing.
@@ -301,14 +203,4 @@ class FusedRAdam(Optimizer):
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)
-        self._forget_layout()
-        if not self._flatten:
-            self._place([(p, index) for p, index in self._unplaced if self.state.get(p)])
-
-
-def _group_names(group: dict[str, Any], index: int) -> list[str]:
-    """How errors name a group's parameters: by the names the caller gave, or by their place."""
-    return [
-        f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
-        for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))
-    ]
+        self._placement = self._place()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -38,9 +39,9 @@ LATER: dict[str, Any] = {
 
 def _number(name: str, value: Any, allowed: str, low: float, high: float = float("inf")) -> None:
     """Raises unless ``low <= value < high``; NaN fails every comparison."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} = {value!r}: must be a number, {allowed}")
-    if not low <= value < high:
+    if not low <= float(value) < high:
         raise ValueError(f"{name} = {value!r}: must be {allowed}")
 
 

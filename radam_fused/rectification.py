@@ -7,6 +7,7 @@ ones below have only positive terms and hold 1e-12 relative for 0 <= beta2 <= 1 
 
 from __future__ import annotations
 
+import functools
 import math
 
 KINDS = ("first_order", "exact", "none")
@@ -130,6 +131,7 @@ def variance(rho: float, kind: str = "first_order") -> float:
     return _first_order_variance(rho) if kind == "first_order" else _exact_variance(rho)
 
 
+@functools.lru_cache(maxsize=1024)  # the groups of a model mostly share these arguments
 def rectification(t: float, beta2: float, kind: str = "first_order", threshold: float = 5.0) -> float | None:
     """The rectification term ``r_t = sqrt(Var[psi](rho_inf) / Var[psi](rho_t))`` (algorithm 2), or None.
 

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from helpers import filled, same_bits
+from radam_fused.layout import fingerprint
 from radam_fused.ops import STEP
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rows import step_row
+
+
+def segments(params: list[torch.Tensor], starts: list[int]) -> torch.Tensor:
+    return torch.tensor([(start, fingerprint(p.shape, p.stride())) for start, p in zip(starts, params, strict=True)])
 
 
 def arguments(dtype: torch.dtype = torch.float32, grad_dtype: torch.dtype | None = None) -> tuple:
@@ -21,7 +26,7 @@ def arguments(dtype: torch.dtype = torch.float32, grad_dtype: torch.dtype | None
         grads,
         torch.zeros(4096, dtype=moments),
         torch.zeros(4096, dtype=moments),
-        torch.tensor([0, 320, 1600, 1600]),
+        segments(params, [0, 320, 1600, 1600]),
         torch.tensor([0, 1, 0, 1]),
         rows,
     )
@@ -73,15 +78,29 @@ def broken(position: int, value: object, dtype: torch.dtype = torch.float32) -> 
     [
         (broken(1, [torch.zeros(3)] * 4), "shape"),
         (broken(1, [torch.zeros(257, dtype=torch.float64), *arguments()[1][1:]]), "dtype"),
-        (broken(4, torch.tensor([0, 320, 1600, 4000])), "start"),
+        (broken(4, segments(arguments()[0], [0, 320, 1600, 4000])), "start"),
+        (broken(4, segments(arguments()[1], [0, 320, 1600, 1600])), "strides"),
         (broken(5, torch.tensor([0, 1, 0, 2])), "row"),
-        (broken(4, torch.tensor([0])), "one entry a segment"),
+        (broken(4, torch.zeros(1, 2, dtype=torch.int64)), "one entry a segment"),
+        (broken(4, torch.zeros(4, dtype=torch.int64)), "one entry a segment"),
         (broken(6, torch.zeros(2, 8, dtype=torch.float64)), "rows"),
         (broken(6, torch.zeros(2, 9)), "rows"),
         (broken(2, torch.zeros(4096, dtype=torch.float64)), "exp_avg"),
         (broken(2, torch.zeros(4095)), "exp_avg"),
     ],
-    ids=["shape", "grad_dtype", "start", "row", "count", "columns", "rows_dtype", "moment_dtype", "moment_length"],
+    ids=[
+        "shape",
+        "grad_dtype",
+        "start",
+        "strides",
+        "row",
+        "count",
+        "columns_of_segments",
+        "columns",
+        "rows_dtype",
+        "moment_dtype",
+        "moment_length",
+    ],
 )
 def test_native_refuses_before_it_writes(args: tuple, message: str) -> None:
     """The C++ operator checks what it is given, down to the last tensor of the lists, before the first write."""
@@ -104,7 +123,7 @@ def test_any_number_of_dimensions(ndim: int, backend: str) -> None:
     results = []
     for p, g in ((strided, permuted), (values.clone(), grad)):
         m, v = torch.zeros(1024), torch.zeros(1024)
-        STEP[backend]([p], [g], m, v, torch.tensor([64]), torch.tensor([0]), rows)
+        STEP[backend]([p], [g], m, v, segments([p], [64]), torch.tensor([0]), rows)
         results.append((p, m, v))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
     assert not torch.equal(results[0][0], values)

@@ -92,8 +92,8 @@ class Twins:
     def step(self, missing: Iterable[int] = ()) -> None:
         """One step of both from the same noise, parameter by parameter of another size; some get no gradient.
 
-        The noise is larger than what a coupled decay adds: where the two nearly cancel, Adam's first step, which has the
-        size of lr whatever the gradient's, would show their rounding errors enlarged.
+        The noise is larger than what a coupled decay adds: where the two nearly cancel, Adam's first step, which has
+        the size of lr whatever the gradient's, would show their rounding errors enlarged.
         """
         for i, (p, q) in enumerate(zip(self.own, self.other, strict=True)):
             if i in missing:

@@ -16,20 +16,10 @@
 namespace radam_fused {
 namespace {
 
-template <typename P>
-struct Compute {
-  using type = float;
-};
-
-template <>
-struct Compute<double> {
-  using type = double;
-};
-
 template <typename P, typename G>
 RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
                           const double* columns) {
-  using T = typename Compute<P>::type;
+  using T = Computed<P>;
   P* __restrict p = static_cast<P*>(param);
   const G* __restrict g = static_cast<const G*>(grad);
   T* __restrict m = static_cast<T*>(exp_avg);

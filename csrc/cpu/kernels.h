@@ -3,11 +3,9 @@
 
 #include <cstdint>
 
+#include "../dtypes.h"
+
 namespace radam_fused {
-
-enum Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kUnsupported = 4 };
-
-constexpr int64_t item_size(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
 // Updates n elements: param[i] of the kernel's parameter dtype, grad[i] of its gradient dtype, exp_avg[i] and
 // exp_avg_sq[i] in float32 (float64 for float64 parameters); `row` points to kRowColumns float64 scalars.

@@ -1,5 +1,6 @@
-// The Python face of the extension: importing radam_fused._C loads the library, whose static initialisers register the
-// operators; the module itself only tells which instruction set the kernels use.
+// The Python face of the extension. Importing radam_fused._C loads the library, whose static initialisers register the
+// operators; the module itself holds loops over parameters that every step makes and Python would make slowly
+// (radam_fused/host.py has the same in Python).
 #include <Python.h>
 
 #include "kernels.h"
@@ -8,8 +9,74 @@ namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::instruction_set()); }
 
+bool two_lists(PyObject* args, PyObject** a, PyObject** b) {
+  return PyArg_ParseTuple(args, "O!O!", &PyList_Type, a, &PyList_Type, b) != 0;
+}
+
+PyObject* identical(PyObject*, PyObject* args) {
+  PyObject *a, *b;
+  if (!two_lists(args, &a, &b)) return nullptr;
+  const Py_ssize_t size = PyList_Size(a);
+  if (PyList_Size(b) != size) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    if (PyList_GetItem(a, i) != PyList_GetItem(b, i)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
+// The attribute "grad" of params[i], a new reference; asks for the memory of one that comes soon.
+PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
+  constexpr Py_ssize_t kAhead = 8;
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  if (i + kAhead < size) __builtin_prefetch(PyList_GetItem(params, i + kAhead));
+  return PyObject_GetAttr(PyList_GetItem(params, i), name);
+}
+
+PyObject* same_gradients(PyObject*, PyObject* args) {
+  PyObject *params, *grads;
+  if (!two_lists(args, &params, &grads)) return nullptr;
+  const Py_ssize_t size = PyList_Size(params);
+  if (PyList_Size(grads) != size) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* grad = grad_of(params, i, size);
+    if (grad == nullptr) return nullptr;
+    const bool same = grad == PyList_GetItem(grads, i);
+    Py_DECREF(grad);
+    if (!same) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
+PyObject* gradients(PyObject*, PyObject* params) {
+  if (!PyList_Check(params)) return PyErr_Format(PyExc_TypeError, "gradients() takes a list of parameters");
+  PyObject* grads = PyList_New(0);
+  PyObject* missing = PyList_New(0);
+  const Py_ssize_t size = PyList_Size(params);
+  bool fine = grads != nullptr && missing != nullptr;
+  for (Py_ssize_t i = 0; fine && i < size; ++i) {
+    PyObject* grad = grad_of(params, i, size);
+    if (grad == nullptr) {
+      fine = false;
+    } else if (grad == Py_None) {
+      PyObject* index = PyLong_FromSsize_t(i);
+      fine = index != nullptr && PyList_Append(missing, index) == 0;
+      Py_XDECREF(index);
+    } else {
+      fine = PyList_Append(grads, grad) == 0;
+    }
+    Py_XDECREF(grad);
+  }
+  PyObject* result = fine ? PyTuple_Pack(2, grads, missing) : nullptr;
+  Py_XDECREF(grads);
+  Py_XDECREF(missing);
+  return result;
+}
+
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
+    {"identical", identical, METH_VARARGS, "Whether two lists hold the very same objects."},
+    {"same_gradients", same_gradients, METH_VARARGS, "Whether params[i].grad is grads[i] for every i."},
+    {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {nullptr, nullptr, 0, nullptr},
 };
 

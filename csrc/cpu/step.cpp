@@ -3,8 +3,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include "../launch.h"
 #include "../update.h"
-#include "launch.h"
+#include "kernels.h"
 
 namespace radam_fused {
 namespace {
@@ -13,6 +14,8 @@ using torch::stable::Tensor;
 
 // Below this many elements a thread is not worth waking (about 30 us of work at 28 bytes an element).
 constexpr int64_t kGrain = 16384;
+// How many segments before its turn a segment is asked for.
+constexpr size_t kSegmentsAhead = 4;
 // Strided segments pass through a buffer on the stack, this many elements at a time.
 constexpr int64_t kChunk = 512;
 
@@ -50,7 +53,7 @@ void update_segment(const Launch& launch, const Segment& segment, int64_t begin,
   const SpanKernel kernel = select_kernel(launch.param_dtype, segment.grad_dtype);
   const int64_t param_item = item_size(launch.param_dtype);
   const int64_t grad_item = item_size(segment.grad_dtype);
-  const int64_t moment_item = launch.param_dtype == kFloat64 ? 8 : 4;
+  const int64_t moment_item = item_size(moment_dtype(launch.param_dtype));
   const double* row = launch.rows + segment.row * kRowColumns;
   char* exp_avg = launch.exp_avg + segment.start * moment_item;
   char* exp_avg_sq = launch.exp_avg_sq + segment.start * moment_item;
@@ -71,11 +74,29 @@ void update_segment(const Launch& launch, const Segment& segment, int64_t begin,
   }
 }
 
+// Asks for the first lines of a segment ahead of its turn: short segments lie scattered, where no hardware prefetcher
+// sees a stream, and each would begin with a cache miss for every array.
+void prefetch(const Launch& launch, const Segment& segment) {
+  static constexpr int64_t kLine = 64;
+  static constexpr int64_t kAhead = 256;  // bytes; longer segments become streams
+  const int64_t moment_item = launch.param_dtype == kFloat64 ? 8 : 4;
+  const auto touch = [](const void* address, int64_t bytes) {
+    for (int64_t at = 0; at < std::min(bytes, kAhead); at += kLine) {
+      __builtin_prefetch(static_cast<const char*>(address) + at);
+    }
+  };
+  touch(segment.param, segment.numel * item_size(launch.param_dtype));
+  touch(segment.grad, segment.numel * item_size(segment.grad_dtype));
+  touch(launch.exp_avg + segment.start * moment_item, segment.numel * moment_item);
+  touch(launch.exp_avg_sq + segment.start * moment_item, segment.numel * moment_item);
+}
+
 // Elements [begin, end) of the whole launch, counted over all segments without their padding.
 void update_range(const Launch& launch, int64_t begin, int64_t end) {
   auto index = size_t(std::upper_bound(launch.ends.begin(), launch.ends.end(), begin) - launch.ends.begin());
   for (int64_t at = begin; at < end; ++index) {
     const Segment& segment = launch.segments[index];
+    if (index + kSegmentsAhead < launch.segments.size()) prefetch(launch, launch.segments[index + kSegmentsAhead]);
     const int64_t first = launch.ends[index] - segment.numel;
     const int64_t until = std::min(end, launch.ends[index]);
     update_segment(launch, segment, at - first, until - first);
@@ -83,11 +104,11 @@ void update_range(const Launch& launch, int64_t begin, int64_t end) {
   }
 }
 
-void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor starts,
+void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
           Tensor row_of, Tensor rows) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
-  const Launch launch = prepare(param_list, grad_list, exp_avg, exp_avg_sq, starts, row_of, rows);
+  const Launch launch = prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
   if (launch.segments.empty()) return;
   torch::stable::parallel_for(0, launch.ends.back(), kGrain,
                               [&](int64_t begin, int64_t end) { update_range(launch, begin, end); });

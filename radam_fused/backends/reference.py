@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients
+from ..checks import check_gradients, check_layouts
 from ..layout import moment_strides
 from ..rows import ADAPTIVE, HOLD, Row
 
@@ -22,14 +22,15 @@ def step(
     grads: list[Tensor],
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    starts: Tensor,
+    segments: Tensor,
     row_of: Tensor,
     rows: Tensor,
 ) -> None:
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.ops` says."""
+    check_layouts(params, segments, exp_avg.dtype)
     check_gradients(params, grads)
     table = [Row(*columns) for columns in rows.tolist()]
-    for param, grad, start, index in zip(params, grads, starts.tolist(), row_of.tolist(), strict=True):
+    for param, grad, (start, _), index in zip(params, grads, segments.tolist(), row_of.tolist(), strict=True):
         strides = moment_strides(param)
         m = exp_avg.as_strided(param.shape, strides, start)
         v = exp_avg_sq.as_strided(param.shape, strides, start)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients
+from ..checks import check_gradients, check_layouts
 from ..layout import is_dense
 
 TILE = 1024
@@ -126,16 +126,16 @@ def _launch(
     if on_gpu:
         host = host.pin_memory()  # the caching allocator keeps it until the copy is done
     packed = host.to(device, non_blocking=True)
-    segments, walk_table, row_table = packed.split([len(table), len(walks), rows.numel()])
+    segment_table, walk_table, row_table = packed.split([len(table), len(walks), rows.numel()])
 
     programs = tiles
     if on_gpu:
         programs = min(tiles, PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count)
     with torch.cuda.device_of(exp_avg):
         step_kernel[(programs,)](
-            segments,
+            segment_table,
             tile_segment,
-            walk_table if walks else segments,
+            walk_table if walks else segment_table,
             row_table.view(torch.float64),
             exp_avg,
             exp_avg_sq,
@@ -153,7 +153,7 @@ def step(
     grads: list[Tensor],
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    starts: Tensor,
+    segments: Tensor,
     row_of: Tensor,
     rows: Tensor,
 ) -> None:
@@ -163,11 +163,12 @@ def step(
         reason = f"the tensors are on {exp_avg.device}: TRITON_INTERPRET=1 runs the kernels interpreted on the CPU"
     if reason is not None:
         raise RuntimeError(f"radam_fused::step_triton: {reason}")
+    check_layouts(params, segments, exp_avg.dtype)
     check_gradients(params, grads)
     by_dtype: dict[torch.dtype, list[int]] = defaultdict(list)
     for i, grad in enumerate(grads):
         by_dtype[grad.dtype].append(i)
-    start, row = starts.tolist(), row_of.tolist()
+    start, row = segments[:, 0].tolist(), row_of.tolist()
     for chosen in by_dtype.values():
         _launch(
             [params[i] for i in chosen],

@@ -4,7 +4,7 @@
 
 #include <atomic>
 
-#include "../update.h"
+#include "update.h"
 
 namespace radam_fused {
 namespace {
@@ -16,6 +16,7 @@ constexpr int64_t kTensorsPerThread = 512;
 
 // What each segment is held against.
 struct Bounds {
+  Device device;
   int param_dtype;
   int moment_dtype;
   int64_t capacity;
@@ -23,13 +24,14 @@ struct Bounds {
 };
 
 // Reads one pair of tensors; returns what is wrong with it, or null.
-const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, Segment& segment,
-                         std::unique_ptr<Strides>& strides) {
-  if (!is_strided_cpu(param) || !is_strided_cpu(grad)) return "not a strided CPU tensor";
+const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, int64_t layout,
+                         Segment& segment, std::unique_ptr<Strides>& strides) {
+  if (!is_strided_on(param, bounds.device) || !is_strided_on(grad, bounds.device)) {
+    return "not a strided tensor on the device of exp_avg";
+  }
   if (dtype_of(param) != bounds.param_dtype) return "parameters of a bucket have one dtype";
   segment.grad_dtype = dtype_of(grad);
-  if (select_kernel(bounds.param_dtype, segment.grad_dtype) == nullptr ||
-      (bounds.param_dtype == kFloat64) != (bounds.moment_dtype == kFloat64)) {
+  if (!supported(bounds.param_dtype, segment.grad_dtype) || moment_dtype(bounds.param_dtype) != bounds.moment_dtype) {
     return "no kernel for these dtypes";
   }
   const Shape shape = shape_of(param);
@@ -37,6 +39,7 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   if (shape.dim != grad_shape.dim || !std::equal(shape.size, shape.size + shape.dim, grad_shape.size)) {
     return "gradient and parameter differ in shape";
   }
+  if (fingerprint(shape) != layout) return "shape or strides have changed since the moments were laid out";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
   if (segment.start < 0 || segment.start + segment.numel > bounds.capacity) return "start out of the buffer";
   if (segment.row < 0 || segment.row >= bounds.rows) return "row out of the table";
@@ -54,19 +57,23 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
 }
 
 Bounds check_buffers(size_t count, const TensorList& grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                     const Tensor& starts, const Tensor& row_of, const Tensor& rows) {
-  Bounds bounds{kUnsupported, dtype_of(exp_avg.get()), exp_avg.numel(), 0};
+                     const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
+  Bounds bounds{device_of(exp_avg.get()), kUnsupported, dtype_of(exp_avg.get()), exp_avg.numel(), 0};
   STD_TORCH_CHECK(bounds.moment_dtype == kFloat32 || bounds.moment_dtype == kFloat64,
                   "exp_avg must be float32 or float64");
   STD_TORCH_CHECK(dtype_of(exp_avg_sq.get()) == bounds.moment_dtype && exp_avg_sq.numel() == bounds.capacity &&
-                      exp_avg.is_contiguous() && exp_avg_sq.is_contiguous(),
-                  "exp_avg and exp_avg_sq must be flat buffers of one size and dtype");
+                      exp_avg.is_contiguous() && exp_avg_sq.is_contiguous() &&
+                      is_strided_on(exp_avg_sq.get(), bounds.device),
+                  "exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device");
+  STD_TORCH_CHECK(dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns &&
+                      rows.is_contiguous() && is_on_cpu(rows.get()),
+                  "rows must be float64 of shape (rows, 9) on the CPU");
+  STD_TORCH_CHECK(grads.size() == count && segments.dim() == 2 && size_t(segments.size(0)) == count &&
+                      segments.size(1) == 2 && size_t(row_of.numel()) == count,
+                  "params, grads, segments and row_of must have one entry a segment");
   STD_TORCH_CHECK(
-      dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns && rows.is_contiguous(),
-      "rows must be float64 of shape (rows, 9)");
-  STD_TORCH_CHECK(grads.size() == count && size_t(starts.numel()) == count && size_t(row_of.numel()) == count,
-                  "params, grads, starts and row_of must have one entry a segment");
-  STD_TORCH_CHECK(is_int64(starts.get()) && is_int64(row_of.get()), "starts and row_of must be contiguous int64");
+      is_int64(segments.get()) && is_int64(row_of.get()) && is_on_cpu(segments.get()) && is_on_cpu(row_of.get()),
+      "segments and row_of must be contiguous int64 on the CPU");
   bounds.rows = rows.size(0);
   return bounds;
 }
@@ -74,19 +81,20 @@ Bounds check_buffers(size_t count, const TensorList& grads, const Tensor& exp_av
 }  // namespace
 
 Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-               const Tensor& starts, const Tensor& row_of, const Tensor& rows) {
+               const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
   const size_t count = params.size();
-  Bounds bounds = check_buffers(count, grads, exp_avg, exp_avg_sq, starts, row_of, rows);
+  Bounds bounds = check_buffers(count, grads, exp_avg, exp_avg_sq, segments, row_of, rows);
   Launch launch;
   launch.exp_avg = static_cast<char*>(exp_avg.mutable_data_ptr());
   launch.exp_avg_sq = static_cast<char*>(exp_avg_sq.mutable_data_ptr());
   launch.rows = static_cast<const double*>(rows.const_data_ptr());
+  launch.row_count = bounds.rows;
   if (count == 0) return launch;
   launch.param_dtype = bounds.param_dtype = dtype_of(params[0]);
 
   launch.segments.resize(count);
   launch.strides.resize(count);
-  const int64_t* start = static_cast<const int64_t*>(starts.const_data_ptr());
+  const int64_t* start_and_layout = static_cast<const int64_t*>(segments.const_data_ptr());
   const int64_t* row = static_cast<const int64_t*>(row_of.const_data_ptr());
   struct Problem {
     int64_t index;
@@ -96,9 +104,10 @@ Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& 
   torch::stable::parallel_for(0, int64_t(count), kTensorsPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       Segment& segment = launch.segments[i];
-      segment.start = start[i];
+      segment.start = start_and_layout[2 * i];
       segment.row = row[i];
-      const char* what = read_segment(params[i], grads[i], bounds, segment, launch.strides[i]);
+      const char* what =
+          read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
       if (what == nullptr) continue;
       const Problem* mine = new Problem{i, what};
       const Problem* none = nullptr;

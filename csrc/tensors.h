@@ -4,8 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../segments.h"
-#include "kernels.h"
+#include "dtypes.h"
+#include "segments.h"
 
 namespace radam_fused {
 
@@ -61,13 +61,27 @@ inline bool is_int64(AtenTensorHandle tensor) {
   return dtype == aoti_torch_dtype_int64() && is_contiguous(tensor);
 }
 
-inline bool is_strided_cpu(AtenTensorHandle tensor) {
-  static const int32_t strided = aoti_torch_layout_strided();
+struct Device {
+  int32_t type;
+  int32_t index;  // 0 for the CPU, however it was spelt
+};
+
+inline Device device_of(AtenTensorHandle tensor) {
   static const int32_t cpu = aoti_torch_device_type_cpu();
-  int32_t layout, device;
+  Device device{};
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device.type));
+  if (device.type != cpu) TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &device.index));
+  return device;
+}
+
+inline bool is_on_cpu(AtenTensorHandle tensor) { return device_of(tensor).type == aoti_torch_device_type_cpu(); }
+
+inline bool is_strided_on(AtenTensorHandle tensor, const Device& device) {
+  static const int32_t strided = aoti_torch_layout_strided();
+  int32_t layout;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device));
-  return layout == strided && device == cpu;
+  const Device found = device_of(tensor);
+  return layout == strided && found.type == device.type && found.index == device.index;
 }
 
 inline Shape shape_of(AtenTensorHandle tensor) {

@@ -1,4 +1,4 @@
-// What a step on the CPU works from: every tensor of its lists read and checked, nothing written yet.
+// What a step in C++ works from, whatever the device: every tensor of its lists read and checked, nothing written yet.
 #pragma once
 
 #include <memory>
@@ -15,12 +15,14 @@ struct Launch {
   std::vector<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
   char* exp_avg = nullptr;
   char* exp_avg_sq = nullptr;
-  const double* rows = nullptr;
+  const double* rows = nullptr;  // row_count of them, kRowColumns each
+  int64_t row_count = 0;
 };
 
-// Raises for the first argument that does not fit (radam_fused/ops.py says what does).
+// Raises for the first argument that does not fit (radam_fused/ops.py says what does). Parameters, gradients and
+// moments lie on one device, the rest on the CPU.
 Launch prepare(const TensorList& params, const TensorList& grads, const torch::stable::Tensor& exp_avg,
-               const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& starts,
+               const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
                const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);
 
 }  // namespace radam_fused

@@ -1,0 +1,28 @@
+"""Loops over parameters that every step makes: in C where the extension is there, here otherwise."""
+
+from __future__ import annotations
+
+from operator import attrgetter, is_
+from typing import Any
+
+from torch import Tensor
+
+try:
+    from ._C import gradients, identical, same_gradients
+except ImportError:
+
+    def identical(a: list[Any], b: list[Any]) -> bool:
+        """Whether two lists hold the very same objects."""
+        return len(a) == len(b) and all(map(is_, a, b))
+
+    def same_gradients(params: list[Tensor], grads: list[Tensor | None]) -> bool:
+        """Whether ``params[i].grad is grads[i]`` for every i."""
+        return len(params) == len(grads) and all(map(is_, map(attrgetter("grad"), params), grads))
+
+    def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """The gradients of parameters, and the indices of those that have none."""
+        grads = [p.grad for p in params]
+        return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
+
+
+__all__ = ["gradients", "identical", "same_gradients"]

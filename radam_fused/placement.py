@@ -1,0 +1,212 @@
+"""Where the parameters of an optimizer live.
+
+Their buckets are made as gradients come, and made anew when somebody edits ``param_groups`` or ``state`` from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends import backend_for
+from .checks import check_disjoint, check_gradients
+from .flat import FlatBuffers
+from .host import gradients, identical
+from .layout import Bucket, Plan
+from .ops import STEP
+from .state import Journal, ParameterState
+
+
+def group_names(group: dict[str, Any], index: int) -> list[str]:
+    """How errors name a group's parameters: by the names the caller gave, or by their place."""
+    return [
+        f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
+        for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))
+    ]
+
+
+class Launch(NamedTuple):
+    """The arguments of one call of an operator, but for its rows."""
+
+    bucket: Bucket
+    plan: Plan
+    params: list[Tensor]
+    grads: list[Tensor]
+    segments: Tensor
+    row_of: Tensor
+
+
+class Placement:
+    """The buckets of an optimizer's parameters.
+
+    Args:
+        groups: the optimizer's ``param_groups``; all state in ``state`` is adopted.
+        state: the optimizer's ``state``, which this fills as parameters take their first steps.
+        backend: what `radam_fused.backends.check_name` returned.
+        flatten: make parameters and gradients views of flat buffers, at once.
+        attach: under ``flatten``, give parameters without a gradient a zero one.
+
+    Attributes:
+        buckets: in the order they were made.
+        ops: the operator that steps each.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], state: dict[Tensor, Any], backend: str, flatten: bool, attach: bool
+    ) -> None:
+        self._groups = groups
+        self._state = state
+        self._backend = backend
+        self._flatten = flatten
+        self._journal = Journal()
+        self.buckets: list[Bucket] = []
+        self.ops: dict[Bucket, Callable[..., None]] = {}
+        self._flats: dict[Bucket, FlatBuffers] = {}
+        self._unplaced = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
+        if flatten:
+            self._place(self._stepping(), attach)
+        else:
+            self._place([(p, index) for p, index in self._unplaced if state.get(p)], attach=False)
+        self._note()
+
+    def add(self, index: int) -> None:
+        """Takes in a group that has just been added; on an error this is as it was."""
+        before = self._unplaced
+        self._unplaced = before + [(p, index) for p in self._groups[index]["params"]]
+        try:
+            if self._flatten:
+                self._place(self._stepping(), attach=True)
+        except Exception:
+            self._unplaced = before
+            raise
+        self._note()
+
+    # Noticing what others have changed.
+
+    def _note(self) -> None:
+        """Remembers groups and state as they are now."""
+        self._members = [list(group["params"]) for group in self._groups]
+        self._entries = list(self._state.values())
+        self._journal.changed = False
+
+    def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
+        """Whether the optimizer's groups or state are no longer those that this has placed."""
+        return (
+            self._journal.changed
+            or groups is not self._groups
+            or state is not self._state
+            or len(groups) != len(self._members)
+            or not identical(list(state.values()), self._entries)
+            or not all(
+                identical(group["params"], members) for group, members in zip(groups, self._members, strict=True)
+            )
+        )
+
+    # Making buckets.
+
+    def _stepping(self) -> list[tuple[Tensor, int]]:
+        """Of the parameters without a bucket those that have a gradient or may get one."""
+        return [(p, index) for p, index in self._unplaced if p.requires_grad or p.grad is not None]
+
+    def place_arrivals(self) -> None:
+        """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
+        if any(p.grad is not None for p, _ in self._unplaced):
+            self._place(self._stepping(), attach=False)
+
+    def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
+        kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
+        for p, index in arrivals:
+            kinds.setdefault((p.device, p.dtype), []).append((p, index))
+        names = self.names() if self._flatten else {}
+        if self._flatten:
+            check_disjoint(list(names), list(names.values()))
+            for p, _ in arrivals:
+                if p.grad is not None:
+                    check_gradients([p], [p.grad], [names[p]])
+        for members in kinds.values():
+            bucket = Bucket([p for p, _ in members], [index for _, index in members])
+            op = STEP[backend_for(bucket.device.type, self._backend)]
+            if self._flatten:
+                self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)
+            for segment, p in enumerate(bucket.params):
+                if self._state.get(p):
+                    bucket.adopt(segment, self._state[p])
+                    self._show(bucket, segment)
+            self.ops[bucket] = op
+            self.buckets.append(bucket)
+        placed = {p for p, _ in arrivals}
+        self._unplaced = [(p, index) for p, index in self._unplaced if p not in placed]
+
+    def _show(self, bucket: Bucket, segment: int) -> None:
+        """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
+        p = bucket.params[segment]
+        self._state[p] = ParameterState({**self._state.get(p, {}), **bucket.state(segment)}, self._journal)
+
+    def names(self) -> dict[Tensor, str]:
+        """What errors call each parameter."""
+        return {
+            p: name
+            for index, group in enumerate(self._groups)
+            for p, name in zip(group["params"], group_names(group, index), strict=True)
+        }
+
+    # A step.
+
+    def collect(self, bucket: Bucket) -> Launch | None:
+        """What a step launches over a bucket, or None where no parameter of it has a gradient."""
+        if self._flatten:
+            flat = self._flats[bucket]
+            flat.check_storage()
+            plan = bucket.plan(flat.collect())
+            return Launch(bucket, plan, *flat.runs(plan)) if plan.present else None
+        grads, missing = gradients(bucket.params)
+        plan = bucket.plan(missing)
+        return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of) if plan.present else None
+
+    def check(self, launch: Launch) -> None:
+        """Raises for the first tensor of a launch that does not fit, by name.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: see `radam_fused.checks`; also a parameter that has another shape,
+                device or precision than when its state was made.
+        """
+        bucket = launch.bucket
+        names = self.names()
+        for segment, p in enumerate(bucket.params):
+            was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
+            if p.shape != bucket.shapes[segment] or p.device != bucket.device:
+                raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
+            if (p.dtype == torch.float64) != (bucket.dtype == torch.float64):
+                raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
+        labels = [names.get(p, "a flat buffer") for p in launch.params]
+        check_gradients(launch.params, launch.grads, labels)
+
+    def follow_strides(self, bucket: Bucket) -> bool:
+        """Lays out anew the moments of parameters whose strides have changed; whether there were any."""
+        moved = bucket.follow_strides()
+        for segment in moved:
+            if self._state.get(bucket.params[segment]):
+                self._show(bucket, segment)
+        self._note()
+        return bool(moved)
+
+    def count_step(self, launch: Launch) -> None:
+        """Counts a step for the segments of a launch, and shows those that have taken their first."""
+        launch.bucket.count_step(launch.plan)
+        if launch.plan.first:
+            for segment in launch.plan.present:
+                if not self._state.get(launch.bucket.params[segment]):
+                    self._show(launch.bucket, segment)
+            launch.plan.first = False
+            self._note()
+
+    def zero_grads(self, set_to_none: bool) -> None:
+        """Under ``flatten``: one memset a bucket, and torch's ways for parameters that have no bucket yet."""
+        for flat in self._flats.values():
+            flat.zero_grads()
+        for p, _ in self._unplaced:
+            if p.grad is not None:
+                p.grad = None if set_to_none else torch.zeros_like(p.grad)
