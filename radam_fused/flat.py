@@ -1,10 +1,10 @@
 """``flatten=True``: parameters and gradients of a bucket as views of two flat buffers, laid out as its moments are.
 
-A step is then one segment a row, whatever the number of tensors. Each step looks whether every ``p.grad`` is still the
-view it was bound to, as ``model.zero_grad()`` takes it away and fresh gradients come from elsewhere; that is one
-comparison of pointers a tensor, in C. Whether a parameter's own storage has been replaced shows in the reference count
-of the flat buffer, which every view raises by one; a few parameters a step, in turn, are looked at themselves, for the
-case that somebody holds on to the old storage.
+A step is then one segment a row, whatever the number of tensors. What has to be noticed is that somebody has taken a
+view away: ``model.zero_grad()`` sets ``p.grad`` to None, a fresh gradient comes from elsewhere, a parameter moves.
+Every view holds one reference to its buffer's storage, and nothing here holds a view, so the number of references
+tells, in constant time, unless whoever replaced a view still holds the old one. For that case tensors are looked at
+themselves, up to `GRADIENTS` a step and then in rotation.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from .checks import check_gradients
 from .host import same_gradients
 from .layout import Bucket, Plan, fingerprint
 
+GRADIENTS = 512
+"""Gradients whose identity is looked at in each step: all of most models, otherwise in rotation."""
 SAMPLE = 32
 """Parameters whose storage is looked at in each step, in rotation."""
 
@@ -45,10 +47,10 @@ class FlatBuffers:
                 self._check_stray(index, p.grad)
         self.param = torch.zeros(bucket.length, dtype=bucket.dtype, device=bucket.device)
         self.grad = torch.zeros(bucket.length, dtype=bucket.dtype, device=bucket.device)
-        self._storage = self.param.untyped_storage()
-        self._bound: list[Tensor | None] = [None] * len(bucket.params)  # what each p.grad was when last looked at
+        self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
+        self._bound = [id(None)] * len(bucket.params)  # the identity of each p.grad when it was last looked at
         self._missing: list[int] = []
-        self._next_sample = 0
+        self._next_sample = self._next_gradient = 0
         self._runs_of: Plan | None = None
         with torch.no_grad():
             for index, p in enumerate(bucket.params):
@@ -58,11 +60,15 @@ class FlatBuffers:
                 if p.grad is None and attach:
                     p.grad = torch.zeros_like(p)
         bucket.strides = list(bucket.moment_strides)
-        self._references = self._count()
+        self._references = [-1, -1]
         self.collect()
 
-    def _count(self) -> int:
-        return torch._C._storage_Use_Count(self._storage._cdata)
+    def _counted(self, which: int) -> bool:
+        """Whether a buffer has as many references as when all its views were last looked at; 0 is param, 1 is grad."""
+        return torch._C._storage_Use_Count(self._storages[which]._cdata) == self._references[which]
+
+    def _count(self, which: int) -> None:
+        self._references[which] = torch._C._storage_Use_Count(self._storages[which]._cdata)
 
     def _check_stray(self, index: int, grad: Tensor) -> None:
         """Raises for a gradient that the flat buffer cannot take as it is."""
@@ -87,14 +93,36 @@ class FlatBuffers:
     def check_storage(self) -> None:
         """Raises if a parameter is no longer a view of the flat buffer: at once, or after some steps (see above)."""
         count = len(self._bucket.params)
-        references = self._count()
-        if references == self._references:
+        if self._counted(0):
             sample = range(self._next_sample, min(self._next_sample + SAMPLE, count))
             self._next_sample = sample.stop if sample.stop < count else 0
             self._check_storage(sample)
         else:
             self._check_storage(range(count))
-            self._references = references
+            self._count(0)
+
+    def _looks_bound(self) -> bool:
+        count = len(self._bound)
+        begin, end = self._next_gradient, min(self._next_gradient + GRADIENTS, count)
+        self._next_gradient = end if end < count else 0
+        return self._counted(1) and same_gradients(self._bucket.params, self._bound, begin, end)
+
+    def _strays(self) -> list[tuple[int, Tensor | None]]:
+        """Every gradient that is not what it was.
+
+        A tensor made after a view has gone may have its identity, so its memory decides.
+        """
+        return [
+            (index, grad)
+            for index, p in enumerate(self._bucket.params)
+            if id(grad := p.grad) != self._bound[index] or not (grad is None or self._is_view(grad, index))
+        ]
+
+    def _is_view(self, grad: Tensor, index: int) -> bool:
+        if grad.layout != torch.strided or grad.dtype != self._bucket.dtype or grad.device != self._bucket.device:
+            return False
+        address = self.grad.data_ptr() + self._bucket.starts[index] * grad.element_size()
+        return grad.numel() == 0 or (grad.data_ptr() == address and grad.stride() == self._bucket.moment_strides[index])
 
     def collect(self) -> list[int]:
         """Brings every gradient into the flat buffer and returns the segments that have none.
@@ -102,38 +130,40 @@ class FlatBuffers:
         Raises:
             RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
         """
-        params = self._bucket.params
-        if same_gradients(params, self._bound):
-            return self._missing
-        strays = [(i, p.grad) for i, p in enumerate(params) if p.grad is not self._bound[i]]
-        for index, grad in strays:
-            if grad is not None:
-                self._check_stray(index, grad)
-        for index, grad in strays:
-            if grad is None:
-                self._bound[index] = None
-            else:
-                self._bind(index).copy_(grad)
-        self._missing = [i for i, grad in enumerate(self._bound) if grad is None]
+        if not self._looks_bound():
+            strays = self._strays()
+            for index, grad in strays:
+                if grad is not None:
+                    self._check_stray(index, grad)
+            for index, grad in strays:
+                self._bind(index, grad)
+            del strays
+            self._settle()
         return self._missing
 
-    def _bind(self, index: int) -> Tensor:
-        """Makes ``p.grad`` a view of the flat buffer, whose values are still to be written."""
-        view = self._bucket.view(self.grad, index)
-        self._bucket.params[index].grad = self._bound[index] = view
-        return view
+    def _bind(self, index: int, grad: Tensor | None) -> None:
+        """Makes ``p.grad`` a view of the flat buffer with the values of `grad`; None stays None."""
+        view = None
+        if grad is not None:
+            view = self._bucket.view(self.grad, index)
+            view.copy_(grad)
+            self._bucket.params[index].grad = view
+        self._bound[index] = id(view)
+
+    def _settle(self) -> None:
+        """Remembers how things are, after every gradient has been looked at."""
+        self._missing = [index for index, grad in enumerate(self._bound) if grad == id(None)]
+        self._count(1)
 
     def zero_grads(self) -> None:
         """Zeroes every gradient of the bucket with one memset; a gradient that is None stays so."""
-        params = self._bucket.params
-        if not same_gradients(params, self._bound):
-            for index, p in enumerate(params):
-                if p.grad is not self._bound[index]:
-                    if p.grad is None:
-                        self._bound[index] = None
-                    else:
-                        self._bind(index)
-            self._missing = [i for i, grad in enumerate(self._bound) if grad is None]
+        if not self._looks_bound():
+            for index, grad in self._strays():
+                p = self._bucket.params[index]
+                p.grad = None
+                # Whatever a stray held is to be zero, so its values, which may not even fit, do not matter.
+                self._bind(index, None if grad is None else torch.zeros_like(p))
+            self._settle()
         self.grad.zero_()
 
     def runs(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The operators: one schema, three implementations, chosen by name rather than by device.
 
-``radam_fused::step_native`` is C++ (csrc/, registered for the CPU), ``radam_fused::step_triton`` a Triton kernel, and
-``radam_fused::step_reference`` plain torch. Each updates the segments of one bucket in place:
+``radam_fused::step_native`` is C++ and CUDA (csrc/, a library for either device), ``radam_fused::step_triton`` a Triton
+kernel, and ``radam_fused::step_reference`` plain torch. Each updates the segments of one bucket in place:
 
 ======================  ====================================================================================
 ``params``              n tensors of one dtype and device: float32, float64, float16 or bfloat16
@@ -24,7 +24,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .backends import cpu, reference, triton
+from .backends import cpu, cuda, reference, triton
 
 _SCHEMA = (
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
@@ -57,8 +57,10 @@ _library.impl("step_reference", reference.step, "CompositeExplicitAutograd")
 for _key in ("CPU", "CUDA"):
     _library.impl("step_triton", triton.step, _key)
 cpu.load()
+cuda.load()
 
 STEP: dict[str, Callable[..., None]] = {
+    "cuda": torch.ops.radam_fused.step_native.default,
     "cpu": torch.ops.radam_fused.step_native.default,
     "triton": torch.ops.radam_fused.step_triton.default,
     "reference": torch.ops.radam_fused.step_reference.default,

@@ -9,13 +9,9 @@ namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::instruction_set()); }
 
-bool two_lists(PyObject* args, PyObject** a, PyObject** b) {
-  return PyArg_ParseTuple(args, "O!O!", &PyList_Type, a, &PyList_Type, b) != 0;
-}
-
 PyObject* identical(PyObject*, PyObject* args) {
   PyObject *a, *b;
-  if (!two_lists(args, &a, &b)) return nullptr;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &a, &PyList_Type, &b)) return nullptr;
   const Py_ssize_t size = PyList_Size(a);
   if (PyList_Size(b) != size) Py_RETURN_FALSE;
   for (Py_ssize_t i = 0; i < size; ++i) {
@@ -33,14 +29,16 @@ PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
 }
 
 PyObject* same_gradients(PyObject*, PyObject* args) {
-  PyObject *params, *grads;
-  if (!two_lists(args, &params, &grads)) return nullptr;
-  const Py_ssize_t size = PyList_Size(params);
-  if (PyList_Size(grads) != size) Py_RETURN_FALSE;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* grad = grad_of(params, i, size);
+  PyObject *params, *ids;
+  Py_ssize_t begin, end;
+  if (!PyArg_ParseTuple(args, "O!O!nn", &PyList_Type, &params, &PyList_Type, &ids, &begin, &end)) return nullptr;
+  if (begin < 0 || end > PyList_Size(params) || end > PyList_Size(ids)) {
+    return PyErr_Format(PyExc_IndexError, "begin and end must lie within both lists");
+  }
+  for (Py_ssize_t i = begin; i < end; ++i) {
+    PyObject* grad = grad_of(params, i, end);
     if (grad == nullptr) return nullptr;
-    const bool same = grad == PyList_GetItem(grads, i);
+    const bool same = static_cast<void*>(grad) == PyLong_AsVoidPtr(PyList_GetItem(ids, i));
     Py_DECREF(grad);
     if (!same) Py_RETURN_FALSE;
   }
@@ -75,7 +73,7 @@ PyObject* gradients(PyObject*, PyObject* params) {
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
     {"identical", identical, METH_VARARGS, "Whether two lists hold the very same objects."},
-    {"same_gradients", same_gradients, METH_VARARGS, "Whether params[i].grad is grads[i] for every i."},
+    {"same_gradients", same_gradients, METH_VARARGS, "Whether id(params[i].grad) == ids[i] for begin <= i < end."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {nullptr, nullptr, 0, nullptr},
 };

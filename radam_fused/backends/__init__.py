@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
-from . import cpu, reference, triton
+from . import cpu, cuda, reference, triton
 
 NAMES = ("auto", "cuda", "triton", "cpu", "reference")
 ENVIRONMENT_VARIABLE = "RADAM_FUSED_BACKEND"
@@ -13,14 +13,17 @@ ENVIRONMENT_VARIABLE = "RADAM_FUSED_BACKEND"
 _AUTO = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 
 
+_UNAVAILABLE = {
+    "cuda": cuda.unavailable,
+    "triton": triton.unavailable,
+    "cpu": cpu.unavailable,
+    "reference": reference.unavailable,
+}
+
+
 def available_backends() -> dict[str, str | None]:
     """Every backend by name, with None if this installation can run it here, and otherwise the reason why not."""
-    return {
-        "cuda": "the CUDA library is not part of this version",
-        "triton": triton.unavailable(),
-        "cpu": cpu.unavailable(),
-        "reference": reference.unavailable(),
-    }
+    return {name: unavailable() for name, unavailable in _UNAVAILABLE.items()}
 
 
 def check_name(backend: str) -> str:
@@ -52,16 +55,18 @@ def backend_for(device_type: str, backend: str) -> str:
         ValueError: a backend that does not serve this device.
     """
     if backend == "auto":
-        available = available_backends()
+        missing = {}
         for name in _AUTO.get(device_type, ()):
-            if available[name] is None:
+            reason = _UNAVAILABLE[name]()  # of this one only: a step asks
+            if reason is None:
                 return name
-        reasons = "; ".join(f"{name}: {available[name]}" for name in _AUTO.get(device_type, ()))
+            missing[name] = reason
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         warnings.warn(
             f"FusedRAdam steps its {device_type} parameters with the slow 'reference' backend ({reasons})", stacklevel=4
         )
         return "reference"
-    if (backend == "cpu" and device_type != "cpu") or (
+    if (backend in ("cpu", "cuda") and device_type != backend) or (
         backend == "triton" and device_type != "cuda" and not triton.interpreted()
     ):
         raise ValueError(f"backend = {backend!r} does not serve parameters on {device_type}")
