@@ -13,10 +13,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from comparison import EARLY_STEPS
+
 if TYPE_CHECKING:
     from comparison import Comparison
 
 TORCH, FUSED, GREY = "#7fb3d8", "#b3361b", "#5f6670"
+EQUAL = 3e-8
+"""Where a difference of zero is drawn: below the last digit of a loss in float32."""
+
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 10.5,
@@ -68,13 +73,21 @@ def _losses(ax: Axes, comparison: Comparison) -> None:
 
 
 def _differences(ax: Axes, comparison: Comparison) -> None:
-    """What rounding has grown to, on a logarithmic axis; where the curves are equal, a gap."""
+    """What rounding has grown to, on a logarithmic axis, and what is allowed at the start."""
     differences = np.array(comparison.differences)
-    differences[differences == 0] = np.nan
-    ax.semilogy(np.arange(1, len(differences) + 1), differences, color=GREY, linewidth=0.8)
+    steps = np.arange(1, len(differences) + 1)
+    ax.semilogy(steps, np.maximum(differences, EQUAL), ".", color=GREY, markersize=2.5)
+    early = [1, min(EARLY_STEPS, len(differences))]
+    allowed = [comparison.early_tolerance] * 2
+    ax.plot(early, allowed, color=FUSED, linewidth=1.5, label=f"allowed in the first {EARLY_STEPS} steps")
+    ax.set_ylim(EQUAL / 3, 300)
+    ticks = [EQUAL, 1e-6, 1e-4, 1e-2, 1]
+    ax.set_yticks(ticks, ["equal", *(f"$10^{{{round(np.log10(tick))}}}$" for tick in ticks[1:])])
+    ax.minorticks_off()
     ax.set_title("Difference of the two training losses")
     ax.set_ylabel("nats a byte")
     ax.set_xlabel("step")
+    ax.legend(loc="upper right")
 
 
 def _optimizer_time(ax: Axes, comparison: Comparison) -> None:
@@ -89,7 +102,7 @@ def _optimizer_time(ax: Axes, comparison: Comparison) -> None:
     top = max(1.6 * comparison.torch.median_optimizer_ms, 1.6 * comparison.fused.median_optimizer_ms)
     ax.set_ylim(0, top)
     beyond = sum(ms > top for ms in everything)
-    ax.set_title(f"Time in optimizer.step(): speed-up {comparison.speedup:.1f}x")
+    ax.set_title(f"Time in optimizer.step(): speed-up {comparison.speedup:.2g}x")
     ax.set_ylabel("ms a step")
     ax.set_xlabel(f"step   ({beyond} of {len(everything):,} dots lie above)" if beyond else "step")
     ax.legend(loc="upper right")

@@ -46,7 +46,7 @@ def table(comparison: Comparison) -> Table:
     )
     table.add_column("")
     for name in (a.name, b.name):
-        table.add_column(name.replace(" (", "\n("), justify="right")
+        table.add_column(name.replace(" ", "\n"), justify="right")
     table.add_column("difference", justify="right")
 
     def differing(x: float, y: float) -> tuple[str, str, str]:
@@ -63,13 +63,13 @@ def table(comparison: Comparison) -> Table:
         "[bold]optimizer, ms a step",
         f"[bold]{a.median_optimizer_ms:.3f}",
         f"[bold]{b.median_optimizer_ms:.3f}",
-        f"[bold]speed-up {comparison.speedup:.1f}x",
+        f"[bold]speed-up {comparison.speedup:.2g}x",
     )
     table.add_row(
         "  undisturbed",
         f"{a.undisturbed_optimizer_ms:.3f}",
         f"{b.undisturbed_optimizer_ms:.3f}",
-        f"{comparison.undisturbed_speedup:.1f}x",
+        f"{comparison.undisturbed_speedup:.2g}x",
     )
     table.add_row("  share of a step", f"{a.optimizer_share:.1%}", f"{b.optimizer_share:.1%}")
     table.add_row("whole run, s", f"{a.seconds:.1f}", f"{b.seconds:.1f}")
