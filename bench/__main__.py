@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bench import plot, report
+from bench.caches import STATES
 from bench.cases import CASES
 from bench.measure import Plan
 from bench.peers import CONTESTANTS
@@ -35,7 +36,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         "--patience", type=float, default=Plan.patience, help="seconds a case to wait for a quiet machine (%(default)s)"
     )
     parser.add_argument("--threads", type=int, help="torch's threads (torch's choice)")
-    parser.add_argument("--caches", choices=["cold", "warm"], default=Plan.caches, help="%(default)s: see caches.py")
+    parser.add_argument("--caches", choices=STATES, help="for all cases, instead of each one's own: see caches.py")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu", help="folder of the results (bench/results/cpu)")
     options, rest = parser.parse_known_args(arguments)
     if options.rounds is not None and options.rounds < 1:

@@ -26,6 +26,7 @@ class Case:
         make_shapes: the shapes, in the order in which an optimizer gets them.
         flat_ceiling: whether the ceiling runs over one flat array of as many elements, instead of over arrays of these
             shapes. A bound for thousands of small tensors must not pay for their number.
+        caches: what lies in them when a step begins (`bench.caches`).
         shown: whether ``--cases all`` includes it.
     """
 
@@ -33,6 +34,7 @@ class Case:
     title: str
     make_shapes: Callable[[], list[Shape]]
     flat_ceiling: bool = False
+    caches: str = "cold"
     shown: bool = True
 
     @cached_property
@@ -86,7 +88,8 @@ CASES = {
     for case in (
         Case("16M", "1 × 16M elements", lambda: [(16 * 1024 * 1024,)]),
         Case("gpt2", "GPT-2 124M, 148 tensors", gpt2),
-        Case("small", "10,000 × 64 elements", lambda: [(64,)] * 10_000, flat_ceiling=True),
+        Case("small", "10,000 × 64 elements", lambda: [(64,)] * 10_000, flat_ceiling=True, caches="used"),
+        Case("small_cold", "10,000 × 64 elements, caches emptied", lambda: [(64,)] * 10_000, flat_ceiling=True),
         # Everything a run does, in a moment: for the tests.
         Case("tiny", "three small tensors", lambda: [(1000,), (3, 115), ()], shown=False),
     )

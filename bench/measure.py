@@ -48,7 +48,7 @@ class Plan:
         rounds: how many; None for as many as `budget` allows, within `least` and `most`.
         budget: seconds for the rounds of one case.
         patience: seconds a case, in all, to wait for other processes to come to rest.
-        caches: "cold" or "warm".
+        caches: None for each case's own, or one of `bench.caches.STATES` for all.
         seed: of parameters, gradients and the order of turns.
     """
 
@@ -57,7 +57,7 @@ class Plan:
     patience: float = 20.0
     least: int = 5
     most: int = 60
-    caches: str = "cold"
+    caches: str | None = None
     seed: int = 0
 
     def rounds_for(self, seconds_a_round: float) -> int:
@@ -94,6 +94,7 @@ class Measurement:
     """The rounds of one case.
 
     Attributes:
+        caches: what lay in them when a step began, one of `bench.caches.STATES`.
         seconds: by contestant, the time of its step in each round.
         absent: by contestant, why it did not run.
         others: the part of the machine's CPU time that other processes took during the rounds; None if unknown.
@@ -101,6 +102,7 @@ class Measurement:
     """
 
     case: Case
+    caches: str
     seconds: dict[str, list[float]]
     absent: dict[str, str]
     agreement: Agreement
@@ -156,26 +158,31 @@ def measure(
         except Absent as reason:
             absent[contestant.name] = str(reason)
 
-    turns = _Turns(runners, plan, progress)
+    caches = plan.caches or case.caches
+    turns = _Turns(runners, plan, caches, progress)
     turns.warm_up()
     turns.measure()
-    agreement = _agreement(contestants, runners, start, WARMUP + turns.taken)
+    agreement = _agreement(contestants, runners, start, turns.steps)
     others = sum(turns.others) / len(turns.others) if turns.others else None
-    return Measurement(case, turns.seconds, absent, agreement, others, turns.waited)
+    return Measurement(case, caches, turns.seconds, absent, agreement, others, turns.waited)
 
 
 class _Turns:
     """The rounds of one case."""
 
-    def __init__(self, runners: dict[str, Runner], plan: Plan, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, runners: dict[str, Runner], plan: Plan, caches: str, progress: Callable[[int, int], None]
+    ) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in runners}
         self.taken = 0
+        self.steps = 0  # of everybody, timed or not
         self.waited = 0.0
         self.others: list[float] = []
         self._steps = {name: runner.step for name, runner in runners.items()}
         self._order = list(runners)
         self._shuffle = random.Random(plan.seed).shuffle
-        self._prepare_caches = before_step(plan.caches)
+        self._caches = caches
+        self._prepare_caches = before_step(caches)
         self._plan = plan
         self._rounds = plan.rounds_for(1.0)  # a guess, for the progress bar
         self._progress = progress
@@ -187,13 +194,14 @@ class _Turns:
         self._shuffle(self._order)
         for name in self._order:
             step = self._steps[name]
-            self._prepare_caches()
+            self._prepare_caches(step)
             begin = time.perf_counter_ns()
             step()
             end = time.perf_counter_ns()
             seconds[name] = (end - begin) * 1e-9
             self._done += 1
             self._progress(self._done, (WARMUP + self._rounds) * len(self._order))
+        self.steps += 2 if self._caches == "used" else 1
         return seconds
 
     def warm_up(self) -> None:

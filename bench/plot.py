@@ -38,8 +38,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         _panel(panel, case)
     on = found["machine"]
     figure.supxlabel(
-        f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32, "
-        f"{found['method']['caches']} caches.\nBars: medians over rounds in which the contestants take turns; "
+        f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32.\n"
+        "Bars: medians over rounds in which the contestants take turns; "
         "whiskers: quartiles; ×: how many times as long as the faster FusedRAdam.",
         x=0.01,
         ha="left",

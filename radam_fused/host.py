@@ -8,12 +8,16 @@ from typing import Any
 from torch import Tensor
 
 try:
-    from ._C import gradients, identical, same_gradients
+    from ._C import gradients, holds_exactly, identical, same_gradients
 except ImportError:
 
     def identical(a: list[Any], b: list[Any]) -> bool:
         """Whether two lists hold the very same objects."""
         return len(a) == len(b) and all(map(is_, a, b))
+
+    def holds_exactly(entries: dict[Any, Any], values: list[Any]) -> bool:
+        """Whether the values of a dict are the very objects of a list, in order."""
+        return identical(list(entries.values()), values)
 
     def same_gradients(params: list[Tensor], ids: list[int], begin: int, end: int) -> bool:
         """Whether ``id(params[i].grad) == ids[i]`` for begin <= i < end."""
@@ -25,4 +29,4 @@ except ImportError:
         return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
 
 
-__all__ = ["gradients", "identical", "same_gradients"]
+__all__ = ["gradients", "holds_exactly", "identical", "same_gradients"]

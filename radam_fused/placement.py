@@ -14,7 +14,7 @@ from torch import Tensor
 from .backends import backend_for
 from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
-from .host import gradients, identical
+from .host import gradients, holds_exactly, identical
 from .layout import Bucket, Plan
 from .ops import STEP
 from .state import Journal, ParameterState
@@ -99,7 +99,7 @@ class Placement:
             or groups is not self._groups
             or state is not self._state
             or len(groups) != len(self._members)
-            or not identical(list(state.values()), self._entries)
+            or not holds_exactly(state, self._entries)
             or not all(
                 identical(group["params"], members) for group, members in zip(groups, self._members, strict=True)
             )

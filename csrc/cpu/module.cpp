@@ -20,6 +20,18 @@ PyObject* identical(PyObject*, PyObject* args) {
   Py_RETURN_TRUE;
 }
 
+PyObject* holds_exactly(PyObject*, PyObject* args) {
+  PyObject *dict, *values, *key, *value;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyDict_Type, &dict, &PyList_Type, &values)) return nullptr;
+  const Py_ssize_t size = PyList_Size(values);
+  if (PyDict_Size(dict) != size) Py_RETURN_FALSE;
+  Py_ssize_t position = 0;
+  for (Py_ssize_t i = 0; i < size && PyDict_Next(dict, &position, &key, &value); ++i) {
+    if (value != PyList_GetItem(values, i)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 // The attribute "grad" of params[i], a new reference; asks for the memory of one that comes soon.
 PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
   constexpr Py_ssize_t kAhead = 8;
@@ -73,6 +85,7 @@ PyObject* gradients(PyObject*, PyObject* params) {
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
     {"identical", identical, METH_VARARGS, "Whether two lists hold the very same objects."},
+    {"holds_exactly", holds_exactly, METH_VARARGS, "Whether the values of a dict are the very objects of a list."},
     {"same_gradients", same_gradients, METH_VARARGS, "Whether id(params[i].grad) == ids[i] for begin <= i < end."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {nullptr, nullptr, 0, nullptr},

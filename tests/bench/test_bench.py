@@ -16,6 +16,7 @@ import torch
 
 from bench import ceiling, machine, report
 from bench.__main__ import main
+from bench.caches import STATES
 from bench.cases import CASES
 from bench.measure import WARMUP, Agreement, Measurement, Plan, measure
 from bench.peers import CONTESTANTS
@@ -93,7 +94,7 @@ def test_waiting_for_quiet_ends():
 
 
 def test_ratios_are_taken_within_rounds():
-    found = Measurement(CASES["tiny"], {"a": [2.0, 30.0], "b": [1.0, 10.0]}, {}, Agreement(None, 0), None)
+    found = Measurement(CASES["tiny"], "cold", {"a": [2.0, 30.0], "b": [1.0, 10.0]}, {}, Agreement(None, 0), None)
     assert found.ratios("a", "b") == [2.0, 3.0]
 
 
@@ -104,7 +105,7 @@ def test_agreement_notices_parameters_that_differ_and_that_stand_still():
     assert Agreement(None, 9).agrees is None
 
 
-@pytest.mark.parametrize("caches", ["warm", "cold"])
+@pytest.mark.parametrize("caches", STATES)
 def test_radams_agree_after_the_rounds(caches, monkeypatch):
     monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
     radams = [contestant for contestant in CONTESTANTS.values() if contestant.radam]
@@ -112,7 +113,7 @@ def test_radams_agree_after_the_rounds(caches, monkeypatch):
     plan = Plan(rounds=3, patience=0, caches=caches)
     found = measure(CASES["tiny"], radams, plan, lambda done, total: calls.append((done, total)))
     assert found.agreement.agrees
-    assert found.agreement.steps == WARMUP + 3
+    assert found.agreement.steps == (WARMUP + 3) * (2 if caches == "used" else 1)
     assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in found.seconds.values())
     total = (WARMUP + 3) * len(found.seconds)
     assert calls[-1] == (total, total)
