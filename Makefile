@@ -2,6 +2,11 @@
 # the rest. VENV= (empty) uses $(PYTHON) as it stands, downloads nothing, and installs radam_fused alone into it.
 
 PYTHON  ?= python3
+# `make gpu` takes a Python that has torch as it stands: the machine may have no network.
+ifneq ($(filter gpu,$(MAKECMDGOALS)),)
+VENV    ?= $(shell $(PYTHON) -c 'import importlib.util as u; print("" if u.find_spec("torch") else ".venv")')
+STAGES  ?= build test sanitize bench
+endif
 VENV    ?= .venv
 BACKEND ?= auto
 
@@ -16,13 +21,13 @@ BUILT := $(VENV)/.built
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
-CXX_FILES := $(shell find csrc bench -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help venv build demo test bench lint format clean build/.always
+.PHONY: help venv build demo test bench gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 venv: $(TOOLS)  ## the environment in .venv, with the versions pinned in requirements/dev.txt
 
@@ -37,6 +42,13 @@ test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST
 bench: build  ## the benchmarks, saved under bench/results (BENCH_ARGS)
 	$(PY) -m bench $(BENCH_ARGS)
 
+cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
+	$(PY) tests/cuda_code.py
+	$(PY) tests/cuda_build.py
+
+gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize bench" (and tune), RESULTS=folder; nine minutes
+	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
+
 lint: $(TOOLS)  ## ruff, clang-format and mypy; changes nothing
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -49,7 +61,7 @@ format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
 
 clean:  ## everything that make made
-	rm -rf .venv build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-cuda build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS): requirements/dev.txt

@@ -4,12 +4,12 @@
 later, CPython 3.10 and later. Where it cannot be built for want of a C++ compiler, the package installs without it and
 the Python backends do the work. A compiler that is there and fails, fails the build.
 
-``radam_fused/_C_cuda.abi3.so`` is the same for NVIDIA GPUs, built where torch is a CUDA build and nvcc is there, whether
-or not there is a GPU. It serves one CUDA major; apart from the other, so that one failing to load leaves the other.
+``radam_fused/_C_cuda.abi3.so`` is the same for NVIDIA GPUs, built where torch is a CUDA build and nvcc is there, with a
+GPU or without. It serves one CUDA major, and lies apart from the other so that one failing to load leaves the other.
 
 Environment: ``CXX`` names the compiler; ``RADAM_FUSED_NO_EXTENSION=1`` asks for the Python backends only;
-``RADAM_FUSED_NO_CUDA=1`` leaves the CUDA library out, ``FORCE_CUDA=1`` fails where it cannot be built; ``CUDA_HOME`` and
-``TORCH_CUDA_ARCH_LIST`` mean what they mean to torch; ``MAX_JOBS`` limits the compilers that run at once.
+``RADAM_FUSED_NO_CUDA=1`` leaves the CUDA library out, ``FORCE_CUDA=1`` fails where it cannot be built; ``CUDA_HOME``
+and ``TORCH_CUDA_ARCH_LIST`` mean what they mean to torch; ``MAX_JOBS`` limits the compilers that run at once.
 """
 
 import os
@@ -119,8 +119,8 @@ def plan_cuda(cpp_extension, torch_headers):
     if release is None or release[1] != version.cuda.partition(".")[0]:
         found = release[0].removeprefix("release ") if release else "a version that it does not tell"
         raise SystemExit(
-            f"radam_fused: torch {version.__version__} is built for CUDA {version.cuda}, but {nvcc} is CUDA {found}: the "
-            "majors must be the same.\n"
+            f"radam_fused: torch {version.__version__} is built for CUDA {version.cuda}, but {nvcc} is CUDA {found}: "
+            "the majors must be the same.\n"
             f"  Point CUDA_HOME to a CUDA {version.cuda} toolkit, install a torch built for CUDA {found}, or set\n"
             "  RADAM_FUSED_NO_CUDA=1 for an install without the CUDA library."
         )
@@ -157,7 +157,7 @@ def find_cuda_home(cpp_extension):
         return home
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        return home
+        return home if home and Path(home, "bin", "nvcc").exists() else None
     plan = subprocess.run([nvcc, "--dryrun", "none.cu"], capture_output=True, text=True, check=False).stderr
     top = re.search(r"^#\$ TOP=(.+)$", plan, re.MULTILINE)
     return os.path.realpath(top[1]) if top else str(Path(nvcc).parents[1])

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON_ONLY = "radam_fused: built without its C++ extension: "
 # What the environment of whoever runs the tests must not decide.
 UNSET = ("CXX", "CXXFLAGS", "CFLAGS", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH", "RADAM_FUSED_NO_EXTENSION")
-UNSET += ("RADAM_FUSED_BACKEND", "TRITON_INTERPRET")
+UNSET += ("RADAM_FUSED_BACKEND", "TRITON_INTERPRET", "FORCE_CUDA")
 
 
 def run(*command, cwd, path=None, fails=False, **environment):
@@ -33,7 +33,7 @@ def run(*command, cwd, path=None, fails=False, **environment):
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
-        env=clean | environment,
+        env=clean | {"RADAM_FUSED_NO_CUDA": "1"} | environment,  # CUDA is test_cuda_build.py's
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -287,12 +287,13 @@ def test_compiler_that_fails_fails_the_build(source, tmp_path, tools, real_compi
     assert said(output) == []
 
 
-def test_nvcc_without_a_cuda_library_to_build_is_no_obstacle(source, tmp_path, tools):
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a build with CUDA")
+def test_nvcc_with_a_torch_without_cuda_is_no_obstacle(source, tmp_path, tools):
     nvcc = executable(tmp_path / "cuda/bin/nvcc", "echo 'nvcc was called' >&2; exit 1")
-    wheel, output = make_wheel(source, tmp_path / "out", path=[tools, nvcc.parent])
+    wheel, output = make_wheel(source, tmp_path / "out", path=[tools, nvcc.parent], RADAM_FUSED_NO_CUDA="0")
     (line,) = said(output)
     assert str(nvcc.parents[1]) in line
-    assert "this version has no CUDA library to build" in line
+    assert "is a build without CUDA" in line
     assert "nvcc was called" not in output
     with zipfile.ZipFile(wheel) as archive:
         assert "radam_fused/_C.abi3.so" in archive.namelist()

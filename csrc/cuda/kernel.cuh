@@ -1,0 +1,18 @@
+// The kernel: one launch updates every segment of a bucket (csrc/tiles.h).
+#pragma once
+
+#include "../tiles.h"
+
+namespace radam_fused {
+
+// The blocks that an SM is promised to hold: 768 threads of at most 80 registers, or 512 of at most 128 for float64.
+// With eight elements each they have 96 KB in flight, several times what hides the latency of memory.
+template <typename P>
+constexpr int kBlocksPerSM = std::is_same_v<P, double> ? 4 : 6;
+
+template <typename P, typename G, typename Arguments>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM<P>) step_kernel(const __grid_constant__ Arguments arguments) {
+  walk_tiles<kThreads, P, G>(arguments, Place{blockIdx.x, gridDim.x, threadIdx.x});
+}
+
+}  // namespace radam_fused

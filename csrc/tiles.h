@@ -1,0 +1,221 @@
+// The walk over the flat index space that a GPU makes, once for the device and for the host, whose tests run these very
+// lines block by block and thread by thread (tests/cuda_walk.cpp).
+//
+// A tile is a stretch of kTile elements of one segment. Blocks take tiles in turn, threads share a tile's elements; no
+// thread needs another, so any number of either gives the same bits.
+#pragma once
+
+#include "access.h"
+#include "update.h"
+
+namespace radam_fused {
+
+constexpr int kTile = 1024;     // elements
+constexpr int kThreads = 128;   // a block
+constexpr int32_t kPlain = -1;  // for TileSegment::strides
+
+// A segment as it lies in the table on the device. It stays from step to step; the gradient's address does not.
+struct alignas(16) TileSegment {
+  void* param;
+  int64_t start;  // of its moments in the flat buffers, in elements
+  int64_t length;
+  uint32_t first_tile;
+  uint32_t row;
+  // Where its strides are described: the number of dimensions, then size, parameter stride and gradient stride of each,
+  // inner dimension first. kPlain when parameter, gradient and moments share one dense order.
+  int32_t strides;
+  uint32_t aligned;    // whether parameter and moments allow 16-byte accesses
+  uint32_t unused[2];  // no padding: tables are compared as bytes
+};
+
+// What a launch is given. The segments and their tiles stay from step to step; the rows, already rounded, and the
+// addresses of the gradients, one a segment, change, and go by value while they fit.
+struct alignas(16) LaunchTables {
+  const TileSegment* segments;
+  const int64_t* strides;
+  const int32_t* tile_segment;  // which segment each tile belongs to
+  void* exp_avg;
+  void* exp_avg_sq;
+  const unsigned char* rows;   // in device memory, or null: at the beginning of by_value
+  const unsigned char* grads;  // in device memory, or null: in by_value, grads_at bytes in
+  uint32_t grads_at;
+  uint32_t tiles;
+};
+
+// A kernel's only argument. 4 KB are what every CUDA allows, 32,764 bytes what CUDA 12.1 does from sm_70 on.
+template <int Bytes>
+struct LaunchArguments : LaunchTables {
+  static constexpr size_t kCapacity = Bytes - sizeof(LaunchTables);
+  alignas(16) unsigned char by_value[kCapacity];
+};
+
+using SmallArguments = LaunchArguments<4096>;
+using LargeArguments = LaunchArguments<32752>;
+
+struct Place {
+  uint32_t block, blocks, thread;
+};
+
+// A value that lies `at` bytes into a table, or into what was passed by value in its stead.
+template <typename Value>
+RADAM_HD Value from_either(const unsigned char* table, const unsigned char* by_value, uint32_t at) {
+  return table == nullptr ? read_argument<Value>(by_value + at) : look_up<Value>(table + at);
+}
+
+// The arrays of a tile, each from its own first element of the tile.
+template <typename P, typename G>
+struct Tile {
+  using T = Computed<P>;
+  P* p;
+  const G* g;
+  T* m;
+  T* v;
+};
+
+// Runs of N neighbours each, `distance` elements apart: all loads are on their way before the first is used.
+template <int N, int Runs, typename P, typename G>
+RADAM_HD void update_runs(const Tile<P, G>& tile, int at, int distance, const Row<Computed<P>>& row) {
+  using T = Computed<P>;
+  Run<P, N> p[Runs];
+  Run<G, N> g[Runs];
+  Run<T, N> m[Runs];
+  Run<T, N> v[Runs];
+  RADAM_UNROLL
+  for (int r = 0; r < Runs; ++r) {
+    p[r] = Run<P, N>::load(tile.p + at + r * distance);
+    g[r] = Run<G, N>::load(tile.g + at + r * distance);
+    m[r] = Run<T, N>::load(tile.m + at + r * distance);
+    v[r] = Run<T, N>::load(tile.v + at + r * distance);
+  }
+  RADAM_UNROLL
+  for (int r = 0; r < Runs; ++r) {
+    RADAM_UNROLL
+    for (int i = 0; i < N; ++i) {
+      T value = widen(p[r].value[i]);
+      update_element<T>(value, widen(g[r].value[i]), m[r].value[i], v[r].value[i], row);
+      p[r].value[i] = Narrow<P>::from(value);
+    }
+    p[r].store(tile.p + at + r * distance);
+    m[r].store(tile.m + at + r * distance);
+    v[r].store(tile.v + at + r * distance);
+  }
+}
+
+// How many neighbours one thread takes, so that the narrowest of its arrays fills an access, and how many such runs it
+// has in flight: 8 elements (4 of float64, whose registers are twice as wide).
+template <typename P, typename G>
+struct Share {
+  static constexpr int kRun = kAccess / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
+  static constexpr int kInFlight = std::is_same_v<P, double> ? 4 : 8;
+  static constexpr int kRuns = kInFlight / kRun;
+};
+
+// A whole tile whose arrays are all aligned: nothing but 16-byte accesses.
+template <int Threads, typename P, typename G>
+RADAM_HD void update_full(const Tile<P, G>& tile, int thread, const Row<Computed<P>>& row) {
+  using S = Share<P, G>;
+  static_assert(kTile % (Threads * S::kInFlight) == 0, "every thread takes the same share of a whole tile");
+  RADAM_UNROLL
+  for (int at = 0; at < kTile; at += Threads * S::kInFlight) {
+    update_runs<S::kRun, S::kRuns>(tile, at + thread * S::kRun, Threads * S::kRun, row);
+  }
+}
+
+// The last tile of a segment: 16-byte accesses up to its ragged end, and single elements there.
+template <int Threads, typename P, typename G>
+RADAM_HD void update_ragged(const Tile<P, G>& tile, int length, int thread, const Row<Computed<P>>& row) {
+  constexpr int kRun = Share<P, G>::kRun;
+  const int whole = length - length % kRun;
+  for (int at = thread * kRun; at < whole; at += Threads * kRun) update_runs<kRun, 1>(tile, at, 0, row);
+  for (int at = whole + thread; at < length; at += Threads) update_runs<1, 1>(tile, at, 0, row);
+}
+
+// Arrays that do not allow wider accesses: a view that starts between two of them.
+template <int Threads, typename P, typename G>
+RADAM_HD void update_single(const Tile<P, G>& tile, int length, int thread, const Row<Computed<P>>& row) {
+  for (int at = thread; at < length; at += Threads) update_runs<1, 1>(tile, at, 0, row);
+}
+
+struct Offsets {
+  int64_t param, grad;
+};
+
+// Where the element at a position in the moments' order lies in its parameter and its gradient.
+template <typename Index>
+RADAM_HD Offsets locate(const int64_t* strides, Index position) {
+  Offsets at{0, 0};
+  for (int64_t dims = *strides++; dims > 0; --dims, strides += 3) {
+    const Index size = Index(strides[0]);
+    const Index outer = position / size;
+    const int64_t index = int64_t(position - outer * size);
+    at.param += index * strides[1];
+    at.grad += index * strides[2];
+    position = outer;
+  }
+  return at;
+}
+
+// Parameter and gradient in different orders, or with gaps. `tile` has their first elements, not the tile's.
+template <int Threads, typename Index, typename P, typename G>
+RADAM_HD void update_strided(const Tile<P, G>& tile, int64_t offset, int length, const int64_t* strides, int thread,
+                             const Row<Computed<P>>& row) {
+  for (int at = thread; at < length; at += Threads) {
+    const Offsets element = locate(strides, Index(offset + at));
+    update_runs<1, 1>(Tile<P, G>{tile.p + element.param, tile.g + element.grad, tile.m + at, tile.v + at}, 0, 0, row);
+  }
+}
+
+RADAM_HD bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kAccess == 0; }
+
+// One thread's share of one tile. The only 64-bit arithmetic on indices is here, outside of the loops over elements.
+template <int Threads, typename P, typename G, typename Arguments>
+RADAM_HD void update_tile(const Arguments& arguments, uint32_t number, int32_t index, int thread) {
+  using T = Computed<P>;
+  const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
+  const G* grad = from_either<const G*>(arguments.grads, arguments.by_value + arguments.grads_at, index * sizeof(grad));
+  const Row<T> row = from_either<Row<T>>(arguments.rows, arguments.by_value, segment.row * sizeof(row));
+  const int64_t offset = int64_t(number - segment.first_tile) * kTile;
+  const int length = segment.length - offset < kTile ? int(segment.length - offset) : kTile;
+
+  Tile<P, G> tile;
+  tile.p = static_cast<P*>(segment.param);
+  tile.g = grad;
+  tile.m = static_cast<T*>(arguments.exp_avg) + (segment.start + offset);
+  tile.v = static_cast<T*>(arguments.exp_avg_sq) + (segment.start + offset);
+  if (segment.strides != kPlain) {
+    const int64_t* strides = arguments.strides + segment.strides;
+    if (segment.length <= INT32_MAX) {
+      update_strided<Threads, uint32_t>(tile, offset, length, strides, thread, row);
+    } else {
+      update_strided<Threads, uint64_t>(tile, offset, length, strides, thread, row);
+    }
+    return;
+  }
+  tile.p += offset;
+  tile.g += offset;
+  if (!segment.aligned || !is_aligned(grad)) {
+    update_single<Threads>(tile, length, thread, row);
+  } else if (length < kTile) {
+    update_ragged<Threads>(tile, length, thread, row);
+  } else {
+    update_full<Threads>(tile, thread, row);
+  }
+}
+
+// One thread's share of the whole launch. The next tile's segment is looked up while this tile's elements are moving.
+template <int Threads, typename P, typename G, typename Arguments>
+RADAM_HD void walk_tiles(const Arguments& arguments, const Place& place) {
+  uint32_t tile = place.block;
+  if (tile >= arguments.tiles) return;
+  int32_t segment = look_up<int32_t>(arguments.tile_segment + tile);
+  while (true) {
+    const uint32_t next = tile + place.blocks;
+    const int32_t next_segment = next < arguments.tiles ? look_up<int32_t>(arguments.tile_segment + next) : 0;
+    update_tile<Threads, P, G>(arguments, tile, segment, int(place.thread));
+    if (next >= arguments.tiles) return;
+    tile = next;
+    segment = next_segment;
+  }
+}
+
+}  // namespace radam_fused

@@ -1,0 +1,123 @@
+"""Builds the CUDA library against a CUDA build of torch and imports it: ``python tests/cuda_build.py``, no GPU needed.
+
+torch comes from the package index into .venv-cuda (about 5 GB unpacked), which stays for the next time. The build is
+that of a user: setup.py in a copy of the sources, every default architecture. Then the library has to load, to have
+registered its operator for CUDA tensors, and `available_backends` has to say what is missing here: a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = ROOT / ".venv-cuda"
+TORCH = {"12": "torch==2.10.0", "13": "torch==2.11.0"}
+"""What the package index has for each CUDA major."""
+BUILD = ("setuptools>=77,<82", "wheel", "ninja", "numpy")
+SOURCES = ("csrc", "radam_fused", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+SECONDS = 120
+"""How long the build may take on two cores."""
+
+LOOK = """
+import json, torch, radam_fused
+from radam_fused import _C_cuda
+dump = torch._C._dispatch_dump("radam_fused::step_native")
+key = "CUDA"
+print(json.dumps({
+    "torch": torch.__version__,
+    "cuda": torch.version.cuda,
+    "gpu": torch.cuda.is_available(),
+    "library": _C_cuda.__file__,
+    "built_with": _C_cuda.cuda_version(),
+    "architectures": _C_cuda.architectures(),
+    "operators": [n for n in torch._C._dispatch_get_registrations_for_dispatch_key(key) if n.startswith("radam_fused")],
+    "native": [line for line in dump.splitlines() if line.startswith(("CPU:", "CUDA:"))],
+    "backends": radam_fused.available_backends(),
+}))
+"""
+
+
+def run(*command: object, **environment: str) -> str:
+    """Output of a command, which must succeed."""
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=tempfile.gettempdir(),
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stdout)
+        sys.exit(f"failed: {' '.join(map(str, command))}")
+    return done.stdout
+
+
+def environment() -> Path:
+    """The Python of .venv-cuda, with a torch for the CUDA major of nvcc in it."""
+    major = re.search(r"release (\d+)\.", run("nvcc", "--version"))[1]
+    python = ENVIRONMENT / "bin" / "python"
+    wanted = TORCH[major]
+    if not python.exists():
+        run(sys.executable, "-m", "venv", ENVIRONMENT)
+    installed = run(python, "-m", "pip", "list", "--format=freeze")
+    if wanted not in installed.replace("+", "\n"):
+        print(f"installing {wanted} for CUDA {major} into {ENVIRONMENT.name}", flush=True)
+        run(python, "-m", "pip", "install", "--quiet", wanted)
+    run(python, "-m", "pip", "install", "--quiet", *BUILD)
+    return python
+
+
+def build(python: Path) -> float:
+    """Installs the package as a user would; returns the seconds that takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in SOURCES:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, Path(folder, name), ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+            else:
+                shutil.copy(source, folder)
+        start = time.perf_counter()
+        install = ("-m", "pip", "install", "--quiet", "--force-reinstall", "--no-build-isolation", "--no-deps", folder)
+        run(python, *install, FORCE_CUDA="1", MAX_JOBS="2")
+        return time.perf_counter() - start
+
+
+def main() -> int:
+    if shutil.which("nvcc") is None:
+        sys.exit("make cuda-check compiles CUDA code (it runs none): put the nvcc of a CUDA toolkit on PATH")
+    python = environment()
+    seconds = build(python)
+    found = json.loads(run(python, "-c", LOOK).splitlines()[-1])
+    print(f"\nBuilt in {seconds:.0f} s (two jobs) against torch {found['torch']}; loaded {Path(found['library']).name}")
+    print(f"  CUDA {found['built_with']}, architectures {found['architectures']}")
+    print("  operators with a CUDA kernel: " + ", ".join(found["operators"]))
+    for line in found["native"]:
+        print(f"  step_native on {line}")
+    print(f"  available_backends()['cuda']: {found['backends']['cuda']}\n")
+
+    wrong = []
+    if seconds > SECONDS:
+        wrong.append(f"the build took {seconds:.0f} s, more than {SECONDS}")
+    if "radam_fused::step_native" not in found["operators"]:
+        wrong.append("step_native has no CUDA kernel")
+    if not any("csrc/cuda/step.cpp" in line for line in found["native"]):
+        wrong.append("step_native's CUDA kernel is not the one of csrc/cuda")
+    reason = found["backends"]["cuda"]
+    if (reason is None) != found["gpu"] or (reason is not None and "torch sees no GPU" not in reason):
+        wrong.append(f"available_backends() should say that torch sees no GPU; it says {reason!r}")
+    print("\n".join(wrong) if wrong else "the CUDA library builds, links, loads and registers")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
