@@ -18,7 +18,8 @@ class TensorList {
     TORCH_ERROR_CODE_CHECK(torch_list_size(handle_, &size_));
   }
   ~TensorList() {
-    for (size_t i = 0; i < size_; ++i) aoti_torch_delete_tensor_object((*this)[i]);
+    // From the end: what was read last is still in the caches.
+    for (size_t i = size_; i-- > 0;) aoti_torch_delete_tensor_object((*this)[i]);
     torch_delete_list(handle_);
   }
   TensorList(const TensorList&) = delete;
