@@ -43,10 +43,10 @@ class FusedRAdam(Optimizer):
         degenerated_to_sgd: before that, step by the momentum alone (True) or leave the parameters (False).
         rectification: ``"first_order"`` (the paper's equation 6), ``"exact"`` (its Theorem 1) or ``"none"`` (Adam, or
             AdamW with ``decoupled_weight_decay``).
-        backend: ``"auto"``, ``"triton"``, ``"cpu"`` or ``"reference"``; under ``"auto"`` the environment variable
-            ``RADAM_FUSED_BACKEND`` decides, then the device. See `radam_fused.available_backends`.
-        flatten: make parameters and gradients views of flat buffers: a step then costs the host the same for one
-            tensor or ten thousand. Gradients stay allocated, and `zero_grad` is one memset.
+        backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``; under ``"auto"`` the environment
+            variable ``RADAM_FUSED_BACKEND`` decides, then the device. See `radam_fused.available_backends`.
+        flatten: make parameters and gradients views of flat buffers: a step is then one segment, whatever the number
+            of tensors. Gradients stay allocated, and `zero_grad` is one memset.
         state_dtype, master_weights, rounding, max_grad_norm, zero_grads: not supported yet beyond their defaults.
 
     Raises:
