@@ -1,0 +1,89 @@
+"""Whether what was timed is right: one more step, beside the same step by the `reference` backend.
+
+The contestant's parameters and moments, as the timed steps left them, are copied into one flat array each; reference
+takes one step from there (it computes every element by itself, so the layout does not matter), the contestant another.
+For FusedRAdam the bits must be equal. A contestant that moves nothing passes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu.contestants import HYPERPARAMETERS, Runner
+from radam_fused import FusedRAdam
+
+TOLERANCE = 1e-5
+"""For peers in fp32: the largest difference relative to the largest parameter, which a step moves by 1e-3 and more."""
+
+
+@dataclass
+class Check:
+    """What the comparison found.
+
+    Attributes:
+        step: the step that was compared.
+        moved: the part of the parameters that the step changed.
+        same_bits: whether parameters and moments are reference's, bit by bit.
+        difference: the largest difference of parameters relative to the largest.
+    """
+
+    step: int
+    moved: float
+    same_bits: bool
+    difference: float
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One array with every element, in the order of memory within each tensor; a copy."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Equal bits; there is no NaN to make exceptions for."""
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
+    return a.dtype == b.dtype and torch.equal(a.view(integer), b.view(integer))
+
+
+def _moments(runner: Runner, name: str) -> Tensor:
+    return _flat(runner.optimizer.state[p][name] for p in runner.params)
+
+
+@torch.no_grad()
+def _expected(runner: Runner) -> tuple[int, Tensor, dict[str, Tensor]]:
+    """Which step comes next, the parameters before it, and what reference makes of parameters and moments."""
+    before = _flat(runner.params)
+    param = torch.nn.Parameter(before.clone())
+    grads = [p.grad for p in runner.params if p.grad is not None]
+    param.grad = _flat(grads)
+    taken = int(runner.optimizer.state[runner.params[0]]["step"])
+    state: dict[str, Any] = {"step": torch.tensor(float(taken))}
+    for name in ("exp_avg", "exp_avg_sq"):
+        state[name] = _moments(runner, name)
+    reference = FusedRAdam([param], backend="reference", **HYPERPARAMETERS)
+    reference.load_state_dict({"state": {0: state}, "param_groups": reference.state_dict()["param_groups"]})
+    del state, grads
+    reference.step()
+    moments = {name: reference.state[param][name] for name in ("exp_avg", "exp_avg_sq")}
+    return taken + 1, before, {"param": param.detach(), **moments}
+
+
+@torch.no_grad()
+def against_reference(runner: Runner) -> Check:
+    """Takes one more step of the contestant and of reference."""
+    step, before, expected = _expected(runner)
+    runner.step()
+    after = _flat(runner.params)
+    moved = float((after != before).sum(dtype=torch.int64)) / max(after.numel(), 1)
+    del before
+    same = _equal(after, expected["param"])
+    largest = float(expected["param"].abs().max())
+    difference = float((after - expected.pop("param")).abs().max()) / largest
+    del after
+    for name in ("exp_avg", "exp_avg_sq"):
+        same = same and _equal(_moments(runner, name), expected.pop(name))
+    return Check(step, moved, same, difference)

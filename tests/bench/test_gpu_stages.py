@@ -1,0 +1,199 @@
+"""The runner behind ``make gpu``: limits, judgements, logs; with stages that take no GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.gpu import __main__ as command
+from bench.gpu import plan
+from bench.gpu.stages import FAILED, PASSED, SKIPPED, Outcome, Stage, Task, run, run_stage
+
+
+def python(name: str, code: str, **options: object) -> Task:
+    return Task(name, [sys.executable, "-c", code], **options)
+
+
+def test_a_failing_task_does_not_stop_the_others(tmp_path):
+    first = Stage("one", [python("bad", "print('oh'); raise SystemExit(3)"), python("good", "print('fine')")], 60, 0)
+    second = Stage("two", [python("good", "print('too')")], 60, 0)
+    shown = []
+    outcomes = run([first, second], 60, tmp_path, after=lambda stage, done: shown.append((stage.name, len(done))))
+    assert [(o.task, o.status) for o in outcomes] == [("bad", FAILED), ("good", PASSED), ("good", PASSED)]
+    assert outcomes[0].reason == "exit status 3: oh"
+    assert [o.log for o in outcomes] == ["oh\n", "fine\n", "too\n"]
+    assert shown == [("one", 2), ("two", 1)]
+
+
+def test_a_task_that_takes_too_long_is_interrupted_and_may_say_so(tmp_path):
+    code = "import time\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n print('was here')"
+    began = time.monotonic()
+    (outcome,) = run_stage(Stage("s", [python("slow", code)], 9, 0), 1.5, tmp_path)
+    assert time.monotonic() - began < 7
+    assert outcome.status == FAILED
+    assert outcome.reason.startswith("cut off after")
+    assert outcome.log == "was here\n"
+
+
+def test_one_that_does_not_listen_is_killed_with_its_children(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.stages.GRACE", 0.3)
+    ignore = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    child = f"{ignore} time.sleep(2.5); open({str(tmp_path / 'child')!r}, 'w')"
+    code = f"{ignore} import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    (outcome,) = run_stage(Stage("s", [python("deaf", code)], 9, 0), 1.0, tmp_path)
+    assert outcome.status == FAILED
+    assert outcome.seconds < 2.5
+    time.sleep(3.0 - outcome.seconds)
+    assert not (tmp_path / "child").exists()
+
+
+def test_tasks_together_share_the_time(tmp_path):
+    stage = Stage("s", [python(str(k), "import time; time.sleep(1.5)") for k in range(2)], 60, 0, together=True)
+    began = time.monotonic()
+    assert [o.status for o in run_stage(stage, 60, tmp_path)] == [PASSED, PASSED]
+    assert time.monotonic() - began < 2.9
+
+
+def test_a_stage_leaves_the_next_what_they_need(tmp_path):
+    limits = []
+    stages = [Stage("a", [], 100, 20), Stage("b", [], 100, 30), Stage("c", [], 100, 40)]
+    run(stages, 120, tmp_path, before=lambda stage, limit: limits.append(round(limit)))
+    assert limits == [50, 80, 100]
+
+
+def test_nothing_starts_without_time_and_what_is_missing_is_skipped(tmp_path):
+    tasks = [python("late", "1"), python("absent", "1", missing="no such tool"), Task("none", ["/no/such/program"])]
+    outcomes = run_stage(Stage("s", tasks, 60, 0), 0.0, tmp_path)
+    assert [o.status for o in outcomes] == [FAILED, SKIPPED, FAILED]
+    assert outcomes[1].reason == "no such tool"
+    assert "No such file" in run_stage(Stage("s", tasks[2:], 60, 0), 10.0, tmp_path)[0].reason
+
+
+def test_environment_and_seconds_reach_the_task(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAKEN_AWAY", "1")
+    code = "import os, sys; print(os.environ.get('TAKEN_AWAY'), os.environ['GIVEN'], sys.argv[1])"
+    environment = {"TAKEN_AWAY": None, "GIVEN": "2"}
+    task = Task("t", [sys.executable, "-c", code, "{seconds}"], environment, limit=30.0)
+    (outcome,) = run_stage(Stage("s", [task], 60, 0), 60, tmp_path)
+    assert outcome.log == "None 2 30\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "verdict"),
+    [
+        (0, "....\n12 passed, 3 skipped in 1.25s\n", (PASSED, "12 passed, 3 skipped")),
+        (0, "==== 12 passed in 61.25s (0:01:01) ====\n", (PASSED, "12 passed")),
+        (0, "3 skipped in 1.25s\n", (FAILED, "no test ran (3 skipped)")),
+        (5, "no tests ran in 0.01s\n", (FAILED, "no summary")),
+        (
+            1,
+            "FAILED tests/a.py::b - oh\n1 failed, 2 passed in 1.0s",
+            (FAILED, "1 failed, 2 passed; FAILED tests/a.py::b - oh"),
+        ),
+    ],
+)
+def test_tests_are_judged(status, log, verdict):
+    assert plan.judge_pytest(status, log) == verdict
+
+
+CLEAN = "exercised cuda: 12 runs\nexercised triton: 12 runs\n========= ERROR SUMMARY: 0 errors\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "expected"),
+    [
+        (0, CLEAN, PASSED),
+        (
+            0,
+            CLEAN.replace("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"),
+            PASSED,
+        ),
+        (0, "exercised triton: 12 runs\nabsent cuda: not built\n========= ERROR SUMMARY: 0 errors\n", PASSED),
+        (9, CLEAN.replace("0 errors", "3 errors"), FAILED),
+        (9, CLEAN, FAILED),
+        (0, "========= ERROR SUMMARY: 0 errors\n", FAILED),
+        (0, "absent cuda: no\nabsent triton: no\n========= ERROR SUMMARY: 0 errors\n", SKIPPED),
+        (1, "AssertionError: cuda: tensor 3\n========= ERROR SUMMARY: 0 errors\n", FAILED),
+        (0, "exercised triton: 12 runs\n", FAILED),
+        (255, "========= Error: Device not supported. Please refer to the documentation\n", SKIPPED),
+        (1, "", FAILED),
+    ],
+)
+def test_sanitizers_are_judged(status, log, expected):
+    assert plan.judge_sanitizer(status, log)[0] == expected
+
+
+def test_the_planted_error_is_judged():
+    assert plan.judge_planted(9, "========= Invalid __global__ write of size 4 bytes\n")[0] == PASSED
+    assert plan.judge_planted(0, CLEAN)[0] == FAILED
+    assert plan.judge_planted(255, "========= Error: Device not supported\n")[0] == SKIPPED
+
+
+def test_builds_and_backends_are_judged():
+    assert plan.judge_build(0, "") == (PASSED, "")
+    assert "nvcc fatal error: oh" in plan.judge_build(1, "fine\nnvcc fatal error: oh\n")[1]
+    assert plan.judge_backends(0, "triton: runs here\n") == (PASSED, "triton: runs here")
+    assert plan.judge_backends(1, "cpu: runs here\nMISSING cuda: not built\n") == (FAILED, "MISSING cuda: not built")
+    assert plan.judge_backends(1, "ImportError: no\n") == (FAILED, "ImportError: no")
+
+
+def test_the_plan_fits_its_time():
+    stages = plan.stages(Path("results"))
+    assert list(stages)[:4] == list(plan.DEFAULT)
+    assert sum(stages[name].least for name in plan.DEFAULT) < plan.TOTAL < 540
+    assert all(stage.least <= stage.limit for stage in stages.values())
+
+
+def fake(failing: bool):
+    def stages(folder: Path) -> dict[str, Stage]:
+        tasks = [python("fine", f"print({str(plan.ROOT)!r})"), python("bad", f"raise SystemExit({int(failing)})")]
+        return {"build": Stage("build", tasks, 60, 0), "bench": Stage("bench", [], 60, 0)}
+
+    return stages
+
+
+@pytest.mark.parametrize("failing", [True, False], ids=["failing", "fine"])
+def test_command(failing, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "stages", fake(failing))
+    monkeypatch.setattr(command, "ask_machine", lambda: {"gpu": {"name": "NVIDIA X 1"}, "versions": {}})
+    assert command.main(["--stages", "build", "bench", "--results", str(tmp_path)]) == int(failing)
+    shown = capsys.readouterr().out
+    assert "passed  build fine" in shown
+    assert ("failed  build bad" in shown) == failing
+    kept = json.loads((tmp_path / "stages.json").read_text())
+    assert kept["gpu"]["name"] == "NVIDIA X 1"
+    assert [stage["task"] for stage in kept["stages"]] == ["fine", "bad"]
+    log = (tmp_path / "log.txt").read_text()
+    assert str(plan.ROOT) not in log
+    assert "##### build fine: passed" in log
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+def test_command_refuses_unknown_stages(capsys):
+    with pytest.raises(SystemExit):
+        command.parse(["--stages", "built"])
+    assert "invalid choice" in capsys.readouterr().err
+    assert command.parse([]).stages == ["build", "test", "sanitize", "bench"]
+    assert command.parse(["--stages", "tune"]).stages == ["tune"]
+
+
+def test_machine_is_asked_in_another_process():
+    about = command.ask_machine()
+    assert about["gpu"]["name"] != "unknown", about
+    assert about["versions"]["torch"]
+
+
+def test_names_of_folders():
+    assert command.slug("NVIDIA H200") == "nvidia-h200"
+    assert command.slug("NVIDIA GeForce RTX 4090 (µ)") == "nvidia-geforce-rtx-4090"
+    assert command.slug("") == "unknown"
+
+
+def test_table_counts():
+    outcomes = [Outcome("a", "b", PASSED, "", 1.0), Outcome("a", "c", FAILED, "why", 2.0)]
+    assert command.table(outcomes).endswith("1 of 2 failed")
+    assert command.table(outcomes[:1]).endswith("nothing failed")
