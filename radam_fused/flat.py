@@ -2,9 +2,10 @@
 
 A step is then one segment a row, whatever the number of tensors. What has to be noticed is that somebody has taken a
 view away: ``model.zero_grad()`` sets ``p.grad`` to None, a fresh gradient comes from elsewhere, a parameter moves.
-Every view holds one reference to its buffer's storage, and nothing here holds a view, so the number of references
-tells, in constant time, unless whoever replaced a view still holds the old one. For that case tensors are looked at
-themselves, up to `GRADIENTS` a step and then in rotation.
+Up to `HELD` gradients are compared with their views, object by object, in each step. Of more, no view is held here, so
+that each holds one reference to its buffer's storage and the number of references tells, in constant time, that one has
+gone; `SAMPLE` of them a step, in rotation, are looked at themselves, as somebody may have taken a reference in the same
+moment. So it is with the storage of parameters.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from .checks import check_gradients
 from .host import same_gradients
 from .layout import Bucket, Plan, fingerprint
 
-GRADIENTS = 512
-"""Gradients whose identity is looked at in each step: all of most models, otherwise in rotation."""
+HELD = 512
+"""Up to so many tensors, all of most models, every gradient is looked at in every step (30 us)."""
 SAMPLE = 32
-"""Parameters whose storage is looked at in each step, in rotation."""
+"""Of more gradients, and of the parameters' storage, so many are looked at in each step, in rotation."""
 
 
 class FlatBuffers:
@@ -48,9 +49,11 @@ class FlatBuffers:
         self.param = torch.zeros(bucket.length, dtype=bucket.dtype, device=bucket.device)
         self.grad = torch.zeros(bucket.length, dtype=bucket.dtype, device=bucket.device)
         self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
-        self._bound = [id(None)] * len(bucket.params)  # the identity of each p.grad when it was last looked at
-        self._missing: list[int] = []
-        self._next_sample = self._next_gradient = 0
+        count = len(bucket.params)
+        self._views: list[Tensor | None] | None = [None] * count if count <= HELD else None
+        self._missing = list(range(count))
+        self._is_missing = [True] * count
+        self._next_parameter = self._next_gradient = 0
         self._runs_of: Plan | None = None
         with torch.no_grad():
             for index, p in enumerate(bucket.params):
@@ -58,7 +61,8 @@ class FlatBuffers:
                 view.copy_(p)
                 p.data = view
                 if p.grad is None and attach:
-                    p.grad = torch.zeros_like(p)
+                    p.grad = bucket.view(self.grad, index)
+                    self._is_missing[index] = False
         bucket.strides = list(bucket.moment_strides)
         self._references = [-1, -1]
         self.collect()
@@ -92,37 +96,40 @@ class FlatBuffers:
 
     def check_storage(self) -> None:
         """Raises if a parameter is no longer a view of the flat buffer: at once, or after some steps (see above)."""
-        count = len(self._bucket.params)
         if self._counted(0):
-            sample = range(self._next_sample, min(self._next_sample + SAMPLE, count))
-            self._next_sample = sample.stop if sample.stop < count else 0
+            sample, self._next_parameter = self._sample(self._next_parameter)
             self._check_storage(sample)
         else:
-            self._check_storage(range(count))
+            self._check_storage(range(len(self._is_missing)))
             self._count(0)
 
+    def _sample(self, position: int) -> tuple[range, int]:
+        """The indices to look at in this step, and where the next one goes on."""
+        count = len(self._is_missing)
+        sample = range(position, min(position + SAMPLE, count))
+        return sample, sample.stop if sample.stop < count else 0
+
     def _looks_bound(self) -> bool:
-        count = len(self._bound)
-        begin, end = self._next_gradient, min(self._next_gradient + GRADIENTS, count)
-        self._next_gradient = end if end < count else 0
-        return self._counted(1) and same_gradients(self._bucket.params, self._bound, begin, end)
+        if self._views is not None:
+            return same_gradients(self._bucket.params, self._views)
+        sample, self._next_gradient = self._sample(self._next_gradient)
+        return self._counted(1) and all(map(self._is_bound, sample))
 
-    def _strays(self) -> list[tuple[int, Tensor | None]]:
-        """Every gradient that is not what it was.
-
-        A tensor made after a view has gone may have its identity, so its memory decides.
-        """
-        return [
-            (index, grad)
-            for index, p in enumerate(self._bucket.params)
-            if id(grad := p.grad) != self._bound[index] or not (grad is None or self._is_view(grad, index))
-        ]
-
-    def _is_view(self, grad: Tensor, index: int) -> bool:
+    def _is_bound(self, index: int) -> bool:
+        """Whether a gradient is the buffer's view, or None where it was None."""
+        grad = self._bucket.params[index].grad
+        if grad is None or self._is_missing[index]:
+            return grad is None and self._is_missing[index]
         if grad.layout != torch.strided or grad.dtype != self._bucket.dtype or grad.device != self._bucket.device:
             return False
         address = self.grad.data_ptr() + self._bucket.starts[index] * grad.element_size()
-        return grad.numel() == 0 or (grad.data_ptr() == address and grad.stride() == self._bucket.moment_strides[index])
+        same_memory = grad.numel() == 0 or grad.data_ptr() == address
+        return same_memory and grad.stride() == self._bucket.moment_strides[index]
+
+    def _strays(self) -> list[tuple[int, Tensor | None]]:
+        """Every gradient that is not bound."""
+        params = self._bucket.params
+        return [(index, params[index].grad) for index in range(len(params)) if not self._is_bound(index)]
 
     def collect(self) -> list[int]:
         """Brings every gradient into the flat buffer and returns the segments that have none.
@@ -143,16 +150,17 @@ class FlatBuffers:
 
     def _bind(self, index: int, grad: Tensor | None) -> None:
         """Makes ``p.grad`` a view of the flat buffer with the values of `grad`; None stays None."""
-        view = None
+        self._is_missing[index] = grad is None
         if grad is not None:
             view = self._bucket.view(self.grad, index)
             view.copy_(grad)
             self._bucket.params[index].grad = view
-        self._bound[index] = id(view)
 
     def _settle(self) -> None:
         """Remembers how things are, after every gradient has been looked at."""
-        self._missing = [index for index, grad in enumerate(self._bound) if grad == id(None)]
+        self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
+        if self._views is not None:
+            self._views = [p.grad for p in self._bucket.params]
         self._count(1)
 
     def zero_grads(self) -> None:
@@ -171,6 +179,8 @@ class FlatBuffers:
         if self._runs_of is not plan:
             self._runs = self._merge(plan)
             self._runs_of = plan
+            for which in range(2):  # the runs are views too; `collect` has just seen that all else is in place
+                self._count(which)
         return self._runs
 
     def _merge(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:

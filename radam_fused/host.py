@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor
@@ -19,9 +19,9 @@ except ImportError:
         """Whether the values of a dict are the very objects of a list, in order."""
         return identical(list(entries.values()), values)
 
-    def same_gradients(params: list[Tensor], ids: list[int], begin: int, end: int) -> bool:
-        """Whether ``id(params[i].grad) == ids[i]`` for begin <= i < end."""
-        return [id(p.grad) for p in params[begin:end]] == ids[begin:end]
+    def same_gradients(params: list[Tensor], grads: list[Tensor | None]) -> bool:
+        """Whether ``params[i].grad is grads[i]`` for every i."""
+        return len(params) == len(grads) and all(map(is_, map(attrgetter("grad"), params), grads))
 
     def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """The gradients of parameters, and the indices of those that have none."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
-from radam_fused.flat import SAMPLE
+from radam_fused.flat import HELD, SAMPLE
 from tests.helpers import filled, same_bits
 
 LAYOUTS = ["size_0", "size_1", "size_3", "0-d", "size_257", "transposed", "channels_last", "matrix", "strided"]
@@ -267,10 +267,11 @@ def calls_of_a_step(count: int, flatten: bool) -> int:
     return calls
 
 
-def test_python_calls_do_not_grow_with_the_tensors() -> None:
-    few, many = calls_of_a_step(64, flatten=True), calls_of_a_step(1024, flatten=True)
-    assert many <= few + 5
-    assert few < 1500
+@pytest.mark.parametrize(("few", "many"), [(64, HELD), (2 * HELD, 4 * HELD)], ids=["compared", "counted"])
+def test_python_calls_do_not_grow_with_the_tensors(few: int, many: int) -> None:
+    calls = calls_of_a_step(few, flatten=True)
+    assert calls_of_a_step(many, flatten=True) <= calls + 5
+    assert calls < 1500
 
 
 # Gradients that are taken away, come back, or lie elsewhere.
@@ -575,3 +576,44 @@ def test_copies_have_buffers_of_their_own(copier: Callable) -> None:
     assert all(same_bits(p, b) for p, b in zip(net.parameters(), before, strict=True))
     train(opt, range(3, 6))
     assert same(opt, opt2)
+
+
+# More tensors than are compared one by one: what they do is the same, noticed by counting references.
+
+
+@pytest.fixture
+def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radam_fused.flat.HELD", 0)
+
+
+@pytest.mark.usefixtures("_counted")
+@pytest.mark.parametrize("index", [0, 40, 70, MANY - 1])
+def test_counted_gradient_replaced(index: int) -> None:
+    test_gradient_replaced_by_another_tensor(index, held=False)
+
+
+@pytest.mark.usefixtures("_counted")
+@pytest.mark.parametrize("held", [False, True], ids=["dropped", "held"])
+def test_counted_gradients_of_several_tasks(held: bool) -> None:
+    test_gradients_of_several_tasks_combined(held)
+
+
+@pytest.mark.usefixtures("_counted")
+def test_counted_model_zero_grad() -> None:
+    test_model_zero_grad_sets_none_and_backward_brings_new_gradients()
+
+
+@pytest.mark.usefixtures("_counted")
+def test_counted_replacement_in_the_step_after_the_runs_were_made() -> None:
+    """The runs are views that come after the gradients were counted; what goes in the next step must still show."""
+    for index in range(3):
+        opts = pair()
+        for t in range(6):
+            for opt in opts:
+                for i, p in enumerate(params_of(opt)):
+                    give(p, 1000 * t + i)
+                if t == 1:
+                    p = params_of(opt)[50 + index]
+                    p.grad = p.grad * -3.0
+                opt.step()
+            assert same(*opts)

@@ -41,16 +41,14 @@ PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
 }
 
 PyObject* same_gradients(PyObject*, PyObject* args) {
-  PyObject *params, *ids;
-  Py_ssize_t begin, end;
-  if (!PyArg_ParseTuple(args, "O!O!nn", &PyList_Type, &params, &PyList_Type, &ids, &begin, &end)) return nullptr;
-  if (begin < 0 || end > PyList_Size(params) || end > PyList_Size(ids)) {
-    return PyErr_Format(PyExc_IndexError, "begin and end must lie within both lists");
-  }
-  for (Py_ssize_t i = begin; i < end; ++i) {
-    PyObject* grad = grad_of(params, i, end);
+  PyObject *params, *grads;
+  if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &params, &PyList_Type, &grads)) return nullptr;
+  const Py_ssize_t size = PyList_Size(params);
+  if (PyList_Size(grads) != size) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* grad = grad_of(params, i, size);
     if (grad == nullptr) return nullptr;
-    const bool same = static_cast<void*>(grad) == PyLong_AsVoidPtr(PyList_GetItem(ids, i));
+    const bool same = grad == PyList_GetItem(grads, i);
     Py_DECREF(grad);
     if (!same) Py_RETURN_FALSE;
   }
@@ -86,7 +84,7 @@ PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
     {"identical", identical, METH_VARARGS, "Whether two lists hold the very same objects."},
     {"holds_exactly", holds_exactly, METH_VARARGS, "Whether the values of a dict are the very objects of a list."},
-    {"same_gradients", same_gradients, METH_VARARGS, "Whether id(params[i].grad) == ids[i] for begin <= i < end."},
+    {"same_gradients", same_gradients, METH_VARARGS, "Whether params[i].grad is grads[i] for every i."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {nullptr, nullptr, 0, nullptr},
 };
