@@ -83,6 +83,11 @@ class Outcome:
     log: str = ""
 
 
+def _listen() -> None:
+    """In a child: a shell that runs this in the background has SIGINT ignored, and children would go on doing so."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class _Process:
     """A task under way, its output in a file."""
 
@@ -102,6 +107,7 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
+                preexec_fn=_listen,
             )
 
     def _signal(self, number: int) -> None:
