@@ -18,6 +18,10 @@ ALIGNMENT = 256
 SMALL = 4096
 """Segments shorter than this are never quantised, so vector accesses alone set their alignment."""
 SMALL_ALIGNMENT = 64
+NORM_TILE = 1024
+"""Elements of a gradient whose squares are added side by side, one a lane."""
+PARTIAL_SUMS = 1024
+"""Into how many sums a gradient norm is split, whatever computes it (`radam_fused.ops`)."""
 
 
 def segment_starts(lengths: Sequence[int]) -> tuple[list[int], int]:

@@ -1,7 +1,9 @@
-"""The operators: one schema, three implementations, chosen by name rather than by device.
+"""The operators: three of them, in three implementations, chosen by name rather than by device.
 
 ``radam_fused::step_native`` is C++ and CUDA (csrc/, a library for either device), ``radam_fused::step_triton`` a Triton
-kernel, and ``radam_fused::step_reference`` plain torch. Each updates the segments of one bucket in place:
+kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` and ``rows_*``.
+
+**step** updates the segments of one bucket in place:
 
 ======================  ====================================================================================
 ``params``              n tensors of one dtype and device: float32, float64, float16 or bfloat16
@@ -11,25 +13,59 @@ kernel, and ``radam_fused::step_reference`` plain torch. Each updates the segmen
 ``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
                         `radam_fused.layout.fingerprint` of the parameter that they were laid out for
 ``row_of``              int64 (n) on the CPU: which row each segment takes
-``rows``                float64 (rows, 9) on the CPU: the scalars, in the order of `radam_fused.rows.Row`
+``rows``                float64 (rows, 9), on the CPU or with the moments: the scalars, as `radam_fused.rows.Row`
+``zero_grads``          whether to leave zeros in the gradients, also where a row says to skip the step
 ======================  ====================================================================================
 
-An operator raises before it has written anything, or does the whole step.
+It raises before it has written anything, or does the whole step.
+
+**squares** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
+that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
+gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the tiles
+from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its tiles, in
+order, in lane i, then the second half of the 1,024 lanes to the first, again and again, until one is left.
+
+**rows** makes the rows of a step on the device, all tensors on one, and counts the step:
+
+======================  ====================================================================================
+``hyper``               float64 (groups, 15): `radam_fused.rows.Hyper` of every parameter group
+``pairs``               int64 (rows, 2): each row's group, and a segment whose step count it goes by
+``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
+``steps``               float32 (n), written: how many steps each segment has taken; ``counted`` is added
+``lr``                  float32 or float64 (groups), or None for the ones in ``hyper``
+``squares``             float64 (k, 1024), what **squares** has found over all buckets, or None for no clipping
+``max_grad_norm``       to what the gradients' norm is clipped, as by `torch.nn.utils.clip_grad_norm_`
+``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
+``found_inf``           float32, one element: other than 0 skips the step and leaves ``steps``; or None
+======================  ====================================================================================
+
+It returns ``rows`` for **step**, and the norm of the unscaled gradients as a float64 scalar, 0 without ``squares``:
+the halves of each line of ``squares`` added as above, then the lines in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .backends import cpu, cuda, reference, triton
+from .backends import cpu, cuda, reference, reference_rows, triton, triton_rows
+from .layout import PARTIAL_SUMS
+from .rows import Row
 
-_SCHEMA = (
-    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
-    "Tensor segments, Tensor row_of, Tensor rows) -> ()"
-)
+_SCHEMAS = {
+    "step": (
+        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, "
+        "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False) -> ()"
+    ),
+    "squares": "(Tensor[] grads) -> Tensor",
+    "rows": (
+        "(Tensor hyper, Tensor pairs, Tensor counted, Tensor(a!) steps, Tensor? lr, Tensor? squares, "
+        "float max_grad_norm, Tensor? grad_scale, Tensor? found_inf) -> (Tensor, Tensor)"
+    ),
+}
 
 _library = torch.library.Library("radam_fused", "FRAGMENT")
 
@@ -42,6 +78,7 @@ def _fake_step(
     segments: Tensor,
     row_of: Tensor,
     rows: Tensor,
+    zero_grads: bool = False,
 ) -> None:
     if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
@@ -50,19 +87,61 @@ def _fake_step(
         raise ValueError("params, grads, exp_avg and exp_avg_sq must be on one device")
 
 
-for _name in ("step_native", "step_triton", "step_reference"):
-    _library.define(_name + _SCHEMA, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(f"radam_fused::{_name}", _fake_step, lib=_library)
-_library.impl("step_reference", reference.step, "CompositeExplicitAutograd")
-for _key in ("CPU", "CUDA"):
-    _library.impl("step_triton", triton.step, _key)
+def _fake_squares(grads: list[Tensor]) -> Tensor:
+    return grads[0].new_empty(PARTIAL_SUMS, dtype=torch.float64)
+
+
+def _fake_rows(
+    hyper: Tensor,
+    pairs: Tensor,
+    counted: Tensor,
+    steps: Tensor,
+    lr: Tensor | None,
+    squares: Tensor | None,
+    max_grad_norm: float,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
+
+
+_FAKES = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
+_PYTHON = {
+    "reference": {"step": reference.step, "squares": reference_rows.squares, "rows": reference_rows.rows},
+    "triton": {"step": triton.step, "squares": triton_rows.squares, "rows": triton_rows.rows},
+}
+
+for _kind, _schema in _SCHEMAS.items():
+    for _implementation in ("native", "triton", "reference"):
+        _name = f"{_kind}_{_implementation}"
+        _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(f"radam_fused::{_name}", _FAKES[_kind], lib=_library)
+    _library.impl(f"{_kind}_reference", _PYTHON["reference"][_kind], "CompositeExplicitAutograd")
+    for _key in ("CPU", "CUDA"):
+        _library.impl(f"{_kind}_triton", _PYTHON["triton"][_kind], _key)
 cpu.load()
 cuda.load()
 
-STEP: dict[str, Callable[..., None]] = {
-    "cuda": torch.ops.radam_fused.step_native.default,
-    "cpu": torch.ops.radam_fused.step_native.default,
-    "triton": torch.ops.radam_fused.step_triton.default,
-    "reference": torch.ops.radam_fused.step_reference.default,
+
+class Operators(NamedTuple):
+    """What one implementation offers."""
+
+    step: Callable[..., None]
+    squares: Callable[[list[Tensor]], Tensor]
+    rows: Callable[..., tuple[Tensor, Tensor]]
+
+
+def _operators(implementation: str) -> Operators:
+    return Operators(
+        *(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in Operators._fields)
+    )
+
+
+_native = _operators("native")
+OPERATORS: dict[str, Operators] = {
+    "cuda": _native,
+    "cpu": _native,
+    "triton": _operators("triton"),
+    "reference": _operators("reference"),
 }
-"""The operator that a backend's step calls."""
+"""The operators that a backend's step calls."""

@@ -150,7 +150,7 @@ class FusedRAdam(Optimizer):
         try:
             # Gradients are off, and the operator has no formula: autograd need not look at every tensor of the lists.
             with torch._C._AutoDispatchBelowAutograd():
-                placement.ops[bucket](params, grads, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of, rows)
+                placement.ops[bucket].step(params, grads, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of, rows)
         except Exception:
             placement.check(launch)  # a clearer error, where a tensor is at fault
             again = placement.collect(bucket) if placement.follow_strides(bucket) else None

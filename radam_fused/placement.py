@@ -16,7 +16,7 @@ from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
 from .host import gradients, holds_exactly, identical
 from .layout import Bucket, Plan
-from .ops import STEP
+from .ops import OPERATORS, Operators
 from .state import Journal, ParameterState
 
 
@@ -63,7 +63,7 @@ class Placement:
         self._flatten = flatten
         self._journal = Journal()
         self.buckets: list[Bucket] = []
-        self.ops: dict[Bucket, Callable[..., None]] = {}
+        self.ops: dict[Bucket, Operators] = {}
         self._flats: dict[Bucket, FlatBuffers] = {}
         self._unplaced = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
         if flatten:
@@ -128,7 +128,7 @@ class Placement:
                     check_gradients([p], [p.grad], [names[p]])
         for members in kinds.values():
             bucket = Bucket([p for p, _ in members], [index for _, index in members])
-            op = STEP[backend_for(bucket.device.type, self._backend)]
+            op = OPERATORS[backend_for(bucket.device.type, self._backend)]
             if self._flatten:
                 self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)
             for segment, p in enumerate(bucket.params):

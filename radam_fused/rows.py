@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple
 
-from .rectification import bias_correction, rectification
+from .rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
 
-MOMENTUM, ADAPTIVE, HOLD = 0.0, 1.0, 2.0
-"""What the update's direction d is: m; m / (sqrt(v) + eps); or none, with the parameters staying as they are."""
+MOMENTUM, ADAPTIVE, HOLD, SKIP = 0.0, 1.0, 2.0, 3.0
+"""What the update's direction d is: m; m / (sqrt(v) + eps); none, with the parameters staying as they are; or no step
+at all: nothing is written but, where ``zero_grads`` asks for it, zeros in the gradients."""
 
 
 class Row(NamedTuple):
@@ -29,9 +31,9 @@ class Row(NamedTuple):
     alpha: float
     """``lr * r_t * sqrt(1 - beta2^t) / (1 - beta1^t)`` when rectified, ``lr / (1 - beta1^t)`` before."""
     grad_factor: float
-    """Multiplies the gradient; -1 for ``maximize``, as the sign costs no rounding."""
+    """Multiplies the gradient: the clip coefficient over the gradient scale, with the sign of ``maximize``."""
     direction: float
-    """``MOMENTUM``, ``ADAPTIVE`` or ``HOLD``."""
+    """``MOMENTUM``, ``ADAPTIVE``, ``HOLD`` or ``SKIP``."""
 
 
 def step_row(group: Mapping[str, Any], t: int) -> Row:
@@ -68,4 +70,58 @@ def step_row(group: Mapping[str, Any], t: int) -> Row:
         alpha=alpha,
         grad_factor=-1.0 if group["maximize"] else 1.0,
         direction=direction,
+    )
+
+
+class Hyper(NamedTuple):
+    """What a rows operator needs of a parameter group: float64, one line of its ``hyper`` table, in this order.
+
+    All that does not depend on the step is computed here, so that a device has only to do what the host can do with the
+    same bits: no logarithm, no power.
+    """
+
+    lr: float
+    """Unless the operator is given a tensor of learning rates."""
+    one_minus_beta1: float
+    decay_rate1: float
+    """``-log(beta1)``, infinite for 0."""
+    beta2: float
+    one_minus_beta2: float
+    decay_rate2: float
+    rho_inf: float
+    limit_variance: float
+    """Var[psi] at ``rho_inf`` by Theorem 1, under ``"exact"`` where it exists; 1 otherwise."""
+    rho_threshold: float
+    eps: float
+    coupled_decay: float
+    decoupled_decay: float
+    sign: float
+    """-1 for ``maximize``, else 1."""
+    unrectified: float
+    """The direction while ``rho_t`` is not above the threshold: ``MOMENTUM`` or ``HOLD``."""
+    kind: float
+    """The index of ``rectification`` in `KINDS`."""
+
+
+def hyper(group: Mapping[str, Any]) -> Hyper:
+    """The line of a parameter group; the learning rate is 0 where it is a tensor, which goes separately."""
+    lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+    limit = rho_inf(beta2)
+    rectified = group["rectification"] == "exact" and limit > group["rho_threshold"]
+    return Hyper(
+        lr=float(lr) if isinstance(lr, Real) else 0.0,
+        one_minus_beta1=1.0 - beta1,
+        decay_rate1=decay_rate(beta1),
+        beta2=beta2,
+        one_minus_beta2=1.0 - beta2,
+        decay_rate2=decay_rate(beta2),
+        rho_inf=limit,
+        limit_variance=exact_variance(limit) if rectified else 1.0,
+        rho_threshold=group["rho_threshold"],
+        eps=group["eps"],
+        coupled_decay=0.0 if group["decoupled_weight_decay"] else decay,
+        decoupled_decay=decay if group["decoupled_weight_decay"] else 0.0,
+        sign=-1.0 if group["maximize"] else 1.0,
+        unrectified=MOMENTUM if group["degenerated_to_sgd"] else HOLD,
+        kind=float(KINDS.index(group["rectification"])),
     )

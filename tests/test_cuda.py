@@ -51,7 +51,7 @@ def trained_by_walk(
     walk: ctypes.CDLL, geometry: Geometry, pair: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
 ) -> Trained:
     """What test_bits.train gives when the walk takes the place of the ``cpu`` backend."""
-    monkeypatch.setitem(ops.STEP, "cpu", host_step(walk, geometry))
+    monkeypatch.setitem(ops.OPERATORS, "cpu", ops.OPERATORS["cpu"]._replace(step=host_step(walk, geometry)))
     return train("cpu", *pair, steps=STEPS)
 
 

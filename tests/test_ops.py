@@ -7,7 +7,7 @@ import torch
 
 from helpers import filled, same_bits
 from radam_fused.layout import fingerprint
-from radam_fused.ops import STEP
+from radam_fused.ops import OPERATORS
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rows import step_row
 
@@ -38,7 +38,7 @@ def arguments(dtype: torch.dtype = torch.float32, grad_dtype: torch.dtype | None
     ids=["fp32", "fp64", "bf16-grad_fp32"],
 )
 def test_opcheck(backend: str, dtype: torch.dtype, grad_dtype: torch.dtype | None) -> None:
-    result = torch.library.opcheck(STEP[backend], arguments(dtype, grad_dtype))
+    result = torch.library.opcheck(OPERATORS[backend].step, arguments(dtype, grad_dtype))
     assert set(result.values()) == {"SUCCESS"}
     assert len(result) == 4
 
@@ -59,8 +59,8 @@ def test_opcheck_notices_an_undeclared_write() -> None:
 def test_traced_by_torch_compile(backend: str) -> None:
     """The operator stays one node of a compiled graph, on fake tensors as on real ones."""
     expected, traced = arguments(), arguments()
-    STEP[backend](*expected)
-    compiled = torch.compile(lambda *args: STEP[backend](*args), backend="aot_eager", fullgraph=True)
+    OPERATORS[backend].step(*expected)
+    compiled = torch.compile(lambda *args: OPERATORS[backend].step(*args), backend="aot_eager", fullgraph=True)
     compiled(*traced)
     for a, b in zip((*expected[0], *expected[2:4]), (*traced[0], *traced[2:4]), strict=True):
         assert same_bits(a, b)
@@ -106,7 +106,7 @@ def test_native_refuses_before_it_writes(args: tuple, message: str) -> None:
     """The C++ operator checks what it is given, down to the last tensor of the lists, before the first write."""
     before = [t.clone() for t in (*args[0], args[2], args[3])]
     with pytest.raises(RuntimeError, match=message):
-        STEP["cpu"](*args)
+        OPERATORS["cpu"].step(*args)
     assert all(torch.equal(a, b) for a, b in zip(before, (*args[0], args[2], args[3]), strict=True))
 
 
@@ -123,7 +123,7 @@ def test_any_number_of_dimensions(ndim: int, backend: str) -> None:
     results = []
     for p, g in ((strided, permuted), (values.clone(), grad)):
         m, v = torch.zeros(1024), torch.zeros(1024)
-        STEP[backend]([p], [g], m, v, segments([p], [64]), torch.tensor([0]), rows)
+        OPERATORS[backend].step([p], [g], m, v, segments([p], [64]), torch.tensor([0]), rows)
         results.append((p, m, v))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
     assert not torch.equal(results[0][0], values)

@@ -482,13 +482,13 @@ def test_auto_takes_the_cpu_backend_for_the_cpu() -> None:
     assert calls_of_a_step(FusedRAdam(parameters((3,)))) == {"step_native": 1}
 
 
-OPERATORS = {"cpu": "step_native", "reference": "step_reference"}
+STEP_OF = {"cpu": "step_native", "reference": "step_reference"}
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", STEP_OF)
 def test_environment_variable_chooses_under_auto(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RADAM_FUSED_BACKEND", name)
-    assert calls_of_a_step(FusedRAdam(parameters((3,)))) == {OPERATORS[name]: 1}
+    assert calls_of_a_step(FusedRAdam(parameters((3,)))) == {STEP_OF[name]: 1}
 
 
 def test_argument_prevails_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import check_gradients, check_layouts
 from ..layout import moment_strides
-from ..rows import ADAPTIVE, HOLD, Row
+from ..rows import ADAPTIVE, HOLD, SKIP, Row
 
 
 def unavailable() -> str | None:
@@ -25,20 +26,27 @@ def step(
     segments: Tensor,
     row_of: Tensor,
     rows: Tensor,
+    zero_grads: bool = False,
 ) -> None:
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.ops` says."""
     check_layouts(params, segments, exp_avg.dtype)
     check_gradients(params, grads)
-    table = [Row(*columns) for columns in rows.tolist()]
+    on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
+    table = rows.tolist() if on_host else rows.to(exp_avg.dtype).unbind(0)
+    update = update_by_host if on_host else update_by_device
     for param, grad, (start, _), index in zip(params, grads, segments.tolist(), row_of.tolist(), strict=True):
         strides = moment_strides(param)
         m = exp_avg.as_strided(param.shape, strides, start)
         v = exp_avg_sq.as_strided(param.shape, strides, start)
-        update(param.detach(), grad.detach(), m, v, table[index])
+        update(param.detach(), grad.detach(), m, v, Row(*table[index]))
+        if zero_grads:
+            grad.detach().zero_()
 
 
-def update(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) -> None:
+def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) -> None:
     """One parameter's update in place, in the moments' dtype; every line is one rounded operation, or several."""
+    if row.direction == SKIP:
+        return
     p = param.to(m.dtype)
     g = grad.to(m.dtype)
     if row.grad_factor != 1.0:
@@ -51,6 +59,21 @@ def update(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) -> None:
         return
     d = m / (square_root(v) + row.eps) if row.direction == ADAPTIVE else m
     param.copy_(p * row.shrink - d * row.alpha)
+
+
+def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any) -> None:
+    """The same by a row of tensors with one element, of the moments' dtype; the device decides between the branches."""
+    p = param.to(m.dtype)
+    g = grad.to(m.dtype) * row.grad_factor
+    g = torch.where(row.coupled_decay != 0.0, g + p * row.coupled_decay, g)
+    m_next = m + (g - m) * row.one_minus_beta1
+    v_next = v * row.beta2 + (g * row.one_minus_beta2) * g
+    d = torch.where(row.direction == ADAPTIVE, m_next / (square_root(v_next) + row.eps), m_next)
+    p_next = (p * row.shrink - d * row.alpha).to(param.dtype)
+    skip = row.direction == SKIP
+    m.copy_(torch.where(skip, m, m_next))
+    v.copy_(torch.where(skip, v, v_next))
+    param.copy_(torch.where(skip | (row.direction == HOLD), param, p_next))
 
 
 def square_root(v: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Problem:
         self.moments = [torch.zeros(length, device="cuda") for _ in range(2)]
 
     def step(self) -> None:
-        ops.STEP["cuda"](self.params, self.grads, *self.moments, self.segments, self.row_of, self.rows)
+        ops.OPERATORS["cuda"].step(self.params, self.grads, *self.moments, self.segments, self.row_of, self.rows)
 
     def check(self, steps: int) -> None:
         """Every bit after so many steps with the same rows."""
