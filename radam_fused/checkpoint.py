@@ -97,8 +97,13 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
         _check_step(name, state["step"])
         for key in MOMENTS:
             moment = state[key]
-            if not isinstance(moment, Tensor) or not moment.dtype.is_floating_point or moment.layout != torch.strided:
-                raise TypeError(f"state_dict: {key!r} of {name} must be a dense floating-point tensor")
+            numbers = "complex" if param.is_complex() else "floating-point"
+            if (
+                not isinstance(moment, Tensor)
+                or not (moment.dtype.is_complex if param.is_complex() else moment.dtype.is_floating_point)
+                or moment.layout != torch.strided
+            ):
+                raise TypeError(f"state_dict: {key!r} of {name} must be a dense {numbers} tensor")
             if moment.is_meta:
                 raise ValueError(f"state_dict: {key!r} of {name} is on the meta device: it must have values")
             if moment.shape != param.shape:

@@ -11,12 +11,12 @@ from torch import Tensor
 from .layout import fingerprint
 
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
-PARAMETER_DTYPES = (*HALF_OR_SINGLE, torch.float64)
+PARAMETER_DTYPES = (*HALF_OR_SINGLE, torch.float64, torch.complex64, torch.complex128)
 
 
 def gradient_dtypes(param_dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """Which gradients a parameter takes: float64 computes in float64, everything else in float32."""
-    return (torch.float64,) if param_dtype == torch.float64 else HALF_OR_SINGLE
+    return HALF_OR_SINGLE if param_dtype in HALF_OR_SINGLE else (param_dtype,)
 
 
 def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
@@ -97,11 +97,8 @@ def check_parameter(param: Tensor, name: str) -> None:
 
     Raises:
         TypeError: an integer or unsupported dtype, or a sparse parameter.
-        NotImplementedError: a complex parameter.
         ValueError: a parameter whose elements share memory.
     """
-    if param.is_complex():
-        raise NotImplementedError(f"{name} is {param.dtype}: complex parameters are not supported yet")
     if param.dtype not in PARAMETER_DTYPES:
         raise TypeError(f"{name} is {param.dtype}: must be one of {PARAMETER_DTYPES}")
     if param.layout != torch.strided:

@@ -1,10 +1,11 @@
-"""Loops over parameters that every step makes: in C where the extension is there, here otherwise."""
+"""Loops over parameters that every step makes, in C where the extension is there, and what goes to a device."""
 
 from __future__ import annotations
 
 from operator import attrgetter, is_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -29,4 +30,11 @@ except ImportError:
         return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
 
 
-__all__ = ["gradients", "holds_exactly", "identical", "same_gradients"]
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
+
+
+__all__ = ["gradients", "holds_exactly", "identical", "same_gradients", "upload"]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .host import upload
+
 ALIGNMENT = 256
 """Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
 SMALL = 4096
@@ -50,6 +52,11 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as the real numbers it consists of, (..., 2); any other as it is."""
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
 def moment_strides(param: Tensor) -> tuple[int, ...]:
     """Strides of a parameter's moments: its own where it is dense, row-major otherwise."""
     if is_dense(param):
@@ -84,13 +91,19 @@ class Plan:
     row_of: Tensor
     """int64, on the CPU: the row of each present segment."""
     rows: list[tuple[int, int]]
-    """For each row its parameter group and how many steps its segments have taken."""
+    """For each row its parameter group and how many steps its segments have taken, while the host counts them."""
+    leaders: list[int]
+    """For each row one of its segments."""
     first: bool = True
     """Whether this plan has not been launched yet."""
+    tables: tuple[Tensor, Tensor] | None = None
+    """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
 
 
 class Bucket:
     """The segments of one device and dtype.
+
+    Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does.
 
     Attributes:
         params: the parameters, in the order of their segments.
@@ -98,22 +111,26 @@ class Bucket:
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         exp_avg, exp_avg_sq: flat moments, float32 (float64 for float64 parameters).
-        steps: how many steps each parameter has taken, float32 on the CPU as in torch.optim.
+        steps: how many steps each parameter has taken, float32: on the CPU as in torch.optim, or with the moments once
+            `count_on_device` was called.
     """
 
     def __init__(self, params: list[Tensor], groups: list[int]) -> None:
+        first = params[0]
         self.params = params
         self.groups = groups
-        self.shapes = [p.shape for p in params]
-        self.strides = [tuple(p.stride()) for p in params]
-        self.moment_strides = [moment_strides(p) for p in params]
-        self.starts, self.length = segment_starts([p.numel() for p in params])
-        first = params[0]
-        self.device, self.dtype = first.device, first.dtype
-        state_dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+        self.is_complex = first.is_complex()
+        tensors = [as_real(p) for p in params]
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.strides = [tuple(tensor.stride()) for tensor in tensors]
+        self.moment_strides = [moment_strides(tensor) for tensor in tensors]
+        self.starts, self.length = segment_starts([tensor.numel() for tensor in tensors])
+        self.device, self.dtype = first.device, tensors[0].dtype
+        state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.exp_avg = torch.zeros(self.length, dtype=state_dtype, device=first.device)
         self.exp_avg_sq = torch.zeros(self.length, dtype=state_dtype, device=first.device)
         self.steps = torch.zeros(len(params), dtype=torch.float32)
+        self._histories: list[int] | None = None
         self._plan: Plan | None = None
         self._steps_version = -1
 
@@ -123,33 +140,49 @@ class Bucket:
 
     def state(self, index: int) -> dict[str, Tensor]:
         """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""
-        return {
-            "step": self.steps[index],
-            "exp_avg": self.view(self.exp_avg, index),
-            "exp_avg_sq": self.view(self.exp_avg_sq, index),
-        }
+        moments = {name: self.view(getattr(self, name), index) for name in ("exp_avg", "exp_avg_sq")}
+        if self.is_complex:
+            moments = {name: torch.view_as_complex(moment) for name, moment in moments.items()}
+        return {"step": self.steps[index], **moments}
 
     def adopt(self, index: int, state: dict[str, Tensor]) -> None:
         """Copies a parameter's state, of the same shape, into this bucket."""
         self.steps[index] = float(state["step"])
-        self.view(self.exp_avg, index).copy_(state["exp_avg"])
-        self.view(self.exp_avg_sq, index).copy_(state["exp_avg_sq"])
+        self.view(self.exp_avg, index).copy_(as_real(state["exp_avg"]))
+        self.view(self.exp_avg_sq, index).copy_(as_real(state["exp_avg_sq"]))
 
     def follow_strides(self) -> list[int]:
         """Moves moments along with parameters whose strides have changed; returns which segments that were.
 
         A model that goes channels_last after some steps, say: every element keeps its moments.
         """
-        moved = [i for i, p in enumerate(self.params) if tuple(p.stride()) != self.strides[i]]
+        tensors = [as_real(p) for p in self.params]
+        moved = [i for i, tensor in enumerate(tensors) if tuple(tensor.stride()) != self.strides[i]]
         for index in moved:
             old = [self.view(buffer, index).clone() for buffer in (self.exp_avg, self.exp_avg_sq)]
-            self.strides[index] = tuple(self.params[index].stride())
-            self.moment_strides[index] = moment_strides(self.params[index])
+            self.strides[index] = tuple(tensors[index].stride())
+            self.moment_strides[index] = moment_strides(tensors[index])
             for buffer, values in zip((self.exp_avg, self.exp_avg_sq), old, strict=True):
                 self.view(buffer, index).copy_(values)
         if moved:
             self._plan = None
         return moved
+
+    @property
+    def counted_on_device(self) -> bool:
+        """Whether a rows operator counts the steps."""
+        return self._histories is not None
+
+    def count_on_device(self) -> None:
+        """From now on a rows operator counts the steps, where alone it may be known whether one is taken.
+
+        The host then no longer knows the counts, but still which segments have the same.
+        """
+        if self._histories is None:
+            self._histories = [int(count) for count in self.steps.tolist()]
+            self.steps = upload(self.steps, self.device)
+            self._steps_version = self.steps._version
+            self._plan = None
 
     def plan(self, missing: list[int]) -> Plan:
         """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
@@ -165,9 +198,12 @@ class Bucket:
     def _build_plan(self, missing: list[int]) -> Plan:
         absent = set(missing)
         present = [i for i in range(len(self.params)) if i not in absent]
-        taken = self.steps.tolist()
+        taken = self._taken(absent)
         rows: dict[tuple[int, int], int] = {}
-        row_of = [rows.setdefault((self.groups[i], int(taken[i])), len(rows)) for i in present]
+        row_of = [rows.setdefault((self.groups[i], taken[i]), len(rows)) for i in present]
+        leaders: dict[int, int] = {}
+        for i, row in zip(present, row_of, strict=True):
+            leaders.setdefault(row, i)
         return Plan(
             missing=missing,
             present=present,
@@ -177,13 +213,41 @@ class Bucket:
             ).reshape(-1, 2),
             row_of=torch.tensor(row_of, dtype=torch.int64),
             rows=list(rows),
+            leaders=list(leaders.values()),
         )
+
+    def _taken(self, absent: set[int]) -> list[int]:
+        """A number for each segment, the same for two where both have taken the same number of steps.
+
+        It is that number while the host counts. Where a device does, segments start with the count that the host last
+        knew, and part when a step takes one of them and not the other; reading the counts would be to wait.
+        """
+        if self._histories is None or self.steps._version != self._steps_version:
+            counts = [int(count) for count in self.steps.tolist()]
+            if self._histories is None:
+                return counts
+            self._histories = counts
+        parted: dict[tuple[int, bool], int] = {}
+        self._histories = [
+            parted.setdefault((history, i in absent), len(parted)) for i, history in enumerate(self._histories)
+        ]
+        return self._histories
+
+    def tables(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """``pairs`` and ``counted`` of the rows operator (`radam_fused.ops`), with the moments."""
+        if plan.tables is None:
+            pairs = [(group, leader) for (group, _), leader in zip(plan.rows, plan.leaders, strict=True)]
+            counted = torch.zeros(len(self.params))
+            counted[plan.present] = 1.0
+            plan.tables = upload(torch.tensor(pairs, dtype=torch.int64), self.device), upload(counted, self.device)
+        return plan.tables
 
     def count_step(self, plan: Plan) -> None:
         """Counts one step for every segment of the plan, and moves the plan on to the next."""
-        if plan.missing:
-            self.steps[plan.present] += 1.0
-        else:
-            self.steps += 1.0
-        plan.rows = [(group, taken + 1) for group, taken in plan.rows]
+        if self._histories is None:
+            if plan.missing:
+                self.steps[plan.present] += 1.0
+            else:
+                self.steps += 1.0
+            plan.rows = [(group, taken + 1) for group, taken in plan.rows]
         self._steps_version = self.steps._version

@@ -46,7 +46,7 @@ the halves of each line of ``squares`` added as above, then the lines in order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
-_FAKES = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
+_FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
 _PYTHON = {
     "reference": {"step": reference.step, "squares": reference_rows.squares, "rows": reference_rows.rows},
     "triton": {"step": triton.step, "squares": triton_rows.squares, "rows": triton_rows.rows},

@@ -1,8 +1,8 @@
 """`FusedRAdam`: torch.optim's conventions around the fused step.
 
 The walk from here to a kernel: `FusedRAdam.step` asks its `Placement` (placement.py) what to launch over each `Bucket`
-(layout.py), makes the rows of its (group, step) pairs (rows.py, rectification.py), and calls the backend's operator
-(ops.py), once a bucket.
+(layout.py), has the rows of its (group, step) pairs made (scalars.py, rows.py, rectification.py), and calls the
+backend's operator (ops.py), once a bucket.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.optim.optimizer import ParamsT, StateDict
 from .backends import backend_for, check_name
 from .checkpoint import check_state_dict, unwrap, wrap
 from .checks import check_parameter
-from .options import GROUP_DEFAULTS, check_group, check_later
+from .options import GROUP_DEFAULTS, check_flag, check_group, check_later, check_max_grad_norm
 from .placement import Launch, Placement, group_names
-from .rows import step_row
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
 
 
 class FusedRAdam(Optimizer):
@@ -37,7 +37,9 @@ class FusedRAdam(Optimizer):
         weight_decay: coupled (added to the gradient) unless ``decoupled_weight_decay``.
         decoupled_weight_decay: shrink the parameters by ``1 - lr * weight_decay`` instead.
         maximize: ascend.
-        capturable, differentiable: not supported yet.
+        capturable: make the scalars of a step on the device, so that a CUDA graph that captures ``step`` replays it
+            right. A tensor ``lr`` on the device may then be changed between replays.
+        differentiable: not supported yet.
         foreach: accepted as torch.optim's; the fused pass takes the place of either implementation.
         rho_threshold: the step is rectified where ``rho_t`` exceeds this; 5 as torch, 4 as the paper.
         degenerated_to_sgd: before that, step by the momentum alone (True) or leave the parameters (False).
@@ -47,13 +49,25 @@ class FusedRAdam(Optimizer):
             variable ``RADAM_FUSED_BACKEND`` decides, then the device. See `radam_fused.available_backends`.
         flatten: make parameters and gradients views of flat buffers: a step is then one segment, whatever the number
             of tensors. Gradients stay allocated, and `zero_grad` is one memset.
-        state_dtype, master_weights, rounding, max_grad_norm, zero_grads: not supported yet beyond their defaults.
+        state_dtype, master_weights, rounding: not supported yet beyond their defaults.
+        max_grad_norm: clip the gradients' global norm to this, as `torch.nn.utils.clip_grad_norm_` before the step, but
+            without writing them: they stay as they are. Infinity measures the norm and clips nothing.
+        zero_grads: the step leaves zeros in the gradients that it has read.
+
+    Attributes:
+        last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
+            on their device; None before the first step.
+
+    `torch.amp.GradScaler` works as with torch's fused optimizers: the step unscales as it reads, and where infinities
+    were found it leaves everything as it was, without the host ever waiting. The gradients themselves stay scaled.
 
     Raises:
         ValueError, TypeError: an argument or a parameter that is not allowed, before anything is written.
         NotImplementedError: a value that a later version will honour.
         RuntimeError: a backend that cannot run here, with the reason.
     """
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets grad_scale and found_inf around step()
 
     def __init__(
         self,
@@ -83,10 +97,15 @@ class FusedRAdam(Optimizer):
         defaults = {name: given[name] for name in GROUP_DEFAULTS}
         check_group(defaults)
         check_later(given)
-        if not isinstance(flatten, bool):
-            raise TypeError(f"flatten = {flatten!r}: must be True or False")
+        check_flag("flatten", flatten)
+        check_flag("zero_grads", zero_grads)
+        check_max_grad_norm(max_grad_norm)
         self._backend = check_name(backend)
         self._flatten = flatten
+        self._zero_grads = zero_grads
+        self._max_grad_norm = max_grad_norm
+        self.last_grad_norm: Tensor | None = None
+        self._tables = DeviceTables()
         self._placement: Placement | None = None
         super().__init__(params, defaults)
         self._placement = self._place(attach=True)
@@ -138,28 +157,55 @@ class FusedRAdam(Optimizer):
         if len(launches) > 1:  # a single launch checks its own tensors before it writes
             for launch in launches:
                 placement.check(launch)
-        for launch in launches:
-            self._launch(placement, launch)
+        if launches:
+            scalars = self._scalars(placement, launches)
+            for launch in launches:
+                self._launch(placement, launch, scalars)
+            if isinstance(scalars, DeviceScalars):
+                self.last_grad_norm = scalars.grad_norm
         return loss
 
-    def _launch(self, placement: Placement, launch: Launch) -> None:
-        bucket, plan, params, grads, segments, row_of = launch
-        rows = torch.tensor(
-            [step_row(self.param_groups[index], taken + 1) for index, taken in plan.rows], dtype=torch.float64
+    def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
+        """Who makes the rows of this step."""
+        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        devices = [bucket.device for bucket in placement.buckets]
+        if (
+            self._max_grad_norm is None
+            and grad_scale is None
+            and found_inf is None
+            and not any(bucket.counted_on_device for bucket in placement.buckets)
+            and not any(group["capturable"] or on_device(group["lr"]) for group in self.param_groups)
+        ):
+            if any(map(capturing, devices)):
+                raise RuntimeError(
+                    "capturable = False: a CUDA graph that captures step() needs True, to replay it right"
+                )
+            return HostScalars(self.param_groups)
+        placement.count_on_device()
+        squares = None if self._max_grad_norm is None else placement.squares(launches)
+        return DeviceScalars(
+            self.param_groups, self._tables, squares, self._max_grad_norm or 0.0, grad_scale, found_inf
         )
-        try:
-            # Gradients are off, and the operator has no formula: autograd need not look at every tensor of the lists.
-            with torch._C._AutoDispatchBelowAutograd():
-                placement.ops[bucket].step(params, grads, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of, rows)
-        except Exception:
-            placement.check(launch)  # a clearer error, where a tensor is at fault
-            again = placement.collect(bucket) if placement.follow_strides(bucket) else None
-            if again is None:
-                raise
-            self._launch(placement, again)
-            return
-        torch.autograd.graph.increment_version(params)
-        placement.count_step(launch)
+
+    def _launch(self, placement: Placement, launch: Launch, scalars: Scalars) -> None:
+        bucket, plan, params, grads, segments, row_of = launch
+        ops = placement.ops[bucket]
+        # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
+        with torch._C._AutoDispatchBelowAutograd():
+            rows = scalars.rows(bucket, plan, ops)
+            try:
+                moments = bucket.exp_avg, bucket.exp_avg_sq
+                ops.step(params, grads, *moments, segments, row_of, rows, self._zero_grads)
+            except Exception:
+                scalars.undo(bucket, plan)
+                placement.check(launch)  # a clearer error, where a tensor is at fault
+                again = placement.collect(bucket) if placement.follow_strides(bucket) else None
+                if again is None:
+                    raise
+                self._launch(placement, again, scalars)
+                return
+        torch.autograd.graph.increment_version([*params, *grads] if self._zero_grads else params)
+        placement.stepped(launch)
 
     # What else torch.optim's optimizers do.
 
@@ -197,11 +243,14 @@ class FusedRAdam(Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_backend": self._backend, "_flatten": self._flatten}
+        kept = ("_backend", "_flatten", "_zero_grads", "_max_grad_norm")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         unwrap(self.state)
+        self.last_grad_norm = None
+        self._tables = DeviceTables()
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)

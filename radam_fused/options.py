@@ -31,8 +31,6 @@ LATER: dict[str, Any] = {
     "state_dtype": torch.float32,
     "master_weights": None,
     "rounding": "nearest",
-    "max_grad_norm": None,
-    "zero_grads": False,
 }
 """Options of the optimizer as a whole whose other values come in later versions."""
 
@@ -45,7 +43,8 @@ def _number(name: str, value: Any, allowed: str, low: float, high: float = float
         raise ValueError(f"{name} = {value!r}: must be {allowed}")
 
 
-def _flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: Any) -> None:
+    """Raises TypeError unless the value is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} = {value!r}: must be True or False")
 
@@ -74,14 +73,17 @@ def check_group(group: Mapping[str, Any]) -> None:
     _number("rho_threshold", group["rho_threshold"], "at least 4, where the variance becomes finite", 4.0)
     if group["rectification"] not in KINDS:
         raise ValueError(f"rectification = {group['rectification']!r}: must be one of {KINDS}")
-    for name in ("decoupled_weight_decay", "maximize", "degenerated_to_sgd"):
-        _flag(name, group[name])
-    for name in ("capturable", "differentiable"):
-        _flag(name, group[name])
-        if group[name]:
-            raise NotImplementedError(f"{name} = True: not supported yet, only False")
+    for name in ("decoupled_weight_decay", "maximize", "degenerated_to_sgd", "capturable", "differentiable"):
+        check_flag(name, group[name])
     if group["foreach"] not in (None, True, False):
         raise TypeError(f"foreach = {group['foreach']!r}: must be None, True or False")
+
+
+def check_max_grad_norm(value: Any) -> None:
+    """Raises unless the gradients' norm can be clipped to this; infinity only measures it."""
+    if value is None or (value == float("inf") and not isinstance(value, bool)):
+        return
+    _number("max_grad_norm", value, "None, or at least 0", 0.0)
 
 
 def check_later(values: Mapping[str, Any]) -> None:

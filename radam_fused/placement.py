@@ -5,7 +5,7 @@ Their buckets are made as gradients come, and made anew when somebody edits ``pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from .backends import backend_for
 from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
 from .host import gradients, holds_exactly, identical
-from .layout import Bucket, Plan
+from .layout import Bucket, Plan, as_real
 from .ops import OPERATORS, Operators
 from .state import Journal, ParameterState
 
@@ -122,6 +122,9 @@ class Placement:
             kinds.setdefault((p.device, p.dtype), []).append((p, index))
         names = self.names() if self._flatten else {}
         if self._flatten:
+            for p, _ in arrivals:
+                if p.is_complex():
+                    raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
             check_disjoint(list(names), list(names.values()))
             for p, _ in arrivals:
                 if p.grad is not None:
@@ -134,7 +137,9 @@ class Placement:
             for segment, p in enumerate(bucket.params):
                 if self._state.get(p):
                     bucket.adopt(segment, self._state[p])
-                    self._show(bucket, segment)
+            if any(self._groups[index]["capturable"] for index in bucket.groups):
+                bucket.count_on_device()
+            self._show_all(bucket)
             self.ops[bucket] = op
             self.buckets.append(bucket)
         placed = {p for p, _ in arrivals}
@@ -144,6 +149,19 @@ class Placement:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
         p = bucket.params[segment]
         self._state[p] = ParameterState({**self._state.get(p, {}), **bucket.state(segment)}, self._journal)
+
+    def _show_all(self, bucket: Bucket) -> None:
+        for segment, p in enumerate(bucket.params):
+            if self._state.get(p):
+                self._show(bucket, segment)
+
+    def count_on_device(self) -> None:
+        """From now on a device counts the steps, where it alone may know whether one is taken."""
+        for bucket in self.buckets:
+            if not bucket.counted_on_device:
+                bucket.count_on_device()
+                self._show_all(bucket)
+                self._note()
 
     def names(self) -> dict[Tensor, str]:
         """What errors call each parameter."""
@@ -164,7 +182,29 @@ class Placement:
             return Launch(bucket, plan, *flat.runs(plan)) if plan.present else None
         grads, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
-        return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of) if plan.present else None
+        if not plan.present:
+            return None
+        params = plan.params
+        if bucket.is_complex:
+            names = self.names()
+            check_gradients(params, grads, [names[p] for p in params])
+            params, grads = list(map(as_real, params)), list(map(as_real, grads))
+        return Launch(bucket, plan, params, grads, plan.segments, plan.row_of)
+
+    def squares(self, launches: Sequence[Launch]) -> Tensor:
+        """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`)."""
+        partial = []
+        for launch in launches:
+            by_dtype: dict[torch.dtype, list[Tensor]] = {}
+            for grad in launch.grads:
+                by_dtype.setdefault(grad.dtype, []).append(grad)
+            try:
+                partial += [self.ops[launch.bucket].squares(grads) for grads in by_dtype.values()]
+            except Exception:
+                self.check(launch)  # a clearer error, where a tensor is at fault
+                raise
+        device = partial[0].device
+        return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
 
     def check(self, launch: Launch) -> None:
         """Raises for the first tensor of a launch that does not fit, by name.
@@ -176,13 +216,14 @@ class Placement:
         bucket = launch.bucket
         names = self.names()
         for segment, p in enumerate(bucket.params):
+            shape, is_double = as_real(p).shape, as_real(p).dtype == torch.float64
             was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
-            if p.shape != bucket.shapes[segment] or p.device != bucket.device:
+            if shape != bucket.shapes[segment] or p.device != bucket.device:
                 raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
-            if (p.dtype == torch.float64) != (bucket.dtype == torch.float64):
+            if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
                 raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
-        labels = [names.get(p, "a flat buffer") for p in launch.params]
-        check_gradients(launch.params, launch.grads, labels)
+        pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
+        check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
 
     def follow_strides(self, bucket: Bucket) -> bool:
         """Lays out anew the moments of parameters whose strides have changed; whether there were any."""
@@ -193,7 +234,7 @@ class Placement:
         self._note()
         return bool(moved)
 
-    def count_step(self, launch: Launch) -> None:
+    def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
         launch.bucket.count_step(launch.plan)
         if launch.plan.first:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, NamedTuple
 
 from .rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
@@ -103,13 +102,13 @@ class Hyper(NamedTuple):
     """The index of ``rectification`` in `KINDS`."""
 
 
-def hyper(group: Mapping[str, Any]) -> Hyper:
-    """The line of a parameter group; the learning rate is 0 where it is a tensor, which goes separately."""
-    lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+def hyper(group: Mapping[str, Any], lr: float) -> Hyper:
+    """The line of a parameter group, with this learning rate."""
+    (beta1, beta2), decay = group["betas"], group["weight_decay"]
     limit = rho_inf(beta2)
     rectified = group["rectification"] == "exact" and limit > group["rho_threshold"]
     return Hyper(
-        lr=float(lr) if isinstance(lr, Real) else 0.0,
+        lr=lr,
         one_minus_beta1=1.0 - beta1,
         decay_rate1=decay_rate(beta1),
         beta2=beta2,

@@ -6,6 +6,8 @@ give the same bits. Nothing here waits for the device.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,15 +32,14 @@ def squares(grads: list[Tensor]) -> Tensor:
 
 
 def _tiles(grad: Tensor) -> Tensor:
-    """A gradient's elements in the order of its memory (row-major where it has gaps), float64, in rows of `NORM_TILE`."""
+    """A gradient's elements in memory order (row-major where it has gaps), float64, in rows of `NORM_TILE`."""
     grad = grad.detach()
     flat = grad.as_strided((grad.numel(),), (1,)) if is_dense(grad) else grad.reshape(-1)
     return torch.nn.functional.pad(flat.double(), (0, -grad.numel() % NORM_TILE)).reshape(-1, NORM_TILE)
 
 
 def halve(values: Tensor) -> Tensor:
-    """The sum over the last dimension, a power of two, as a tree: the second half is added to the first, again and
-    again."""
+    """The sum over the last dimension, a power of two, as a tree: the second half is added to the first, and so on."""
     while (half := values.shape[-1] // 2) > 0:
         values = values[..., :half] + values[..., half:]
     return values[..., 0]
@@ -57,7 +58,8 @@ def rows(
 ) -> tuple[Tensor, Tensor]:
     """``radam_fused::rows_reference``; arguments and results as `radam_fused.ops` says."""
     group, leader = pairs.unbind(1)
-    h = Hyper(*hyper[group].unbind(1))
+    columns: Any = hyper[group].unbind(1)
+    h: Any = Hyper(*columns)
     t = steps[leader].double() + 1.0
     rate = h.lr if lr is None else lr.double()[group]
     c1, c2 = one_minus_exp(t * h.decay_rate1), one_minus_exp(t * h.decay_rate2)
@@ -89,9 +91,9 @@ def rows(
         taken = torch.where(skip, 0.0, counted)
     steps += taken
     eps = torch.where(adam, h.eps * root_c2, h.eps)
-    columns = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
-    columns += [1.0 - rate * h.decoupled_decay, alpha, factor, direction]
-    return torch.stack(columns, dim=1), norm
+    row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
+    row += [1.0 - rate * h.decoupled_decay, alpha, factor, direction]
+    return torch.stack(row, dim=1), norm
 
 
 def one_minus_exp(y: Tensor) -> Tensor:
@@ -116,15 +118,15 @@ def _langevin(y: Tensor) -> Tensor:
     return y / tail
 
 
-def rho(t: Tensor, c2: Tensor, h: Hyper) -> Tensor:
-    """`radam_fused.rectification.rho`, with ``c2 = 1 - beta2^t``."""
+def rho(t: Tensor, c2: Tensor, h: Any) -> Tensor:
+    """`radam_fused.rectification.rho`, with ``c2 = 1 - beta2^t`` and a `Hyper` of columns."""
     y = t * h.decay_rate2
     early = t + _langevin(0.5 * h.decay_rate2) - t * _langevin(0.5 * y)
     late = h.rho_inf - 2.0 * t * ((1.0 - c2) / c2)
     return torch.where(y < 2.0, early, late)
 
 
-def rectification(rho_t: Tensor, h: Hyper) -> Tensor:
+def rectification(rho_t: Tensor, h: Any) -> Tensor:
     """r_t of the first order or exact, meaningless where ``rho_t`` is not above the threshold."""
     limit = h.rho_inf
     first_order = ((rho_t - 4.0) / (limit - 4.0)) * ((rho_t - 2.0) / (limit - 2.0)) * (limit / rho_t)

@@ -1,0 +1,178 @@
+"""What makes the rows of a step, and counts it: the host, or the device where it alone knows one of the numbers.
+
+The device does under ``capturable=True`` (a CUDA graph is replayed without Python), for a learning rate that lies
+there, for `torch.amp.GradScaler`'s scale and infinities, and for the gradients' norm: the host would have to wait for
+each. Both make the same rows, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .host import upload
+from .layout import Bucket, Plan
+from .ops import Operators
+from .rows import SKIP, Row, hyper, step_row
+
+Groups = Sequence[dict[str, Any]]
+
+
+class Scalars(Protocol):
+    """Makes the rows of one step."""
+
+    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """float64 (rows, 9): a `radam_fused.rows.Row` for each of the plan's."""
+
+    def undo(self, bucket: Bucket, plan: Plan) -> None:
+        """Where the step failed before it wrote anything: the counts become what they were before `rows`."""
+
+
+class HostScalars:
+    """Rows from Python numbers."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """See `Scalars`."""
+        rows = [step_row(self._groups[index], taken + 1) for index, taken in plan.rows]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def undo(self, bucket: Bucket, plan: Plan) -> None:
+        """See `Scalars`: nothing was counted."""
+
+
+class DeviceTables:
+    """The parameter groups' hyperparameters on each device: uploaded when one changes, and kept while they do not.
+
+    What a captured graph refers to is kept for good, since nobody tells when the graph is gone.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[torch.device, tuple[list[Any], Tensor]] = {}
+        self._captured: list[Any] = []
+
+    def hyper(self, groups: Groups, device: torch.device) -> Tensor:
+        """float64 (groups, 15): `radam_fused.rows.Hyper` of each."""
+        lines = [hyper(group, _host_rate(group["lr"], device)) for group in groups]
+        known = self._latest.get(device)
+        if known is None or known[0] != lines:
+            known = lines, upload(torch.tensor(lines, dtype=torch.float64), device)
+            self._latest[device] = known
+        return known[1]
+
+    def keep(self, *tensors: Any) -> None:
+        """Lets tensors live as long as the optimizer."""
+        self._captured.extend(tensors)
+
+
+def on_device(lr: Any) -> bool:
+    """Whether the host would have to wait for a learning rate."""
+    return isinstance(lr, Tensor) and lr.device.type != "cpu"
+
+
+def _lies_on(lr: Any, device: torch.device) -> bool:
+    """Whether a learning rate is to be read on the device: a tensor there, which a graph's replays see changed."""
+    return isinstance(lr, Tensor) and lr.device == device
+
+
+def _host_rate(lr: Any, device: torch.device) -> float:
+    if _lies_on(lr, device):
+        return 0.0
+    if isinstance(lr, Tensor) and capturing(device):
+        raise RuntimeError(
+            f"lr is a tensor on {lr.device}, whose value a graph captured on {device} would keep for good: "
+            f"put it on {device}, or make it a float"
+        )
+    return float(lr)
+
+
+def _rates(groups: Groups, device: torch.device) -> Tensor | None:
+    """The groups' learning rates as one tensor of the device, or None where none lies there."""
+    rates = [group["lr"] for group in groups]
+    if not any(_lies_on(lr, device) for lr in rates):
+        return None
+    first = rates[0]
+    if all(lr is first for lr in rates) and first.dtype in (torch.float32, torch.float64):
+        return first.detach().reshape(1).expand(len(rates))
+    return torch.stack(
+        [
+            lr.detach().reshape(()).double()
+            if _lies_on(lr, device)
+            else torch.full((), float(lr), dtype=torch.float64, device=device)
+            for lr in rates
+        ]
+    )
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream of the device records a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+class DeviceScalars:
+    """Rows from a rows operator.
+
+    Args:
+        groups: the optimizer's ``param_groups``.
+        tables: its `DeviceTables`.
+        squares: float64 (k, 1024) of the squares operator, over all gradients of the step, or None without clipping.
+        max_grad_norm: to what their norm is clipped.
+        grad_scale, found_inf: what `torch.amp.GradScaler` gives: one float32 each, or None.
+
+    Attributes:
+        grad_norm: the norm of the unscaled gradients, a float64 scalar on their device, once `rows` was called.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        tables: DeviceTables,
+        squares: Tensor | None,
+        max_grad_norm: float,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        self._groups = groups
+        self._tables = tables
+        self._given = squares, grad_scale, found_inf
+        self._max_grad_norm = max_grad_norm
+        self.grad_norm: Tensor | None = None
+        self._rows: Tensor | None = None
+
+    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """See `Scalars`; counts the step."""
+        device = bucket.device
+        hypers = self._tables.hyper(self._groups, device)
+        pairs, counted = bucket.tables(plan)
+        waits = device.type == "cpu"  # the host's operators read at once
+        squares, grad_scale, found_inf = (
+            None if given is None else given.to(device, non_blocking=not waits) for given in self._given
+        )
+        if capturing(device):
+            self._tables.keep(hypers, pairs, counted)
+        self._rows, norm = ops.rows(
+            hypers,
+            pairs,
+            counted,
+            bucket.steps,
+            _rates(self._groups, device),
+            squares,
+            self._max_grad_norm,
+            grad_scale,
+            found_inf,
+        )
+        if self.grad_norm is None and squares is not None:
+            self.grad_norm = norm
+        return self._rows
+
+    def undo(self, bucket: Bucket, plan: Plan) -> None:
+        """See `Scalars`."""
+        assert self._rows is not None
+        taken = self._rows[0, Row._fields.index("direction")] != SKIP
+        bucket.steps -= bucket.tables(plan)[1] * taken
+        bucket.count_step(plan)
