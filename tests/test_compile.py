@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from helpers import same_bits
 from radam_fused import FusedRAdam
 
-STEPS = 9
-EDITED_AT = 5
+STEPS = 8
+EDITED_AT = 4
 IMPLEMENTATION = {"cpu": "native", "triton": "triton", "reference": "reference"}
 
 
@@ -189,7 +189,7 @@ EDITS = (
         pytest.param(edit, flatten, id=f"{edit.__name__}{'-flatten' if flatten else ''}")
         for edit in EDITS
         for flatten in (False, True)
-        if not (flatten and edit is strides_changed)  # that flatten refuses, see test_flat.py
+        if not flatten or edit in (nothing, reloaded, gradient_missing)
     ],
 )
 def test_edits_between_steps(edit: Callable[[nn.Sequential, FusedRAdam], None], flatten: bool) -> None:
@@ -231,4 +231,4 @@ def test_complex_parameters_are_refused() -> None:
     torch._dynamo.reset()
     with pytest.raises(Exception, match="complex parameters under"):
         torch.compile(lambda: optimizer.step(), backend="eager", fullgraph=True)()
-    assert same_bits(p.detach(), torch.ones(3, dtype=torch.complex64))
+    assert torch.equal(p.detach(), torch.ones(3, dtype=torch.complex64))
