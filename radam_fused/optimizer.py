@@ -29,6 +29,7 @@ from .options import (
     refuse_with_differentiable,
 )
 from .placement import Launch, Placement, group_names
+from .reports import RectificationState, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
 
 
@@ -183,12 +184,14 @@ class FusedRAdam(Optimizer):
     def _step(self) -> None:
         placement = self._current_placement()
         placement.place_arrivals()
-        launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
+        with span("collect"):
+            launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
         if len(launches) > 1:  # a single launch checks its own tensors before it writes
             for launch in launches:
                 placement.check(launch)
         if launches:
-            scalars = self._scalars(placement, launches)
+            with span("scalars"):
+                scalars = self._scalars(placement, launches)
             for launch in launches:
                 self._launch(placement, launch, scalars)
             if isinstance(scalars, DeviceScalars):
@@ -221,10 +224,12 @@ class FusedRAdam(Optimizer):
         ops = placement.ops[bucket]
         # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
         with torch._C._AutoDispatchBelowAutograd():
-            rows = scalars.rows(bucket, plan, ops)
+            with span("rows"):
+                rows = scalars.rows(bucket, plan, ops)
             try:
                 moments = bucket.exp_avg, bucket.exp_avg_sq
-                ops.step(params, grads, *moments, segments, row_of, rows, self._zero_grads)
+                with span("step"):
+                    ops.step(params, grads, *moments, segments, row_of, rows, self._zero_grads)
             except Exception:
                 scalars.undo(bucket, plan)
                 placement.check(launch)  # a clearer error, where a tensor is at fault
@@ -282,6 +287,10 @@ class FusedRAdam(Optimizer):
             return
         with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
             self._placement.zero_grads(set_to_none)
+
+    def rectification_state(self) -> list[RectificationState]:
+        """For logging: t, rho_t, r_t and the branch of each group's last step, see `radam_fused.reports`."""
+        return rectification_state(self.param_groups, self.state)
 
     def state_dict(self) -> StateDict:
         """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts."""
