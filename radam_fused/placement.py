@@ -213,6 +213,8 @@ class Placement:
             except Exception:
                 self.check(launch)  # a clearer error, where a tensor is at fault
                 raise
+        if len(partial) == 1:
+            return partial[0].unsqueeze(0)
         device = partial[0].device
         return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
 
