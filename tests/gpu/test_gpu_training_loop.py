@@ -134,7 +134,7 @@ def test_captured_rows_for_every_beta2(backend: str, beta2: float) -> None:
 
 
 def test_capture_needs_capturable(backend: str) -> None:
-    params, opt = placement.model([(1000,)], backend)
+    _, opt = placement.model([(1000,)], backend)
     opt.step()
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="capturable"), torch.cuda.graph(graph):
