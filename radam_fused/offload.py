@@ -160,16 +160,18 @@ class Chunk:
 
     def down(self) -> list[tuple[Tensor, Tensor]]:
         """Targets and sources of the way down."""
-        params = [
-            (to.view(piece.param.shape), piece.param) for to, piece in zip(self.params, self._pieces, strict=True)
-        ]
-        return params + [
-            (to.view(piece.grad.shape), piece.grad) for to, piece in zip(self.grads, self._pieces, strict=True)
-        ]
+        params = [(shaped(to, piece.param), piece.param) for to, piece in zip(self.params, self._pieces, strict=True)]
+        grads = [(shaped(to, piece.grad), piece.grad) for to, piece in zip(self.grads, self._pieces, strict=True)]
+        return params + grads
 
     def up(self) -> list[tuple[Tensor, Tensor]]:
         """Targets and sources of the way up: the parameters."""
-        return [(piece.param, of.view(piece.param.shape)) for of, piece in zip(self.params, self._pieces, strict=True)]
+        return [(piece.param, shaped(of, piece.param)) for of, piece in zip(self.params, self._pieces, strict=True)]
+
+
+def shaped(staged: Tensor, tensor: Tensor) -> Tensor:
+    """A staged tensor in the shape of what it is a copy of."""
+    return staged if tensor.dim() == 1 else staged.view(tensor.shape)
 
 
 class Offloader:
