@@ -15,11 +15,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
+from . import compiled
 from .backends import backend_for, check_name
 from .checkpoint import check_state_dict, unwrap, wrap
 from .checks import check_parameter
+from .differentiable import step as differentiable_step
 from .offload import check_capturable, check_device, check_offload
-from .options import GROUP_DEFAULTS, check_flag, check_group, check_later, check_max_grad_norm
+from .options import (
+    GROUP_DEFAULTS,
+    check_flag,
+    check_group,
+    check_later,
+    check_max_grad_norm,
+    refuse_with_differentiable,
+)
 from .placement import Launch, Placement, group_names
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
 
@@ -40,7 +49,8 @@ class FusedRAdam(Optimizer):
         maximize: ascend.
         capturable: make the scalars of a step on the device, so that a CUDA graph that captures ``step`` replays it
             right. A tensor ``lr`` on the device may then be changed between replays.
-        differentiable: not supported yet.
+        differentiable: let autograd run through the step, on torch operations (``backend="reference"``): slower, with a
+            graph kept for every step. Not with capturable, flatten, offload or max_grad_norm.
         foreach: accepted as torch.optim's; the fused pass takes the place of either implementation.
         rho_threshold: the step is rectified where ``rho_t`` exceeds this; 5 as torch, 4 as the paper.
         degenerated_to_sgd: before that, step by the momentum alone (True) or leave the parameters (False).
@@ -70,8 +80,6 @@ class FusedRAdam(Optimizer):
         NotImplementedError: a value that a later version will honour.
         RuntimeError: a backend that cannot run here, with the reason.
     """
-
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets grad_scale and found_inf around step()
 
     def __init__(
         self,
@@ -106,18 +114,23 @@ class FusedRAdam(Optimizer):
         check_flag("zero_grads", zero_grads)
         check_max_grad_norm(max_grad_norm)
         check_flag("offload", offload)
+        if differentiable:
+            refuse_with_differentiable(given)
         self._backend = check_name(backend)
         if offload:
             check_offload(self._backend, flatten, capturable)
         self._offload = offload
         self._flatten = flatten
+        self._differentiable = differentiable
         self._zero_grads = zero_grads
         self._max_grad_norm = max_grad_norm
         self.last_grad_norm: Tensor | None = None
+        self._compiled_norm: Tensor | None = None
         self._tables = DeviceTables()
         self._placement: Placement | None = None
         super().__init__(params, defaults)
-        self._placement = self._place(attach=True)
+        if not differentiable:
+            self._placement = self._place(attach=True)
 
     def _place(self, attach: bool = False) -> Placement:
         return Placement(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload)
@@ -129,6 +142,11 @@ class FusedRAdam(Optimizer):
         try:
             group = self.param_groups[index]
             check_group(group)
+            if group["differentiable"] != self.defaults["differentiable"]:
+                raise ValueError(
+                    f"param_groups[{index}]: differentiable = {group['differentiable']}: must be as the optimizer's, "
+                    f"{self.defaults['differentiable']}"
+                )
             if len(set(group["params"])) < len(group["params"]):
                 raise ValueError(f"param_groups[{index}]: a parameter appears twice; list each one once")
             if self._offload:
@@ -145,7 +163,6 @@ class FusedRAdam(Optimizer):
             self.param_groups.pop()
             raise
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient.
 
@@ -163,9 +180,22 @@ class FusedRAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.set_grad_enabled(self._differentiable):
+            if self._differentiable:
+                differentiable_step(self.param_groups, self.state, self._zero_grads)
+            elif torch.compiler.is_compiling():
+                self._compiled_step()
+            else:
+                self._step()
+        return loss
+
+    def _current_placement(self) -> Placement:
         if self._placement is None or self._placement.outdated(self.param_groups, self.state):
             self._placement = self._place()
-        placement = self._placement
+        return self._placement
+
+    def _step(self) -> None:
+        placement = self._current_placement()
         placement.place_arrivals()
         launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
         if len(launches) > 1:  # a single launch checks its own tensors before it writes
@@ -177,7 +207,6 @@ class FusedRAdam(Optimizer):
                 self._launch(placement, launch, scalars)
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
-        return loss
 
     def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
         """Who makes the rows of this step."""
@@ -221,6 +250,43 @@ class FusedRAdam(Optimizer):
         torch.autograd.graph.increment_version([*params, *grads] if self._zero_grads else params)
         placement.stepped(launch)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler, which then sets ``grad_scale`` and ``found_inf`` around `step`."""
+        return not self._differentiable
+
+    def _init_group(
+        self, guards: tuple[Any, ...], params: list[Tensor], grads: list[Tensor], tensors: list[Tensor]
+    ) -> tuple[Any, ...]:
+        """What torch.compile runs in earnest while it traces a step, and again when one of the guards is another."""
+        placement = self._current_placement()
+        if self._max_grad_norm is not None:
+            if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
+                device = self.param_groups[0]["params"][0].device
+                self._compiled_norm = torch.zeros(1, dtype=torch.float64, device=device)
+            self.last_grad_norm = self._compiled_norm[0]
+        return compiled.choose(
+            placement, self._tables, self.param_groups, self._backend, self._compiled_norm, params, grads, tensors
+        )
+
+    def _compiled_step(self) -> None:
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        tensors: list[Tensor] = []
+        guards = (self._placement.name, self._placement.edited) if self._placement is not None else ()
+        launches = self._init_group(guards, params, grads, tensors)
+        compiled.step(
+            launches,
+            self.param_groups,
+            params,
+            grads,
+            tensors,
+            self._max_grad_norm,
+            self._zero_grads,
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
+
     # What else torch.optim's optimizers do.
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -257,15 +323,22 @@ class FusedRAdam(Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_backend", "_flatten", "_zero_grads", "_max_grad_norm", "_offload")
+        kept = (
+            "_backend",
+            "_flatten",
+            "_differentiable",
+            "_zero_grads",
+            "_max_grad_norm",
+            "_offload",
+        )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         unwrap(self.state)
-        self.last_grad_norm = None
+        self.last_grad_norm = self._compiled_norm = None
         self._tables = DeviceTables()
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)
-        self._placement = self._place()
+        self._placement = None if self._differentiable else self._place()

@@ -5,6 +5,7 @@ Their buckets are made as gradients come, and made anew when somebody edits ``pa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from .offload import Offloader
 from .ops import OPERATORS, Operators
 from .scalars import capturing
 from .state import Journal, ParameterState
+
+_serial = itertools.count()
 
 
 def group_names(group: dict[str, Any], index: int) -> list[str]:
@@ -53,8 +56,10 @@ class Placement:
         offload: keep moments on the CPU, and step there (offload.py).
 
     Attributes:
+        name: of this one alone, which a compiled step is guarded by.
         buckets: in the order they were made.
         ops: the operator that steps each.
+        offload: as given.
     """
 
     def __init__(
@@ -66,11 +71,12 @@ class Placement:
         attach: bool,
         offload: bool = False,
     ) -> None:
+        self.name = f"placement {next(_serial)}"
         self._groups = groups
         self._state = state
         self._backend = backend
         self._flatten = flatten
-        self._offload = offload
+        self.offload = offload
         self._offloaders: dict[torch.device, Offloader] = {}
         self._journal = Journal()
         self.buckets: list[Bucket] = []
@@ -103,10 +109,15 @@ class Placement:
         self._entries = list(self._state.values())
         self._journal.changed = False
 
+    @property
+    def edited(self) -> bool:
+        """Whether somebody has put another tensor into an entry of the state."""
+        return self._journal.changed
+
     def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether the optimizer's groups or state are no longer those that this has placed."""
         return (
-            self._journal.changed
+            self.edited
             or groups is not self._groups
             or state is not self._state
             or len(groups) != len(self._members)
@@ -141,7 +152,7 @@ class Placement:
                 if p.grad is not None:
                     check_gradients([p], [p.grad], [names[p]])
         for members in kinds.values():
-            bucket = Bucket([p for p, _ in members], [index for _, index in members], self._offload)
+            bucket = Bucket([p for p, _ in members], [index for _, index in members], self.offload)
             op = self._operators(bucket.device)
             if self._flatten:
                 self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)
@@ -158,7 +169,7 @@ class Placement:
 
     def _operators(self, device: torch.device) -> Operators:
         """What steps the parameters of a device; all offloaded buckets of a device share its staging memory."""
-        if not self._offload:
+        if not self.offload:
             return OPERATORS[backend_for(device.type, self._backend)]
         if device not in self._offloaders:
             self._offloaders[device] = Offloader(device, self._backend)
@@ -194,7 +205,7 @@ class Placement:
 
     def collect(self, bucket: Bucket) -> Launch | None:
         """What a step launches over a bucket, or None where no parameter of it has a gradient."""
-        if self._offload and capturing(bucket.device):
+        if self.offload and capturing(bucket.device):
             raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
         if self._flatten:
             flat = self._flats[bucket]
@@ -258,11 +269,15 @@ class Placement:
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
         launch.bucket.count_step(launch.plan)
-        if launch.plan.first:
-            for segment in launch.plan.present:
-                if not self._state.get(launch.bucket.params[segment]):
-                    self._show(launch.bucket, segment)
-            launch.plan.first = False
+        self.show_first(launch.bucket, launch.plan)
+
+    def show_first(self, bucket: Bucket, plan: Plan) -> None:
+        """Shows the state of segments that had none yet."""
+        if plan.first:
+            for segment in plan.present:
+                if not self._state.get(bucket.params[segment]):
+                    self._show(bucket, segment)
+            plan.first = False
             self._note()
 
     def zero_grads(self, set_to_none: bool) -> None:

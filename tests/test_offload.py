@@ -353,8 +353,13 @@ def test_bits_with_a_grad_scaler(small: None) -> None:
         ),
         ({"offload": True, "flatten": True}, ValueError, "flatten = True: must be False with offload=True, which"),
         ({"offload": True, "capturable": True}, ValueError, "capturable = True: must be False with offload=True, as"),
+        (
+            {"offload": True, "differentiable": True},
+            ValueError,
+            r"offload = True: must be one of \(False,\) with differ",
+        ),
     ],
-    ids=["kind", "backend", "flatten", "capturable"],
+    ids=["kind", "backend", "flatten", "capturable", "differentiable"],
 )
 def test_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
@@ -499,3 +504,13 @@ def test_edited_parameters_and_state(small: None) -> None:
         opt.state[params[3]]["exp_avg_sq"] = torch.ones(7, 300)
         trained.append(train(params, opt, range(6, 9)))
     assert same(*trained)
+
+
+def test_compiled_steps_are_refused() -> None:
+    params, opt = model(offload=True)
+    train(params, opt, range(1))
+    before = copy.deepcopy(results(params, opt))
+    torch.compiler.reset()
+    with pytest.raises(Exception, match=r"offload=True under torch\.compile: step outside of"):
+        torch.compile(opt.step, backend="eager")()
+    assert same(results(params, opt), before)
