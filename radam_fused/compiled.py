@@ -40,7 +40,7 @@ def choose(
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient or parameter that does not fit.
-        NotImplementedError: complex parameters.
+        NotImplementedError: complex parameters, or offloaded ones.
     """
     placement.place_arrivals()
     placement.count_on_device()
@@ -52,6 +52,8 @@ def choose(
             raise NotImplementedError(
                 "complex parameters under torch.compile: step them outside of the compiled function"
             )
+        if placement.offload:  # dynamo would trace the ring of chunks, whose streams and order are its whole point
+            raise NotImplementedError("offload=True under torch.compile: step outside of the compiled function")
         present, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
         if not plan.present:

@@ -110,12 +110,14 @@ class Bucket:
         groups: for each, the index of its parameter group.
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
+        device, dtype: the parameters' device, and the dtype of their real numbers.
+        state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, float32 (float64 for float64 parameters).
         steps: how many steps each parameter has taken, float32: on the CPU as in torch.optim, or with the moments once
             `count_on_device` was called.
     """
 
-    def __init__(self, params: list[Tensor], groups: list[int]) -> None:
+    def __init__(self, params: list[Tensor], groups: list[int], offload: bool = False) -> None:
         first = params[0]
         self.params = params
         self.groups = groups
@@ -127,8 +129,11 @@ class Bucket:
         self.starts, self.length = segment_starts([tensor.numel() for tensor in tensors])
         self.device, self.dtype = first.device, tensors[0].dtype
         state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.exp_avg = torch.zeros(self.length, dtype=state_dtype, device=first.device)
-        self.exp_avg_sq = torch.zeros(self.length, dtype=state_dtype, device=first.device)
+        self.state_device = torch.device("cpu") if offload else first.device
+        pinned = offload and first.device.type == "cuda"
+        self.exp_avg, self.exp_avg_sq = (
+            torch.zeros(self.length, dtype=state_dtype, device=self.state_device, pin_memory=pinned) for _ in range(2)
+        )
         self.steps = torch.zeros(len(params), dtype=torch.float32)
         self._histories: list[int] | None = None
         self._plan: Plan | None = None
@@ -180,7 +185,7 @@ class Bucket:
         """
         if self._histories is None:
             self._histories = [int(count) for count in self.steps.tolist()]
-            self.steps = upload(self.steps, self.device)
+            self.steps = upload(self.steps, self.state_device)
             self._steps_version = self.steps._version
             self._plan = None
 
@@ -239,7 +244,8 @@ class Bucket:
             pairs = [(group, leader) for (group, _), leader in zip(plan.rows, plan.leaders, strict=True)]
             counted = torch.zeros(len(self.params))
             counted[plan.present] = 1.0
-            plan.tables = upload(torch.tensor(pairs, dtype=torch.int64), self.device), upload(counted, self.device)
+            device = self.state_device
+            plan.tables = upload(torch.tensor(pairs, dtype=torch.int64), device), upload(counted, device)
         return plan.tables
 
     def count_step(self, plan: Plan) -> None:

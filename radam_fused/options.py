@@ -88,7 +88,11 @@ def check_max_grad_norm(value: Any) -> None:
 
 def refuse_with_differentiable(values: Mapping[str, Any]) -> None:
     """Raises ValueError for an option that ``differentiable=True`` does not go with."""
-    allowed = {"capturable": (False,), "flatten": (False,), "max_grad_norm": (None,), "backend": ("auto", "reference")}
+    allowed: dict[str, tuple[Any, ...]] = {
+        **dict.fromkeys(("capturable", "flatten", "offload"), (False,)),
+        "max_grad_norm": (None,),
+        "backend": ("auto", "reference"),
+    }
     for name, fine in allowed.items():
         if values[name] not in fine:
             raise ValueError(f"{name} = {values[name]!r}: must be one of {fine} with differentiable = True")

@@ -17,7 +17,9 @@ from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
 from .host import gradients, holds_exactly, identical
 from .layout import Bucket, Plan, as_real
+from .offload import Offloader
 from .ops import OPERATORS, Operators
+from .scalars import capturing
 from .state import Journal, ParameterState
 
 _serial = itertools.count()
@@ -51,21 +53,31 @@ class Placement:
         backend: what `radam_fused.backends.check_name` returned.
         flatten: make parameters and gradients views of flat buffers, at once.
         attach: under ``flatten``, give parameters without a gradient a zero one.
+        offload: keep moments on the CPU, and step there (offload.py).
 
     Attributes:
         name: of this one alone, which a compiled step is guarded by.
         buckets: in the order they were made.
         ops: the operator that steps each.
+        offload: as given.
     """
 
     def __init__(
-        self, groups: list[dict[str, Any]], state: dict[Tensor, Any], backend: str, flatten: bool, attach: bool
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Tensor, Any],
+        backend: str,
+        flatten: bool,
+        attach: bool,
+        offload: bool = False,
     ) -> None:
         self.name = f"placement {next(_serial)}"
         self._groups = groups
         self._state = state
         self._backend = backend
         self._flatten = flatten
+        self.offload = offload
+        self._offloaders: dict[torch.device, Offloader] = {}
         self._journal = Journal()
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Operators] = {}
@@ -140,8 +152,8 @@ class Placement:
                 if p.grad is not None:
                     check_gradients([p], [p.grad], [names[p]])
         for members in kinds.values():
-            bucket = Bucket([p for p, _ in members], [index for _, index in members])
-            op = OPERATORS[backend_for(bucket.device.type, self._backend)]
+            bucket = Bucket([p for p, _ in members], [index for _, index in members], self.offload)
+            op = self._operators(bucket.device)
             if self._flatten:
                 self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)
             for segment, p in enumerate(bucket.params):
@@ -154,6 +166,14 @@ class Placement:
             self.buckets.append(bucket)
         placed = {p for p, _ in arrivals}
         self._unplaced = [(p, index) for p, index in self._unplaced if p not in placed]
+
+    def _operators(self, device: torch.device) -> Operators:
+        """What steps the parameters of a device; all offloaded buckets of a device share its staging memory."""
+        if not self.offload:
+            return OPERATORS[backend_for(device.type, self._backend)]
+        if device not in self._offloaders:
+            self._offloaders[device] = Offloader(device, self._backend)
+        return self._offloaders[device].operators
 
     def _show(self, bucket: Bucket, segment: int) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
@@ -185,6 +205,8 @@ class Placement:
 
     def collect(self, bucket: Bucket) -> Launch | None:
         """What a step launches over a bucket, or None where no parameter of it has a gradient."""
+        if self.offload and capturing(bucket.device):
+            raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
         if self._flatten:
             flat = self._flats[bucket]
             flat.check_storage()

@@ -146,7 +146,7 @@ class DeviceScalars:
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`; counts the step."""
-        device = bucket.device
+        device = bucket.state_device
         hypers = self._tables.hyper(self._groups, device)
         pairs, counted = bucket.tables(plan)
         waits = device.type == "cpu"  # the host's operators read at once
