@@ -1,4 +1,4 @@
-"""What a step on the GPU takes from the GPU: squares, rows, skipped steps, cleared gradients; and all of it in a graph."""
+"""What a step on the GPU takes from the GPU: squares, rows, skipped steps, cleared gradients; and all in a graph."""
 
 from __future__ import annotations
 
