@@ -38,9 +38,17 @@ RADAM_HD double rho(double t, double x, double c2, double rho_inf) {
 RADAM_HD double exact_variance(double rho) {
   constexpr int kLongest = 23;  // steps from rho = 4 to kSeriesFrom
   constexpr double kSeriesFrom = 50.0;
-  constexpr double kSeries[] = {15.0 / 4,          83.0 / 8,          1605.0 / 64,        7163.0 / 128,
-                                60795.0 / 512,     250819.0 / 1024,   8183085.0 / 16384,  33204863.0 / 32768,
-                                267051345.0 / 131072, 1062888709.0 / 262144, 17061862545.0 / 2097152};
+  constexpr double kSeries[] = {15.0 / 4,
+                                83.0 / 8,
+                                1605.0 / 64,
+                                7163.0 / 128,
+                                60795.0 / 512,
+                                250819.0 / 1024,
+                                8183085.0 / 16384,
+                                33204863.0 / 32768,
+                                267051345.0 / 131072,
+                                1062888709.0 / 262144,
+                                17061862545.0 / 2097152};
   const double distance = (kSeriesFrom - rho) / 2.0;
   const double steps = distance > 0.0 ? ceil(distance) : 0.0;
   double at = rho + 2.0 * steps;

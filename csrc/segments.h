@@ -31,7 +31,7 @@ struct Strides {
 
 struct Segment {
   void* param;
-  void* grad;  // written where gradients are to be zero after the step
+  void* grad;              // written where gradients are to be zero after the step
   int64_t start;           // offset of its moments in the bucket's flat buffers, in elements
   int64_t numel;           // never 0
   int64_t row;             // its row in the rows table

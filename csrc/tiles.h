@@ -24,9 +24,10 @@ struct alignas(16) TileSegment {
   // Where its strides are described: the number of dimensions, then size, parameter stride and gradient stride of each,
   // inner dimension first. kPlain when parameter, gradient and moments share one dense order.
   int32_t strides;
-  uint32_t aligned;      // whether parameter and moments allow 16-byte accesses
-  uint32_t overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
-  uint32_t unused;       // no padding: tables are compared as bytes
+  uint32_t aligned;  // whether parameter and moments allow 16-byte accesses
+  uint32_t
+      overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
+  uint32_t unused;  // no padding: tables are compared as bytes
 };
 
 // What every walk is given. The segments and their tiles stay from step to step; the addresses of the gradients, one a
@@ -127,7 +128,7 @@ struct Update {
 };
 
 // Second: zeros in the gradient. Threads share a tile as they do for the update, so that each clears what it has read
-// itself.
+// itself: no thread waits for another.
 struct Clear {
   template <int N, int Runs, typename P, typename G>
   RADAM_HD void runs(const Tile<P, G>& tile, int at, int distance) const {
@@ -245,34 +246,52 @@ RADAM_HD void update_tile(const Arguments& arguments, uint32_t number, int32_t i
   using T = Computed<P>;
   const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
   const Row<T> row = row_at<T>(arguments, segment.row);
-  const bool clear = arguments.zero_grads && !segment.overlapping;
-  if (row.direction == Direction::kSkip && !clear) return;
+  if (row.direction == Direction::kSkip) return;
   const Stretch stretch = stretch_of(segment, number);
   Tile<P, G> tile;
   tile.p = static_cast<P*>(segment.param);
   tile.g = gradient_of<G>(arguments, index);
   tile.m = static_cast<T*>(arguments.exp_avg) + (segment.start + stretch.offset);
   tile.v = static_cast<T*>(arguments.exp_avg_sq) + (segment.start + stretch.offset);
-  if (row.direction != Direction::kSkip) {
-    walk_tile<Threads>(tile, segment, arguments.strides, stretch, thread, Update<T>{row});
-  }
-  if (clear) walk_tile<Threads>(tile, segment, arguments.strides, stretch, thread, Clear{});
+  walk_tile<Threads>(tile, segment, arguments.strides, stretch, thread, Update<T>{row});
 }
 
-// One thread's share of the whole launch. The next tile's segment is looked up while this tile's elements are moving.
+// Zeros in the gradient of a tile, whether its step was skipped or not.
 template <int Threads, typename P, typename G, typename Arguments>
-RADAM_HD void walk_tiles(const Arguments& arguments, const Place& place) {
+RADAM_HD void clear_tile(const Arguments& arguments, uint32_t number, int32_t index, int thread) {
+  const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
+  if (segment.overlapping) return;
+  Tile<P, G> tile{};
+  tile.g = gradient_of<G>(arguments, index);
+  walk_tile<Threads>(tile, segment, arguments.strides, stretch_of(segment, number), thread, Clear{});
+}
+
+// The tiles that fall to a block, each with its segment. The next one's is looked up while this one's elements move.
+template <typename Arguments, typename Share>
+RADAM_HD void for_tiles(const Arguments& arguments, const Place& place, const Share& share) {
   uint32_t tile = place.block;
   if (tile >= arguments.tiles) return;
   int32_t segment = look_up<int32_t>(arguments.tile_segment + tile);
   while (true) {
     const uint32_t next = tile + place.blocks;
     const int32_t next_segment = next < arguments.tiles ? look_up<int32_t>(arguments.tile_segment + next) : 0;
-    update_tile<Threads, P, G>(arguments, tile, segment, int(place.thread));
+    share(tile, segment);
     if (next >= arguments.tiles) return;
     tile = next;
     segment = next_segment;
   }
+}
+
+// One thread's share of the whole launch. Gradients are cleared in a second walk: in one walk the two would share the
+// registers, which the update has none of to spare, and the memory traffic is the same.
+template <int Threads, typename P, typename G, typename Arguments>
+RADAM_HD void walk_tiles(const Arguments& arguments, const Place& place) {
+  const int thread = int(place.thread);
+  for_tiles(arguments, place,
+            [&](uint32_t tile, int32_t segment) { update_tile<Threads, P, G>(arguments, tile, segment, thread); });
+  if (!arguments.zero_grads) return;
+  for_tiles(arguments, place,
+            [&](uint32_t tile, int32_t segment) { clear_tile<Threads, P, G>(arguments, tile, segment, thread); });
 }
 
 }  // namespace radam_fused

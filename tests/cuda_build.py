@@ -2,7 +2,7 @@
 
 torch comes from the package index into .venv-cuda (about 5 GB unpacked), which stays for the next time. The build is
 that of a user: setup.py in a copy of the sources, every default architecture. Then the library has to load, to have
-registered its operator for CUDA tensors, and `available_backends` has to say what is missing here: a GPU.
+registered its operators for CUDA tensors, and `available_backends` has to say what is missing here: a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SECONDS = 120
 LOOK = """
 import json, torch, radam_fused
 from radam_fused import _C_cuda
-dump = torch._C._dispatch_dump("radam_fused::step_native")
+names = ["step_native", "squares_native", "rows_native"]
+dumps = {name: torch._C._dispatch_dump(f"radam_fused::{name}") for name in names}
 key = "CUDA"
 print(json.dumps({
     "torch": torch.__version__,
@@ -39,7 +40,7 @@ print(json.dumps({
     "built_with": _C_cuda.cuda_version(),
     "architectures": _C_cuda.architectures(),
     "operators": [n for n in torch._C._dispatch_get_registrations_for_dispatch_key(key) if n.startswith("radam_fused")],
-    "native": [line for line in dump.splitlines() if line.startswith(("CPU:", "CUDA:"))],
+    "native": {n: [l for l in d.splitlines() if l.startswith(("CPU:", "CUDA:"))] for n, d in dumps.items()},
     "backends": radam_fused.available_backends(),
 }))
 """
@@ -101,17 +102,18 @@ def main() -> int:
     print(f"\nBuilt in {seconds:.0f} s (two jobs) against torch {found['torch']}; loaded {Path(found['library']).name}")
     print(f"  CUDA {found['built_with']}, architectures {found['architectures']}")
     print("  operators with a CUDA kernel: " + ", ".join(found["operators"]))
-    for line in found["native"]:
-        print(f"  step_native on {line}")
+    for name, lines in found["native"].items():
+        for line in lines:
+            print(f"  {name} on {line}")
     print(f"  available_backends()['cuda']: {found['backends']['cuda']}\n")
 
     wrong = []
     if seconds > SECONDS:
         wrong.append(f"the build took {seconds:.0f} s, more than {SECONDS}")
-    if "radam_fused::step_native" not in found["operators"]:
-        wrong.append("step_native has no CUDA kernel")
-    if not any("csrc/cuda/step.cpp" in line for line in found["native"]):
-        wrong.append("step_native's CUDA kernel is not the one of csrc/cuda")
+    for name, lines in found["native"].items():
+        source = f"csrc/cuda/{name.removesuffix('_native')}.cpp"
+        if not any(line.startswith("CUDA:") and source in line for line in lines):
+            wrong.append(f"{name} has no CUDA kernel, or not the one of {source}")
     reason = found["backends"]["cuda"]
     if (reason is None) != found["gpu"] or (reason is not None and "torch sees no GPU" not in reason):
         wrong.append(f"available_backends() should say that torch sees no GPU; it says {reason!r}")

@@ -7,11 +7,8 @@ with an addition. Negative controls show that each of these is noticed. Prints a
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -20,15 +17,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-CSRC = ROOT / "csrc"
-ARCHITECTURES = (80, 90, 100)
+import cuda_code_rows
+from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, setting, with_code
+
 KERNELS = 20
 """Ten pairs of dtypes, and arguments of 4 KB or 32 KB."""
 
 THREADS, TILE = 128, 1024
 BLOCKS = {"fp64": 4}
-"""Blocks an SM, as csrc/cuda/kernel.cuh promises; 6 for every other parameter."""
+"""Blocks an SM, as csrc/cuda/step_kernel.cuh promises; 6 for every other parameter."""
 BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 MANGLED = {"d": "fp64", "f": "fp32", "NS_7float16E": "fp16", "NS_8bfloat16E": "bf16"}
 
@@ -39,46 +36,16 @@ EXPANSION = 7
 SUBROUTINES = 16
 
 
-def setting(name: str) -> list[str]:
-    """A list of flags in setup.py, which cannot be imported."""
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == name:
-            return ast.literal_eval(node.value)
-    raise LookupError(f"setup.py assigns no {name}")
-
-
-def tool(name: str) -> str:
-    """A binary tool of Triton's package, or of a CUDA toolkit on PATH."""
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin is not None:
-        path = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / name
-        if path.exists():
-            return str(path)
-    found = shutil.which(name)
-    if found is None:
-        sys.exit(f"{name} is needed: pip install triton, or put a CUDA toolkit on PATH")
-    return found
-
-
 @dataclass
-class Kernel:
-    """The machine code of one kernel."""
+class Kernel(Code):
+    """The machine code of a step's kernel."""
 
     param: str
     grad: str
     argument_bytes: int
-    arch: int
-    registers: int
-    stack: int
-    local: int
-    instructions: list[str]
-    fused_in_ptx: int
 
     def __str__(self) -> str:
         return f"{self.param} parameters, {self.grad} gradients, {self.argument_bytes} bytes, sm_{self.arch}"
-
-    def count(self, *names: str) -> int:
-        return sum(name in names for name in self.instructions)
 
     @property
     def elements(self) -> int:
@@ -86,33 +53,14 @@ class Kernel:
         return self.count("FFMA") if self.param == "fp64" else self.count("FCHK")
 
 
-def nvcc(folder: Path, arch: int, what: str, flags: list[str], csrc: Path) -> Path:
-    output = folder / f"sm_{arch}.{what}"
-    source = csrc / "cuda" / "kernels.cu"
-    command = ["nvcc", "-O3", "-std=c++17", *flags, f"-arch=sm_{arch}", f"-{what}", str(source), "-o", str(output)]
-    subprocess.run(command, check=True)
-    return output
-
-
 def compile_kernels(arch: int, flags: list[str], csrc: Path = CSRC) -> list[Kernel]:
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = nvcc(Path(folder), arch, "cubin", flags, csrc)
-        ptx = nvcc(Path(folder), arch, "ptx", flags, csrc).read_text()
-        run = [tool("cuobjdump"), str(cubin)]
-        sass = subprocess.run([*run, "-sass"], check=True, capture_output=True, text=True).stdout
-        usage = subprocess.run([*run, "-res-usage"], check=True, capture_output=True, text=True).stdout
-    fused = {entry.split("(")[0].strip(): len(re.findall(r"fma\.r[nzmp]", entry)) for entry in ptx.split(".entry")[1:]}
     kernels = []
-    for part in sass.split("Function : ")[1:]:
-        name = part.split()[0]
+    for code in compiled("step", arch, flags, csrc):
         param, grad, size = re.fullmatch(
-            r".*11step_kernelI(d|f|NS_\w*?E)(d|f|NS_\w*?E|S\d*_)NS_15LaunchArgumentsILi(\d+)E.*", name
+            r".*11step_kernelI(d|f|NS_\w*?E)(d|f|NS_\w*?E|S\d*_)NS_15LaunchArgumentsI\w*?Li(\d+)E.*", code.name
         ).groups()
-        numbers = re.search(rf"{name}:\s*REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
-        # An instruction, after its address comment and an optional predicate.
-        instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", part)
         pair = MANGLED[param], MANGLED[param] if grad.startswith("S") else MANGLED[grad]
-        kernels.append(Kernel(*pair, int(size), arch, *map(int, numbers), instructions, fused[name]))
+        kernels.append(Kernel(**vars(code), param=pair[0], grad=pair[1], argument_bytes=int(size)))
     return kernels
 
 
@@ -131,7 +79,9 @@ class FullTile:
 def full_tile(kernel: Kernel) -> FullTile:
     """Found as the rounds with the most loads, 16 bytes wide and with nothing narrower among them."""
     arithmetic = re.compile(r"[FD](ADD|MUL|FMA)2?\b|MUFU|FCHK")
-    accesses = [(at, name) for at, name in enumerate(kernel.instructions) if re.match(r"(LDG|STG)\.E\.EF\b", name)]
+    accesses = [
+        (at, name) for at, name in enumerate(kernel.instructions) if re.fullmatch(r"(LDG|STG)\.E\.EF(\.\w+)?", name)
+    ]
     breaks = [0]  # where a round begins: a load after a store, or a change of width
     for k, ((_, a), (_, b)) in enumerate(pairwise(accesses), 1):
         if (a.startswith("STG") and b.startswith("LDG")) or a.endswith(".128") != b.endswith(".128"):
@@ -163,13 +113,7 @@ def full_tile(kernel: Kernel) -> FullTile:
 
 def problems(kernel: Kernel) -> list[str]:
     """What is wrong with a kernel, in words."""
-    found = []
-    limit = 65536 // (BLOCKS.get(kernel.param, 6) * THREADS) // 8 * 8
-    if kernel.registers > limit:
-        found.append(f"{kernel.registers} registers, but {BLOCKS.get(kernel.param, 6)} blocks an SM leave {limit}")
-    spills = [name for name in kernel.instructions if name.startswith(("LDL", "STL"))]
-    if kernel.stack or kernel.local or spills:
-        found.append(f"spills: stack {kernel.stack}, local {kernel.local}, {len(spills)} accesses to local memory")
+    found = kernel.problems(65536 // (BLOCKS.get(kernel.param, 6) * THREADS) // 8 * 8)
 
     # Per thread: its elements of a whole tile, and the bytes that each of them moves.
     elements, moment = TILE // THREADS, BYTES["fp64" if kernel.param == "fp64" else "fp32"]
@@ -185,8 +129,13 @@ def problems(kernel: Kernel) -> list[str]:
             f"only {full.before_use} of {full.loads // full.rounds} loads are on their way before the first use"
         )
 
-    if kernel.fused_in_ptx:
-        found.append(f"{kernel.fused_in_ptx} fused multiply-adds in the PTX")
+    # Clearing the gradient of a whole tile, and of the wide part of the last one.
+    cleared = elements * BYTES[kernel.grad] // 16
+    if kernel.count("STG.E.EF.128 RZ") <= cleared:
+        found.append(
+            f"{kernel.count('STG.E.EF.128 RZ')} stores of zeros are of 128 bits, but a whole tile takes {cleared}"
+        )
+
     conversions = 2 * (kernel.param == "fp16") + (kernel.grad == "fp16")  # each has an addition of its own
     n, kind = kernel.elements, "D" if kernel.param == "fp64" else "F"
     adds = kernel.count(f"{kind}ADD") + 2 * kernel.count(f"{kind}ADD2")
@@ -198,13 +147,6 @@ def problems(kernel: Kernel) -> list[str]:
     return found
 
 
-def control(what: str, kernel: Kernel, sign: str) -> bool:
-    """Whether a kernel that has been spoilt is found to be so."""
-    noticed = [problem for problem in problems(kernel) if sign in problem]
-    print(f"  {'noticed' if noticed else 'MISSED '}  {what}: {noticed[0] if noticed else 'nothing found'}")
-    return bool(noticed)
-
-
 def controls(flags: list[str], good: Kernel) -> bool:
     """Negative controls: each fault, put in on purpose, has to be noticed."""
 
@@ -214,28 +156,33 @@ def controls(flags: list[str], good: Kernel) -> bool:
     fusing = find(compile_kernels(90, [flag.replace("-fmad=false", "-fmad=true") for flag in flags]))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(CSRC, Path(folder, "csrc")))
-        header = copy / "cuda" / "kernel.cuh"
+        header = copy / "cuda" / "step_kernel.cuh"
         promised = header.read_text()
         header.write_text(promised.replace("? 4 : 6;", "? 12 : 12;"))
         assert header.read_text() != promised
         spilling = find(compile_kernels(90, flags, copy))
 
-    def with_code(instructions: list[str]) -> Kernel:
-        return Kernel(**{**vars(good), "instructions": instructions})
+    def narrow(code: list[str]) -> list[str]:
+        first = code.index("LDG.E.EF.128")
+        return [*code[:first], "LDG.E.EF.64", "LDG.E.EF.64", *code[first + 1 :]]
 
-    code = good.instructions
-    first = code.index("LDG.E.EF.128")
-    narrow = [*code[:first], "LDG.E.EF.64", "LDG.E.EF.64", *code[first + 1 :]]
-    serial = [*code[: first + 1], "FMUL", *code[first + 1 :]]
+    def serial(code: list[str]) -> list[str]:
+        first = code.index("LDG.E.EF.128")
+        return [*code[: first + 1], "FMUL", *code[first + 1 :]]
+
+    def narrow_zeros(code: list[str]) -> list[str]:
+        return [name.replace(".128 RZ", ".64 RZ") for name in code]
+
     crowded = Kernel(**{**vars(good), "registers": good.registers + 24})
     return all(
         [
-            control("compiled with -fmad=true", fusing, "fused multiply-adds in the PTX"),
-            control("the same, by the machine code", fusing, "some have been fused"),
-            control("compiled for 12 blocks an SM", spilling, "spills"),
-            control("a load of 64 bits in a whole tile", with_code(narrow), "of 128 bits"),
-            control("a use before the next load", with_code(serial), "before the first use"),
-            control("24 registers more", crowded, "registers, but"),
+            control("compiled with -fmad=true", problems(fusing), "fused multiply-adds in the PTX"),
+            control("the same, by the machine code", problems(fusing), "some have been fused"),
+            control("compiled for 12 blocks an SM", problems(spilling), "spills"),
+            control("a load of 64 bits in a whole tile", problems(with_code(good, narrow)), "of 128 bits"),
+            control("a use before the next load", problems(with_code(good, serial)), "before the first use"),
+            control("zeros stored 64 bits at a time", problems(with_code(good, narrow_zeros)), "stores of zeros"),
+            control("24 registers more", problems(crowded), "registers, but"),
         ]
     )
 
@@ -266,7 +213,7 @@ def main() -> int:
     good = next(k for k in kernels if (k.param, k.grad, k.argument_bytes, k.arch) == ("fp32", "fp32", 4096, 90))
     noticed = controls(flags, good)
     print("\n" + ("\n".join(wrong) if wrong else f"{len(kernels)} kernels: nothing wrong"))
-    return int(bool(wrong) or not noticed)
+    return int(bool(wrong) or not noticed or not cuda_code_rows.check(flags))
 
 
 if __name__ == "__main__":

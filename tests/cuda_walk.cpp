@@ -43,8 +43,8 @@ void run(int param_dtype, int grad_dtype, const LargeStep& arguments, const Geom
 }  // namespace radam_fused
 
 extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, int64_t param_dtype, void* exp_avg,
-                                 void* exp_avg_sq, const double* rows, int64_t row_count,
-                                 int64_t zero_grads, const radam_fused::Geometry* geometry) {
+                                 void* exp_avg_sq, const double* rows, int64_t row_count, int64_t zero_grads,
+                                 const radam_fused::Geometry* geometry) {
   using namespace radam_fused;
   std::vector<Segment> segments;
   std::vector<Strides> strides(count);

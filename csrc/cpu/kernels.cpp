@@ -47,8 +47,7 @@ RADAM_AVX2 void span_avx2(void* p, const void* g, void* m, void* v, int64_t n, c
 }
 
 template <typename P, typename G>
-RADAM_AVX512 void span_avx512(void* p, const void* g, void* m, void* v,
-                                                                               int64_t n, const double* row) {
+RADAM_AVX512 void span_avx512(void* p, const void* g, void* m, void* v, int64_t n, const double* row) {
   update_span<P, G>(p, g, m, v, n, row);
 }
 #endif

@@ -68,8 +68,8 @@ Tensor squares(StableListHandle list) {
   for (const Segment& grad : grads.segments) ends.push_back(tiles += (grad.numel + kTile - 1) / kTile);
 
   const int64_t length[] = {kPartialSums};
-  Tensor sums = torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt,
-                                     torch::stable::Device(DeviceType::CPU));
+  Tensor sums =
+      torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt, torch::stable::Device(DeviceType::CPU));
   auto* out = static_cast<double*>(sums.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kTilesPerThread * kPartialSums / std::max<int64_t>(1, tiles));
   torch::stable::parallel_for(0, kPartialSums, grain,

@@ -1,6 +1,6 @@
 // radam_fused::squares_native on NVIDIA GPUs: one launch, on the current stream. Nothing here waits for the device.
-#include "../gradients.h"
 #include "../squares.h"
+#include "../gradients.h"
 #include "stream.h"
 #include "tables.h"
 
@@ -30,8 +30,8 @@ Tensor squares(StableListHandle list) {
   DeviceTables tables;
   if (builder.table.tiles > 0) {
     const TableKey key{current.device, current.stream, nullptr, kUnsupported, grads.dtype, builder.grads.size()};
-    tables = table_cache().find(key, builder.table, nullptr, passed.grads ? nullptr : &builder.grads,
-                                current.capturing);
+    tables =
+        table_cache().find(key, builder.table, nullptr, passed.grads ? nullptr : &builder.grads, current.capturing);
     builder.table.point(tables.segments.const_data_ptr(), arguments);
     if (!passed.grads) arguments.grads = static_cast<const unsigned char*>(tables.grads.const_data_ptr());
   }

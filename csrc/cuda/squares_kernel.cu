@@ -35,8 +35,7 @@ cudaError_t launch(bool large, const LargeSquares& arguments, int device, cudaSt
 
 }  // namespace
 
-cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device,
-                           cudaStream_t stream) {
+cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device, cudaStream_t stream) {
   const bool large = by_value > SmallSquares::kCapacity;
   switch (dtype) {
     case kFloat32:

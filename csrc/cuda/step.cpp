@@ -67,8 +67,8 @@ void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tenso
   for (size_t i = 0; i < dtypes.size(); ++i) prepare(launch, dtypes[i], made_here, zero_grads, current, ready[i]);
   if (current.capturing && launch.rows_on_device) table_cache().keep(rows);
   for (const Prepared& one : ready) {
-    current.launched(launch_step(launch.param_dtype, one.grad_dtype, one.arguments, one.by_value, current.device,
-                                 current.stream));
+    current.launched(
+        launch_step(launch.param_dtype, one.grad_dtype, one.arguments, one.by_value, current.device, current.stream));
   }
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
