@@ -1,7 +1,7 @@
 """Tables that the Triton kernels read: what a launch uploads, in one copy, and what it finds there from the last one.
 
-A table is made from facts (addresses, sizes, strides, rows), and those of the next launch are mostly the same; then it is
-neither made nor uploaded again. What is on the device is never written: a table that changes gets new memory.
+A table is made from facts (addresses, sizes, strides, rows), and those of the next launch are mostly the same; then it
+is neither made nor uploaded again. What is on the device is never written: a table that changes gets new memory.
 """
 
 from __future__ import annotations
