@@ -406,8 +406,7 @@ MISFITS: dict[str, tuple[Callable[[dict], Any], type[Exception] | tuple[type[Exc
     "bad_eps": (group(eps=float("nan")), ValueError, "eps = nan"),
     "bad_rectification": (group(rectification="second"), ValueError, "rectification = 'second'"),
     "bad_kind": (group(weight_decay="0.1"), TypeError, "weight_decay = '0.1': must be a number"),
-    "capturable": (group(capturable=True), NotImplementedError, "capturable = True"),
-    "differentiable": (group(differentiable=True), NotImplementedError, "differentiable = True"),
+    "differentiable": (group(differentiable=True), ValueError, "differentiable = True in param_groups"),
 }
 
 

@@ -66,19 +66,17 @@ WRONG_KIND: list[tuple[dict[str, Any], str]] = [
             "flatten",
             "capturable",
             "differentiable",
+            "zero_grads",
         )
         for value in (1, None, "yes")
     ],
+    *[({"max_grad_norm": value}, f"max_grad_norm = {value!r}: must be") for value in ("1", True, [1.0])],
     ({"foreach": "yes"}, "foreach = 'yes': must be None, True or False"),
 ]
 LATER: list[tuple[dict[str, Any], str]] = [
-    ({"capturable": True}, "capturable = True"),
-    ({"differentiable": True}, "differentiable = True"),
     *[({"state_dtype": d}, f"state_dtype = {d}") for d in (torch.bfloat16, torch.float16, torch.int8)],
     *[({"master_weights": m}, f"master_weights = {m!r}") for m in ("fp32", "split", "kahan")],
     ({"rounding": "stochastic"}, "rounding = 'stochastic'"),
-    ({"max_grad_norm": 1.0}, "max_grad_norm = 1.0"),
-    ({"zero_grads": True}, "zero_grads = True"),
 ]
 
 
@@ -216,7 +214,6 @@ PARAMETERS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         TypeError,
         "torch.float8_e4m3fn: must be one of .*torch.float32",
     ),
-    ("complex", lambda: [nn.Parameter(torch.ones(3, dtype=torch.complex64))], NotImplementedError, "torch.complex64"),
     ("sparse", lambda: [nn.Parameter(torch.eye(3).to_sparse())], TypeError, "sparse_coo: must be torch.strided"),
     ("expanded", lambda: [expanded()], ValueError, r"expanded \(strides \(0,\)\)"),
     ("overlapping", lambda: [overlapping()], ValueError, "share memory"),
@@ -256,11 +253,10 @@ ADDED: dict[str, tuple[Callable[[nn.Parameter], Any], dict[str, Any]]] = {
     "duplicate": (lambda old: [parameter(2), old], {}),
     "twice": (lambda old: [parameter(2)] * 2, {}),
     "integer": (lambda old: [parameter(2), torch.arange(3)], {}),
-    "complex": (lambda old: [torch.ones(3, dtype=torch.complex64)], {}),
     "expanded": (lambda old: [expanded()], {}),
     "non-leaf": (lambda old: [parameter(2) * 2], {}),
     "bad_lr": (lambda old: [parameter(2)], {"lr": -1.0}),
-    "later_option": (lambda old: [parameter(2)], {"capturable": True}),
+    "other_differentiable": (lambda old: [parameter(2)], {"differentiable": True}),
     "names_missing": (lambda old: [("name", parameter(2))], {}),
 }
 
