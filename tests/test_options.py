@@ -45,6 +45,7 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     ({"rectification": None}, "rectification = None: must be one of"),
     ({"backend": "gpu"}, "backend = 'gpu': must be one of .*auto.*cuda.*triton.*cpu.*reference"),
     ({"backend": None}, "backend = None: must be one of"),
+    *[({"max_grad_norm": v}, f"max_grad_norm = {v}: must be None, or at least 0") for v in (-1.0, float("nan"))],
 ]
 WRONG_KIND: list[tuple[dict[str, Any], str]] = [
     *[
@@ -70,7 +71,7 @@ WRONG_KIND: list[tuple[dict[str, Any], str]] = [
         )
         for value in (1, None, "yes")
     ],
-    *[({"max_grad_norm": value}, f"max_grad_norm = {value!r}: must be") for value in ("1", True, [1.0])],
+    *[({"max_grad_norm": value}, f"max_grad_norm = {value!r}: must be") for value in ("1", True, 1j)],
     ({"foreach": "yes"}, "foreach = 'yes': must be None, True or False"),
 ]
 LATER: list[tuple[dict[str, Any], str]] = [
