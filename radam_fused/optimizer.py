@@ -8,7 +8,7 @@ backend's operator (ops.py), once a bucket.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from .checks import check_parameter
 from .options import GROUP_DEFAULTS, check_flag, check_group, check_later, check_max_grad_norm
 from .placement import Launch, Placement, group_names
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
+from .separate import SeparatePlacement
+
+if TYPE_CHECKING:
+    from .backward import Hooks
 
 
 class FusedRAdam(Optimizer):
@@ -68,6 +72,7 @@ class FusedRAdam(Optimizer):
     """
 
     _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets grad_scale and found_inf around step()
+    _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
     def __init__(
         self,
@@ -111,7 +116,8 @@ class FusedRAdam(Optimizer):
         self._placement = self._place(attach=True)
 
     def _place(self, attach: bool = False) -> Placement:
-        return Placement(self.param_groups, self.state, self._backend, self._flatten, attach)
+        kind = Placement if self._in_backward is None else SeparatePlacement
+        return kind(self.param_groups, self.state, self._backend, self._flatten, attach)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
@@ -125,8 +131,12 @@ class FusedRAdam(Optimizer):
             for p, name in zip(group["params"], group_names(group, index), strict=True):
                 check_parameter(p, name)
                 backend_for(p.device.type, self._backend)
+            if self._in_backward is not None:
+                self._in_backward.check_group(group, index)
             if self._placement is not None:
                 self._placement.add(index)
+            if self._in_backward is not None:
+                self._in_backward.follow(self)
         except Exception:
             self.param_groups.pop()
             raise
@@ -149,6 +159,8 @@ class FusedRAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._in_backward is not None:
+            self._in_backward.before_step(self)
         if self._placement is None or self._placement.outdated(self.param_groups, self.state):
             self._placement = self._place()
         placement = self._placement
@@ -163,6 +175,8 @@ class FusedRAdam(Optimizer):
                 self._launch(placement, launch, scalars)
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
+        if self._in_backward is not None:
+            self._in_backward.after_step(self, launches)
         return loss
 
     def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
@@ -190,12 +204,13 @@ class FusedRAdam(Optimizer):
     def _launch(self, placement: Placement, launch: Launch, scalars: Scalars) -> None:
         bucket, plan, params, grads, segments, row_of = launch
         ops = placement.ops[bucket]
+        zero_grads = self._zero_grads and self._in_backward is None  # which frees them
         # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
         with torch._C._AutoDispatchBelowAutograd():
             rows = scalars.rows(bucket, plan, ops)
             try:
                 moments = bucket.exp_avg, bucket.exp_avg_sq
-                ops.step(params, grads, *moments, segments, row_of, rows, self._zero_grads)
+                ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
             except Exception:
                 scalars.undo(bucket, plan)
                 placement.check(launch)  # a clearer error, where a tensor is at fault
@@ -204,7 +219,7 @@ class FusedRAdam(Optimizer):
                     raise
                 self._launch(placement, again, scalars)
                 return
-        torch.autograd.graph.increment_version([*params, *grads] if self._zero_grads else params)
+        torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
         placement.stepped(launch)
 
     # What else torch.optim's optimizers do.
@@ -213,6 +228,8 @@ class FusedRAdam(Optimizer):
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
         if self._placement is None or not self._flatten:
             super().zero_grad(set_to_none)
+            if self._in_backward is not None:
+                self._in_backward.zeroed()
             return
         with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
             self._placement.zero_grads(set_to_none)
