@@ -65,17 +65,17 @@ class Placement:
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Operators] = {}
         self._flats: dict[Bucket, FlatBuffers] = {}
-        self._unplaced = {p: index for index, group in enumerate(groups) for p in group["params"]}
+        self._unplaced = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
         if flatten:
             self._place(self._stepping(), attach)
         else:
-            self._place([(p, index) for p, index in self._unplaced.items() if state.get(p)], attach=False)
+            self._place([(p, index) for p, index in self._unplaced if state.get(p)], attach=False)
         self._note()
 
     def add(self, index: int) -> None:
         """Takes in a group that has just been added; on an error this is as it was."""
         before = self._unplaced
-        self._unplaced = before | dict.fromkeys(self._groups[index]["params"], index)
+        self._unplaced = before + [(p, index) for p in self._groups[index]["params"]]
         try:
             if self._flatten:
                 self._place(self._stepping(), attach=True)
@@ -109,11 +109,11 @@ class Placement:
 
     def _stepping(self) -> list[tuple[Tensor, int]]:
         """Of the parameters without a bucket those that have a gradient or may get one."""
-        return [(p, index) for p, index in self._unplaced.items() if p.requires_grad or p.grad is not None]
+        return [(p, index) for p, index in self._unplaced if p.requires_grad or p.grad is not None]
 
     def place_arrivals(self) -> None:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
-        if any(p.grad is not None for p in self._unplaced):
+        if any(p.grad is not None for p, _ in self._unplaced):
             self._place(self._stepping(), attach=False)
 
     def _kind(self, p: Tensor) -> Hashable:
@@ -146,8 +146,8 @@ class Placement:
             self._show_all(bucket)
             self.ops[bucket] = op
             self.buckets.append(bucket)
-        for p, _ in arrivals:
-            del self._unplaced[p]
+        placed = {p for p, _ in arrivals}
+        self._unplaced = [(p, index) for p, index in self._unplaced if p not in placed]
 
     def _show(self, bucket: Bucket, segment: int) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
@@ -252,6 +252,6 @@ class Placement:
         """Under ``flatten``: one memset a bucket, and torch's ways for parameters that have no bucket yet."""
         for flat in self._flats.values():
             flat.zero_grads()
-        for p in self._unplaced:
+        for p, _ in self._unplaced:
             if p.grad is not None:
                 p.grad = None if set_to_none else torch.zeros_like(p.grad)

@@ -1,8 +1,8 @@
 """A bucket for each parameter, for a step that takes one parameter at a time (backward.py).
 
 What `Placement` does once a step for all parameters is done here for one, at a cost that does not depend on how many
-there are. Parameters may be stepped on several CUDA streams at once: whatever belongs to one of them is therefore made
-on the stream that steps it.
+there are. Parameters may be stepped on several CUDA streams at once: what belongs to one of them is made on the stream
+that steps it, or waited for.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .layout import Bucket
 from .placement import Launch, Placement
+from .scalars import capturing
 
 
 class SeparatePlacement(Placement):
@@ -43,7 +45,7 @@ class SeparatePlacement(Placement):
         self._bucket_of.update((bucket.params[0], bucket) for bucket in self.buckets[known:])
 
     def bucket_of(self, p: Tensor, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> Bucket | None:
-        """The bucket of a parameter, made now where it has none yet.
+        """The bucket of a parameter that has a gradient, made now where it has none yet.
 
         None where somebody has edited the optimizer's groups or state, as far as this parameter shows it: it is then
         left to the next `FusedRAdam.step`, which looks at all of them and lays out anew what has changed.
@@ -57,8 +59,21 @@ class SeparatePlacement(Placement):
         if (state.get(p) or None) is not self._shown.get(p):
             return None
         if p not in self._bucket_of:
-            self._place([(p, index)], attach=False)
+            self._place_waiting(p.device)
         return self._bucket_of[p]
+
+    def _place_waiting(self, device: torch.device) -> None:
+        """Gives buckets to all parameters that may get a gradient, and waits until they are there for every stream.
+
+        All at once, as memory that is made between two gradients, and stays, leaves holes between those to come.
+        """
+        if capturing(device):
+            raise RuntimeError("a CUDA graph captures the first step of a parameter: let it take one step before")
+        known = len(self.buckets)
+        self._place(self._stepping(), attach=False)
+        for placed_on in {bucket.device for bucket in self.buckets[known:]}:
+            if placed_on.type == "cuda":
+                torch.cuda.current_stream(placed_on).synchronize()
 
     def _show(self, bucket: Bucket, segment: int) -> None:
         p = bucket.params[segment]
