@@ -46,6 +46,20 @@ def test_same_bits_in_other_dtypes(dtype: torch.dtype, backend: str) -> None:
     assert_same(after, during)
 
 
+def test_complex_parameters(backend: str) -> None:
+    params = [[nn.Parameter(torch.linspace(0, 1, 6) * (1 + 2j)) for _ in range(3)] for _ in range(2)]
+    opts = [FusedRAdam(three, lr=0.01, backend=backend) for three in params]
+    step_in_backward(opts[1])
+    for t in range(STEPS):
+        for three, opt in zip(params, opts, strict=True):
+            (three[0] * three[1] + t * three[2]).abs().sum().backward()
+            opt.step()
+            opt.zero_grad()
+    assert not torch.equal(params[0][0], torch.linspace(0, 1, 6) * (1 + 2j))
+    for p, q in zip(*params, strict=True):
+        assert same_bits(torch.view_as_real(p.detach()), torch.view_as_real(q.detach()))
+
+
 def test_another_rate_is_noticed(backend: str) -> None:
     """The negative control of the tests above."""
     after, during = training(backend), training(backend, lr=0.01 * (1 + 2**-20))

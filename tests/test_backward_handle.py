@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -200,6 +201,28 @@ def test_gradients_of_autograd_grad_and_of_other_leaves_are_nobodys() -> None:
     assert list(opt.state) == [net[0].bias]
 
 
+def test_backward_passes_in_several_threads(backend: str) -> None:
+    """As with several devices, each of which runs its part of a backward pass in a thread of its own."""
+    nets = [nn.ModuleList(chain(6) for _ in range(4)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    opts = [FusedRAdam(net.parameters(), lr=0.01, backend=backend) for net in nets]
+    step_in_backward(opts[1])
+    for _ in range(STEPS):
+        for part in nets[0]:
+            backward(part)
+        threads = [threading.Thread(target=backward, args=[part]) for part in nets[1]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(p.grad is None for p in nets[1].parameters())
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert same_bits(p, q)
+
+
 # Cost.
 
 
@@ -235,4 +258,5 @@ def test_cost_of_a_hook_does_not_depend_on_the_number_of_parameters(options: dic
     one = {name: (more[name] - few[name]) / 20 for name in more}
     assert one["Hooks._on_gradient"] == 1 or sys.version_info < (3, 11)
     assert sum(one.values()) > 20
+    assert not {"holds_exactly", "identical"} & set(one)  # one call each, of C, that looks at all parameters
     assert {name: most[name] - more[name] for name in most} == {name: 40 * count for name, count in one.items()}
