@@ -5,16 +5,6 @@
 namespace radam_fused {
 namespace {
 
-// A gradient with gaps is walked row-major; a dense one, as it lies in memory.
-std::unique_ptr<Strides> walk_of(const Shape& shape) {
-  if (is_dense(shape, memory_order(shape))) return nullptr;
-  auto walk = std::make_unique<Strides>();
-  for (int64_t d = 0; d < shape.dim; ++d) {
-    if (shape.size[d] != 1) walk->add(shape.size[d], 0, shape.stride[d]);
-  }
-  return walk;
-}
-
 const char* read_gradient(AtenTensorHandle grad, int dtype, const Device& device, Segment& segment,
                           std::unique_ptr<Strides>& strides) {
   if (!is_strided_on(grad, device)) return "not a strided tensor on the device of the first";
@@ -24,8 +14,12 @@ const char* read_gradient(AtenTensorHandle grad, int dtype, const Device& device
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(grad, &segment.numel));
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
-  if (!is_contiguous(grad)) strides = walk_of(shape_of(grad));
-  segment.strides = strides.get();
+  if (is_contiguous(grad)) return nullptr;
+  auto walk = std::make_unique<Strides>();
+  if (!plain(shape_of(grad), *walk)) {
+    segment.strides = walk.get();
+    strides = std::move(walk);
+  }
   return nullptr;
 }
 

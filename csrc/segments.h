@@ -101,6 +101,15 @@ inline bool plain(const Shape& param, const Shape& grad, Strides& strides) {
   return false;
 }
 
+// The same of a gradient alone, which is walked as it lies in memory if it is dense, and row-major otherwise.
+inline bool plain(const Shape& grad, Strides& strides) {
+  if (is_dense(grad, memory_order(grad))) return true;
+  for (int64_t d = 0; d < grad.dim; ++d) {
+    if (grad.size[d] != 1) strides.add(grad.size[d], 0, grad.stride[d]);
+  }
+  return false;
+}
+
 // Walks the elements of a strided segment in the order of its moments.
 class StridedCursor {
  public:

@@ -110,5 +110,11 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
                 raise ValueError(
                     f"state_dict: {key!r} of {name} has shape {tuple(moment.shape)}: must be {tuple(param.shape)}"
                 )
-    for group in state_dict["param_groups"]:
-        check_group({**GROUP_DEFAULTS, **group})
+    for index, (group, own) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
+        whole = {**GROUP_DEFAULTS, **group}
+        check_group(whole)
+        if whole["differentiable"] != own["differentiable"]:
+            raise ValueError(
+                f"state_dict: differentiable = {whole['differentiable']} in param_groups[{index}]: must be as the "
+                f"optimizer's, {own['differentiable']}"
+            )

@@ -15,11 +15,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
+from . import compiled
 from .backends import backend_for, check_name
 from .checkpoint import check_state_dict, unwrap, wrap
 from .checks import check_parameter
-from .options import GROUP_DEFAULTS, check_flag, check_group, check_later, check_max_grad_norm
+from .differentiable import step as differentiable_step
+from .options import (
+    GROUP_DEFAULTS,
+    check_flag,
+    check_group,
+    check_later,
+    check_max_grad_norm,
+    refuse_with_differentiable,
+)
 from .placement import Launch, Placement, group_names
+from .reports import RectificationState, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
 from .separate import SeparatePlacement
 
@@ -43,7 +53,8 @@ class FusedRAdam(Optimizer):
         maximize: ascend.
         capturable: make the scalars of a step on the device, so that a CUDA graph that captures ``step`` replays it
             right. A tensor ``lr`` on the device may then be changed between replays.
-        differentiable: not supported yet.
+        differentiable: let autograd run through the step, on torch operations (``backend="reference"``): slower, with a
+            graph kept for every step. Not with capturable, flatten or max_grad_norm.
         foreach: accepted as torch.optim's; the fused pass takes the place of either implementation.
         rho_threshold: the step is rectified where ``rho_t`` exceeds this; 5 as torch, 4 as the paper.
         degenerated_to_sgd: before that, step by the momentum alone (True) or leave the parameters (False).
@@ -71,7 +82,6 @@ class FusedRAdam(Optimizer):
         RuntimeError: a backend that cannot run here, with the reason.
     """
 
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler then sets grad_scale and found_inf around step()
     _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
     def __init__(
@@ -105,15 +115,20 @@ class FusedRAdam(Optimizer):
         check_flag("flatten", flatten)
         check_flag("zero_grads", zero_grads)
         check_max_grad_norm(max_grad_norm)
+        if differentiable:
+            refuse_with_differentiable(given)
         self._backend = check_name(backend)
         self._flatten = flatten
+        self._differentiable = differentiable
         self._zero_grads = zero_grads
         self._max_grad_norm = max_grad_norm
         self.last_grad_norm: Tensor | None = None
+        self._compiled_norm: Tensor | None = None
         self._tables = DeviceTables()
         self._placement: Placement | None = None
         super().__init__(params, defaults)
-        self._placement = self._place(attach=True)
+        if not differentiable:
+            self._placement = self._place(attach=True)
 
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
@@ -126,6 +141,11 @@ class FusedRAdam(Optimizer):
         try:
             group = self.param_groups[index]
             check_group(group)
+            if group["differentiable"] != self.defaults["differentiable"]:
+                raise ValueError(
+                    f"param_groups[{index}]: differentiable = {group['differentiable']}: must be as the optimizer's, "
+                    f"{self.defaults['differentiable']}"
+                )
             if len(set(group["params"])) < len(group["params"]):
                 raise ValueError(f"param_groups[{index}]: a parameter appears twice; list each one once")
             for p, name in zip(group["params"], group_names(group, index), strict=True):
@@ -141,7 +161,6 @@ class FusedRAdam(Optimizer):
             self.param_groups.pop()
             raise
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient.
 
@@ -159,25 +178,39 @@ class FusedRAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._in_backward is not None:
-            self._in_backward.before_step(self)
+        with torch.set_grad_enabled(self._differentiable):
+            if self._differentiable:
+                differentiable_step(self.param_groups, self.state, self._zero_grads)
+            elif torch.compiler.is_compiling():
+                self._compiled_step()
+            else:
+                self._step()
+        return loss
+
+    def _current_placement(self) -> Placement:
         if self._placement is None or self._placement.outdated(self.param_groups, self.state):
             self._placement = self._place()
-        placement = self._placement
+        return self._placement
+
+    def _step(self) -> None:
+        if self._in_backward is not None:
+            self._in_backward.before_step(self)
+        placement = self._current_placement()
         placement.place_arrivals()
-        launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
+        with span("collect"):
+            launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
         if len(launches) > 1:  # a single launch checks its own tensors before it writes
             for launch in launches:
                 placement.check(launch)
         if launches:
-            scalars = self._scalars(placement, launches)
+            with span("scalars"):
+                scalars = self._scalars(placement, launches)
             for launch in launches:
                 self._launch(placement, launch, scalars)
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
         if self._in_backward is not None:
             self._in_backward.after_step(self, launches)
-        return loss
 
     def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
         """Who makes the rows of this step."""
@@ -207,10 +240,12 @@ class FusedRAdam(Optimizer):
         zero_grads = self._zero_grads and self._in_backward is None  # which frees them
         # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
         with torch._C._AutoDispatchBelowAutograd():
-            rows = scalars.rows(bucket, plan, ops)
+            with span("rows"):
+                rows = scalars.rows(bucket, plan, ops)
             try:
                 moments = bucket.exp_avg, bucket.exp_avg_sq
-                ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
+                with span("step"):
+                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
             except Exception:
                 scalars.undo(bucket, plan)
                 placement.check(launch)  # a clearer error, where a tensor is at fault
@@ -221,6 +256,47 @@ class FusedRAdam(Optimizer):
                 return
         torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
         placement.stepped(launch)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by torch.amp.GradScaler, which then sets ``grad_scale`` and ``found_inf`` around `step`."""
+        return not self._differentiable
+
+    def _init_group(
+        self, guards: tuple[Any, ...], params: list[Tensor], grads: list[Tensor], tensors: list[Tensor]
+    ) -> tuple[Any, ...]:
+        """What torch.compile runs in earnest while it traces a step, and again when one of the guards is another."""
+        if self._in_backward is not None:
+            raise NotImplementedError(
+                "torch.compile: step() under step_in_backward has little left to do; leave it out"
+            )
+        placement = self._current_placement()
+        if self._max_grad_norm is not None:
+            if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
+                device = self.param_groups[0]["params"][0].device
+                self._compiled_norm = torch.zeros(1, dtype=torch.float64, device=device)
+            self.last_grad_norm = self._compiled_norm[0]
+        return compiled.choose(
+            placement, self._tables, self.param_groups, self._backend, self._compiled_norm, params, grads, tensors
+        )
+
+    def _compiled_step(self) -> None:
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        tensors: list[Tensor] = []
+        guards = (self._placement.name, self._placement.edited) if self._placement is not None else ()
+        launches = self._init_group(guards, params, grads, tensors)
+        compiled.step(
+            launches,
+            self.param_groups,
+            params,
+            grads,
+            tensors,
+            self._max_grad_norm,
+            self._zero_grads,
+            getattr(self, "grad_scale", None),
+            getattr(self, "found_inf", None),
+        )
 
     # What else torch.optim's optimizers do.
 
@@ -233,6 +309,10 @@ class FusedRAdam(Optimizer):
             return
         with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
             self._placement.zero_grads(set_to_none)
+
+    def rectification_state(self) -> list[RectificationState]:
+        """For logging: t, rho_t, r_t and the branch of each group's last step, see `radam_fused.reports`."""
+        return rectification_state(self.param_groups, self.state)
 
     def state_dict(self) -> StateDict:
         """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts."""
@@ -260,15 +340,21 @@ class FusedRAdam(Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_backend", "_flatten", "_zero_grads", "_max_grad_norm")
+        kept = (
+            "_backend",
+            "_flatten",
+            "_differentiable",
+            "_zero_grads",
+            "_max_grad_norm",
+        )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         unwrap(self.state)
-        self.last_grad_norm = None
+        self.last_grad_norm = self._compiled_norm = None
         self._tables = DeviceTables()
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)
-        self._placement = self._place()
+        self._placement = None if self._differentiable else self._place()

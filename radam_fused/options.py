@@ -86,6 +86,14 @@ def check_max_grad_norm(value: Any) -> None:
     _number("max_grad_norm", value, "None, or at least 0", 0.0)
 
 
+def refuse_with_differentiable(values: Mapping[str, Any]) -> None:
+    """Raises ValueError for an option that ``differentiable=True`` does not go with."""
+    allowed = {"capturable": (False,), "flatten": (False,), "max_grad_norm": (None,), "backend": ("auto", "reference")}
+    for name, fine in allowed.items():
+        if values[name] not in fine:
+            raise ValueError(f"{name} = {values[name]!r}: must be one of {fine} with differentiable = True")
+
+
 def check_later(values: Mapping[str, Any]) -> None:
     """Raises NotImplementedError for an option of `LATER` that is not at its default."""
     for name, default in LATER.items():

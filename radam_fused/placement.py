@@ -5,6 +5,7 @@ Their buckets are made as gradients come, and made anew when somebody edits ``pa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from .host import gradients, holds_exactly, identical
 from .layout import Bucket, Plan, as_real
 from .ops import OPERATORS, Operators
 from .state import Journal, ParameterState
+
+_serial = itertools.count()
 
 
 def group_names(group: dict[str, Any], index: int) -> list[str]:
@@ -50,6 +53,7 @@ class Placement:
         attach: under ``flatten``, give parameters without a gradient a zero one.
 
     Attributes:
+        name: of this one alone, which a compiled step is guarded by.
         buckets: in the order they were made.
         ops: the operator that steps each.
     """
@@ -57,6 +61,7 @@ class Placement:
     def __init__(
         self, groups: list[dict[str, Any]], state: dict[Tensor, Any], backend: str, flatten: bool, attach: bool
     ) -> None:
+        self.name = f"placement {next(_serial)}"
         self._groups = groups
         self._state = state
         self._backend = backend
@@ -92,10 +97,15 @@ class Placement:
         self._entries = list(self._state.values())
         self._journal.changed = False
 
+    @property
+    def edited(self) -> bool:
+        """Whether somebody has put another tensor into an entry of the state."""
+        return self._journal.changed
+
     def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether the optimizer's groups or state are no longer those that this has placed."""
         return (
-            self._journal.changed
+            self.edited
             or groups is not self._groups
             or state is not self._state
             or len(groups) != len(self._members)
@@ -207,6 +217,8 @@ class Placement:
             except Exception:
                 self.check(launch)  # a clearer error, where a tensor is at fault
                 raise
+        if len(partial) == 1:
+            return partial[0].unsqueeze(0)
         device = partial[0].device
         return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
 
@@ -241,11 +253,15 @@ class Placement:
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
         launch.bucket.count_step(launch.plan)
-        if launch.plan.first:
-            for segment in launch.plan.present:
-                if not self._state.get(launch.bucket.params[segment]):
-                    self._show(launch.bucket, segment)
-            launch.plan.first = False
+        self.show_first(launch.bucket, launch.plan)
+
+    def show_first(self, bucket: Bucket, plan: Plan) -> None:
+        """Shows the state of segments that had none yet."""
+        if plan.first:
+            for segment in plan.present:
+                if not self._state.get(bucket.params[segment]):
+                    self._show(bucket, segment)
+            plan.first = False
             self._note()
 
     def zero_grads(self, set_to_none: bool) -> None:

@@ -38,6 +38,11 @@ class ParameterState(dict[str, Any]):
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
         return dict, (dict(self),)
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        # What is there already may be put there again: torch.compile does so with every step count.
+        self.journal.changed |= self.get(key) is not value
+        super().__setitem__(key, value)
 
-for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+
+for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
     setattr(ParameterState, _name, _noting(_name))

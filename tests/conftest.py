@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -12,6 +13,8 @@ if not HAS_GPU:  # before anything imports Triton: its kernels are then interpre
 
 import pytest  # noqa: E402
 
+from cuda_host import compile_walk  # noqa: E402
+
 BACKENDS = ("cpu", "triton", "reference")
 
 
@@ -19,6 +22,12 @@ BACKENDS = ("cpu", "triton", "reference")
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend that this machine can run, CPU tensors for ``cpu``."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels' bodies, compiled for the host."""
+    return compile_walk(tmp_path_factory.mktemp("walk"))
 
 
 @pytest.fixture(autouse=True)

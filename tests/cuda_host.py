@@ -1,4 +1,4 @@
-"""The CUDA kernel's body on the host: compiles cuda_walk.cpp and offers it as a step, on CPU tensors.
+"""The CUDA kernels' bodies on the host: compiles cuda_walk*.cpp and offers them as operators, on CPU tensors.
 
 The tables and the walk over tiles are the lines that the GPU runs; what differs is that blocks and threads come one
 after the other, in an order and number of the caller's choice.
@@ -11,14 +11,16 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from radam_fused.checks import check_gradients
+from radam_fused.checks import check_gradients, overlaps_itself
+from radam_fused.layout import PARTIAL_SUMS
+from radam_fused.rows import Row
 
 HERE = Path(__file__).parent
 NUMERIC_FLAGS = ("-ffp-contract=off", "-fno-fast-math")
@@ -51,6 +53,29 @@ class _HostTensor(ctypes.Structure):
     )
 
 
+class _RowsArguments(ctypes.Structure):
+    """As csrc/rows.h has it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("hyper", "pairs")),
+        ("row_count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("counted", "steps")),
+        ("segment_count", ctypes.c_int64),
+        ("lr", ctypes.c_void_p),
+        ("lr_stride", ctypes.c_int64),
+        ("lr_is_double", ctypes.c_bool),
+        ("squares", ctypes.c_void_p),
+        ("square_count", ctypes.c_int64),
+        ("max_grad_norm", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("grad_scale", "found_inf", "rows", "norm")),
+    )
+
+
+def longs(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    values = tuple(values)
+    return (ctypes.c_int64 * len(values))(*values)
+
+
 def twin(tensor: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """A copy with the same strides and offset in a storage of its own, gaps and misalignment included."""
     original = tensor.untyped_storage()
@@ -64,7 +89,8 @@ def compile_walk(folder: Path) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
     library = folder / "walk.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
-    command = [*compiler, *flags, f"-I{HERE.parent / 'csrc'}", str(HERE / "cuda_walk.cpp"), "-o", str(library)]
+    sources = [str(HERE / name) for name in ("cuda_walk.cpp", "cuda_walk_rows.cpp")]
+    command = [*compiler, *flags, f"-I{HERE.parent / 'csrc'}", *sources, "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 
@@ -80,12 +106,9 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
         segments: Tensor,
         row_of: Tensor,
         rows: Tensor,
+        zero_grads: bool = False,
     ) -> None:
         check_gradients(params, grads)
-
-        def longs(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
-            return (ctypes.c_int64 * len(values))(*values)
-
         starts, which = segments[:, 0].tolist(), row_of.tolist()
         tensors = (_HostTensor * len(params))()
         for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -100,7 +123,64 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
             ctypes.c_void_p(exp_avg_sq.data_ptr()),
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(rows.shape[0]),
+            ctypes.c_int64(zero_grads),
             longs(astuple(geometry)),
         )
+        for grad in grads if zero_grads else ():
+            if overlaps_itself(grad):  # the kernel leaves them to the operator (csrc/launch.h, clear_overlapping)
+                grad.zero_()
 
     return step
+
+
+def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Tensor]], Tensor]:
+    """Squares as `radam_fused.ops` describes them."""
+
+    def squares(grads: list[Tensor]) -> Tensor:
+        tensors = (_HostTensor * len(grads))()
+        for k, grad in enumerate(grads):
+            strides = longs(grad.stride())
+            layout = (longs(grad.shape), strides, strides)
+            tensors[k] = _HostTensor(None, grad.data_ptr(), 0, 0, NUMBERS[grad.dtype], grad.dim(), *layout)
+        sums = torch.full((PARTIAL_SUMS,), -1.0, dtype=torch.float64)
+        library.radam_fused_squares(
+            tensors,
+            ctypes.c_int64(len(grads)),
+            ctypes.c_int64(NUMBERS[grads[0].dtype]),
+            ctypes.c_void_p(sums.data_ptr()),
+            longs(astuple(geometry)),
+        )
+        return sums
+
+    return squares
+
+
+def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Rows as `radam_fused.ops` describes them."""
+
+    def rows(
+        hyper: Tensor,
+        pairs: Tensor,
+        counted: Tensor,
+        steps: Tensor,
+        lr: Tensor | None,
+        squares: Tensor | None,
+        max_grad_norm: float,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        def at(tensor: Tensor | None) -> int | None:
+            return None if tensor is None else tensor.data_ptr()
+
+        made = torch.full((len(pairs), len(Row._fields)), -1.0, dtype=torch.float64)
+        norm = torch.full((), -1.0, dtype=torch.float64)
+        arguments = _RowsArguments(
+            *(at(hyper), at(pairs), len(pairs), at(counted), at(steps), len(steps)),
+            *(at(lr), 0 if lr is None else lr.stride(0), lr is not None and lr.dtype == torch.float64),
+            *(at(squares), 0 if squares is None else len(squares), max_grad_norm),
+            *map(at, (grad_scale, found_inf, made, norm)),
+        )
+        library.radam_fused_rows(ctypes.byref(arguments), longs(astuple(geometry)))
+        return made, norm
+
+    return rows

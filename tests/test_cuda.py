@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_host import Geometry, compile_walk, host_step, twin
+from cuda_host import Geometry, host_step, twin
 from helpers import filled, gradients, one_ulp_up, same_bits
 from radam_fused import FusedRAdam, available_backends, ops
 from radam_fused.backends import reference
@@ -35,11 +35,6 @@ GEOMETRIES = {
 }
 
 Trained = tuple[list[Tensor], list[Tensor]]
-
-
-@pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compile_walk(tmp_path_factory.mktemp("walk"))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +205,7 @@ def test_backend_cuda_is_for_gpus() -> None:
 
 def test_the_walk_is_in_one_place() -> None:
     """The kernel calls what these tests run, and does nothing besides."""
-    kernel = (Path(__file__).parents[1] / "csrc" / "cuda" / "kernel.cuh").read_text()
+    kernel = (Path(__file__).parents[1] / "csrc" / "cuda" / "step_kernel.cuh").read_text()
     body = kernel[kernel.index("__global__") :]
     assert body.count(";") == 1
     assert "walk_tiles<kThreads, P, G>" in body

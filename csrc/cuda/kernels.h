@@ -1,20 +1,33 @@
-// Launching the kernel, for a caller that no CUDA compiler sees.
+// Launching the kernels, for a caller that no CUDA compiler sees.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
-#include "../tiles.h"
+#include "../rows.h"
+#include "../squares.h"
 
 namespace radam_fused {
 
-// How many bytes of rows and gradient addresses go by value: what the CUDA here, the compiler's and the driver's,
-// allows.
-size_t by_value_capacity();
+using SmallStep = Small<StepTables>;
+using LargeStep = Large<StepTables>;
+using SmallSquares = Small<SquaresTables>;
+using LargeSquares = Large<SquaresTables>;
 
-// Starts one step on the current device, which must be `device`. Of `arguments.by_value` the first `by_value` bytes
-// count.
-cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeArguments& arguments, size_t by_value, int device,
+// Whether the CUDA here, the compiler's and the driver's, allows arguments of 32 KB.
+bool allows_large_arguments();
+
+// How many bytes of rows and gradient addresses go by value.
+template <typename Tables>
+size_t by_value_capacity() {
+  return allows_large_arguments() ? Large<Tables>::kCapacity : Small<Tables>::kCapacity;
+}
+
+// Each starts one launch on the current device, which must be `device`. Of `arguments.by_value` the first `by_value`
+// bytes count.
+cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& arguments, size_t by_value, int device,
                         cudaStream_t stream);
+cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device, cudaStream_t stream);
+cudaError_t launch_rows(const RowsArguments& arguments, cudaStream_t stream);
 
 // The GPU architectures that this library holds machine code for, as in "800,900".
 const char* architectures();

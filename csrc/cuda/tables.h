@@ -14,7 +14,8 @@ namespace radam_fused {
 
 using torch::stable::Tensor;
 
-// Which launches share tables: steps of one bucket, on one stream, with as many segments.
+// Which launches share tables: those over one bucket, on one stream, with as many segments. Where only gradients are
+// read there are no moments to tell buckets apart; their lengths do, as the tables are compared.
 struct TableKey {
   int device;
   cudaStream_t stream;
@@ -45,8 +46,11 @@ class TableCache {
   std::mutex mutex;
 
   // The tables for a launch on the current device and stream. `rows` and `grads` are null where they go by value.
-  DeviceTables find(const TableKey& key, const SegmentTable& table, const std::vector<unsigned char>* rows,
+  DeviceTables find(const TableKey& key, const SegmentTable& table, const std::vector<double>* rows,
                     const std::vector<const void*>* grads, bool capturing);
+
+  // Keeps what a graph that is being captured refers to.
+  void keep(const Tensor& tensor) { kept_.push_back(tensor); }
 
  private:
   struct Entry {

@@ -1,0 +1,82 @@
+// The step's kernel for every pair of dtypes.
+#include "../dtypes.h"
+#include "grid.cuh"
+#include "kernels.h"
+#include "step_kernel.cuh"
+
+namespace radam_fused {
+namespace {
+
+using Launcher = cudaError_t (*)(const LargeStep&, int device, cudaStream_t);
+
+// LargeStep begins as SmallStep does, so a launch that needs the few reads them from the same place.
+template <typename P, typename G, typename Arguments>
+cudaError_t launch(const LargeStep& arguments, int device, cudaStream_t stream) {
+  int blocks = 0;
+  const cudaError_t status = blocks_for<step_kernel<P, G, Arguments>>(device, arguments.tiles, blocks);
+  return status != cudaSuccess ? status : start<step_kernel<P, G, Arguments>>(arguments, blocks, kThreads, stream);
+}
+
+template <typename P, typename G>
+Launcher pick(bool large) {
+#if CUDART_VERSION >= 12010
+  if (large) return launch<P, G, LargeStep>;
+#endif
+  return large ? nullptr : launch<P, G, SmallStep>;
+}
+
+template <typename P>
+Launcher pick_for(int grad_dtype, bool large) {
+  switch (grad_dtype) {
+    case kFloat32:
+      return pick<P, float>(large);
+    case kFloat16:
+      return pick<P, float16>(large);
+    case kBFloat16:
+      return pick<P, bfloat16>(large);
+    default:
+      return nullptr;
+  }
+}
+
+Launcher pick(int param_dtype, int grad_dtype, bool large) {
+  switch (param_dtype) {
+    case kFloat32:
+      return pick_for<float>(grad_dtype, large);
+    case kFloat16:
+      return pick_for<float16>(grad_dtype, large);
+    case kBFloat16:
+      return pick_for<bfloat16>(grad_dtype, large);
+    case kFloat64:
+      return grad_dtype == kFloat64 ? pick<double, double>(large) : nullptr;
+    default:
+      return nullptr;
+  }
+}
+
+#define RADAM_TEXT(...) #__VA_ARGS__
+#define RADAM_EXPANDED(...) RADAM_TEXT(__VA_ARGS__)
+
+}  // namespace
+
+bool allows_large_arguments() {
+#if CUDART_VERSION >= 12010
+  static const bool allowed = [] {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver >= 12010;
+  }();
+  return allowed;
+#else
+  return false;
+#endif
+}
+
+cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& arguments, size_t by_value, int device,
+                        cudaStream_t stream) {
+  const Launcher launcher = pick(param_dtype, grad_dtype, by_value > SmallStep::kCapacity);
+  return launcher != nullptr ? launcher(arguments, device, stream) : cudaErrorInvalidDeviceFunction;
+}
+
+const char* architectures() { return RADAM_EXPANDED(__CUDA_ARCH_LIST__); }
+
+}  // namespace radam_fused

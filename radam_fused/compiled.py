@@ -1,0 +1,140 @@
+"""A step as `torch.compile` sees it: the operators, one bucket after another, and nothing of what chooses them.
+
+Dynamo runs an optimizer's ``_init_group`` for real while it traces, fills the lists it was given with what the call
+left in them, and guards on parameters, gradients, state and hyperparameters. So the choice of what to launch is made
+there, by the code of every step, and only `step` below is traced. The rows are made on the device, as a compiled step
+must not be compiled again because ``t`` has changed; nor for ``lr``, which stays a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import backend_for
+from .checks import gradient_dtypes
+from .host import gradients, upload
+from .ops import OPERATORS
+from .placement import Launch, Placement
+from .scalars import DeviceTables
+
+TENSORS = 8
+"""Of each launch, beside parameters and gradients: see `choose`."""
+
+
+def choose(
+    placement: Placement,
+    tables: DeviceTables,
+    groups: list[dict[str, Any]],
+    backend: str,
+    grad_norm: Tensor | None,
+    params: list[Tensor],
+    grads: list[Tensor],
+    tensors: list[Tensor],
+) -> tuple[Any, ...]:
+    """Fills the lists with what a step launches over each bucket, and returns (backend, count of parameters) of each.
+
+    ``grad_norm`` goes to the end of ``tensors``: where a step that clips leaves the norm.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a gradient or parameter that does not fit.
+        NotImplementedError: complex parameters.
+    """
+    placement.place_arrivals()
+    placement.count_on_device()
+    launches: list[Any] = []
+    # Lines without a learning rate: `step` passes that as a tensor.
+    constant = [{**group, "lr": 0.0} for group in groups]
+    for bucket in placement.buckets:
+        if bucket.is_complex:  # torch's functionalisation cannot mutate the real view of a complex tensor (2.13)
+            raise NotImplementedError(
+                "complex parameters under torch.compile: step them outside of the compiled function"
+            )
+        present, missing = gradients(bucket.params)
+        plan = bucket.plan(missing)
+        if not plan.present:
+            continue
+        placement.check(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of))
+        placement.follow_strides(bucket)
+        plan = bucket.plan(missing)
+        placement.show_first(bucket, plan)
+        params += plan.params
+        grads += present
+        # A row for each segment: nobody looks again at whether some have still taken the same number of steps.
+        row_of = torch.arange(len(plan.present))
+        pairs = upload(torch.tensor([(bucket.groups[i], i) for i in plan.present]), bucket.device)
+        _, counted = bucket.tables(plan)
+        hyper = tables.hyper(constant, bucket.device)
+        tables.keep(hyper, row_of, pairs, counted, plan.segments)
+        tensors += (bucket.exp_avg, bucket.exp_avg_sq, plan.segments, row_of, hyper, pairs, counted, bucket.steps)
+        launches += (backend_for(bucket.device.type, backend), len(plan.present))
+    if launches and grad_norm is not None:
+        tensors.append(grad_norm)
+    return tuple(launches)
+
+
+def step(
+    launches: tuple[Any, ...],
+    groups: list[dict[str, Any]],
+    params: list[Tensor],
+    grads: list[Tensor],
+    tensors: list[Tensor],
+    max_grad_norm: float | None,
+    zero_grads: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One step of what `choose` has found."""
+    squares = None
+    if max_grad_norm is not None:
+        partial = []
+        for name, begin, end, _ in _launches(launches):
+            for dtype in gradient_dtypes(params[begin].dtype):
+                chosen = [grad for grad in grads[begin:end] if grad.dtype == dtype]
+                if chosen:
+                    partial.append(OPERATORS[name].squares(chosen))
+        squares = torch.stack([sums.to(partial[0].device) for sums in partial])
+    for name, begin, end, index in _launches(launches):
+        exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps = tensors[index : index + TENSORS]
+        device = exp_avg.device
+        rates = [group["lr"] for group in groups]
+        lr = torch.stack(
+            [
+                rate.detach().reshape(()).to(device, torch.float64)
+                if isinstance(rate, Tensor)
+                else torch.ones((), dtype=torch.float64, device=device) * rate
+                for rate in rates
+            ]
+        )
+        rows, norm = OPERATORS[name].rows(
+            hyper,
+            pairs,
+            counted,
+            steps,
+            lr,
+            _on(squares, device),
+            max_grad_norm or 0.0,
+            _on(grad_scale, device),
+            _on(found_inf, device),
+        )
+        OPERATORS[name].step(
+            params[begin:end], grads[begin:end], exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads
+        )
+        if max_grad_norm is not None and begin == 0:
+            tensors[-1].copy_(norm)
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def _launches(launches: tuple[Any, ...]) -> list[tuple[str, int, int, int]]:
+    """(backend, first parameter, past the last, first of its tensors) of each launch."""
+    result, begin = [], 0
+    for k in range(len(launches) // 2):
+        end = begin + launches[2 * k + 1]
+        result.append((launches[2 * k], begin, end, k * TENSORS))
+        begin = end
+    return result

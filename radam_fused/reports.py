@@ -1,0 +1,58 @@
+"""What an optimizer tells of itself: its place in RAdam's schedule, and spans in a profile."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .rectification import rectification, rho
+
+
+class RectificationState(NamedTuple):
+    """Where the parameters of one group that have taken ``t`` steps stand (algorithm 2 of the paper)."""
+
+    group: int
+    """Index of the parameter group."""
+    parameters: int
+    """How many of its parameters have taken ``t`` steps."""
+    t: int
+    rho_t: float
+    """Length of the approximated SMA at the last step."""
+    r_t: float | None
+    """The rectification term of that step; None where it was not rectified."""
+
+
+def rectification_state(groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> list[RectificationState]:
+    """A line for each group and step count, by falling count of parameters; those without a step are left out.
+
+    Reads the step counts, so it waits for the device where they are kept there (``capturable``, GradScaler).
+    """
+    lines = []
+    for index, group in enumerate(groups):
+        steps = [state[p]["step"] for p in group["params"] if state.get(p)]
+        counts: dict[int, int] = {}
+        for count in torch.stack([step.float() for step in steps]).tolist() if steps else ():
+            counts[int(count)] = counts.get(int(count), 0) + 1
+        beta2 = group["betas"][1]
+        lines += [
+            RectificationState(
+                group=index,
+                parameters=parameters,
+                t=t,
+                rho_t=rho(t, beta2),
+                r_t=rectification(t, beta2, group["rectification"], group["rho_threshold"]),
+            )
+            for t, parameters in sorted(counts.items(), key=lambda item: -item[1])
+            if t > 0
+        ]
+    return lines
+
+
+def span(name: str) -> AbstractContextManager[Any]:
+    """A named range in a profile while one is taken, NVTX under `torch.autograd.profiler.emit_nvtx`; else nothing."""
+    if torch._C._autograd._profiler_enabled():
+        return torch.autograd.profiler.record_function(f"radam_fused.{name}")
+    return nullcontext()

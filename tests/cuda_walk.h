@@ -1,0 +1,62 @@
+// What the walks on the host have in common: how a launch is made, and tensors as ctypes passes them.
+#pragma once
+
+#include "squares.h"
+#include "table.h"
+
+namespace radam_fused {
+
+// None of it may change a bit, but for the thread that a negative control leaves out.
+struct Geometry {
+  int64_t blocks;
+  int64_t threads;     // 32 or 128, where the kernel allows a choice
+  int64_t backwards;   // last block and last thread first
+  int64_t in_tables;   // rows and gradients in tables, as when they are too many to go by value
+  int64_t skipped;     // block * threads + thread, or -1
+  int64_t only_block;  // or -1
+};
+
+// A block whose threads come one after the other, each part's barrier being where all have done it.
+template <int Threads>
+struct InTurn {
+  static constexpr int kThreads = Threads;
+  const Geometry& geometry;
+  int64_t block;
+
+  template <typename Part>
+  void operator()(const Part& part) const {
+    for (int i = 0; i < Threads; ++i) {
+      const int thread = geometry.backwards ? Threads - 1 - i : i;
+      if (block * Threads + thread != geometry.skipped) part(thread);
+    }
+  }
+};
+
+// A table where a launch finds it, as aligned as device memory would be.
+class PlacedTable {
+ public:
+  PlacedTable(const SegmentTable& table, TileTables& tables) : memory_(table.bytes() / 8 + 8) {
+    auto* memory = reinterpret_cast<unsigned char*>((uintptr_t(memory_.data()) + 15) / 16 * 16);
+    table.write(memory);
+    table.point(memory, tables);
+  }
+
+ private:
+  std::vector<uint64_t> memory_;
+};
+
+}  // namespace radam_fused
+
+// A parameter and its gradient, or a gradient alone.
+struct HostTensor {
+  void* param;
+  void* grad;
+  int64_t start, row, grad_dtype, dim;
+  const int64_t *size, *param_stride, *grad_stride;
+
+  int64_t numel() const {
+    int64_t product = 1;
+    for (int64_t d = 0; d < dim; ++d) product *= size[d];
+    return product;
+  }
+};
