@@ -89,6 +89,19 @@ def test_disabled_grad_scaler_is_none() -> None:
     assert {int(entry["step"]) for entry in opt.state.values()} == {1}
 
 
+def test_compiled_step_is_refused() -> None:
+    net = chain(1)
+    opt = FusedRAdam(net.parameters(), backend="reference")
+    compiled = torch.compile(opt.step, backend="eager")
+    backward(net)
+    compiled()  # the negative control: without step_in_backward it runs
+    opt.zero_grad()
+    step_in_backward(opt)
+    backward(net)
+    with pytest.raises(Exception, match=r"torch\.compile: step\(\) under step_in_backward"):
+        compiled()
+
+
 def test_new_group_that_cannot_be_stepped_in_backward_is_refused() -> None:
     net = chain(1)
     opt = FusedRAdam(net.parameters(), backend="reference")
