@@ -4,7 +4,8 @@ from importlib.metadata import version
 
 from . import rectification
 from .backends import available_backends
+from .backward import step_in_backward
 from .optimizer import FusedRAdam
 
 __version__ = version("radam_fused")
-__all__ = ["FusedRAdam", "available_backends", "rectification"]
+__all__ = ["FusedRAdam", "available_backends", "rectification", "step_in_backward"]

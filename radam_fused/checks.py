@@ -72,6 +72,20 @@ def overlaps_itself(param: Tensor) -> bool:
     return False
 
 
+def one_of_each(grad: Tensor) -> Tensor:
+    """The elements of a gradient without those that an expanded dimension repeats: what zeros are to be left in.
+
+    Raises:
+        ValueError: elements that share memory in another way.
+    """
+    for dim, stride in enumerate(grad.stride()):
+        if stride == 0 and grad.shape[dim] > 1:
+            grad = grad.narrow(dim, 0, 1)
+    if grad.numel() and overlaps_itself(grad):
+        raise ValueError(f"zero_grads=True: a gradient's elements share memory (strides {tuple(grad.stride())})")
+    return grad
+
+
 def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raises where two parameters share memory: as views of a flat buffer they would be tied no longer.
 

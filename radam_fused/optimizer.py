@@ -8,7 +8,7 @@ backend's operator (ops.py), once a bucket.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ from .options import (
 from .placement import Launch, Placement, group_names
 from .reports import RectificationState, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
+from .separate import SeparatePlacement
+
+if TYPE_CHECKING:
+    from .backward import Hooks
 
 
 class FusedRAdam(Optimizer):
@@ -81,6 +85,8 @@ class FusedRAdam(Optimizer):
         NotImplementedError: a value that a later version will honour.
         RuntimeError: a backend that cannot run here, with the reason.
     """
+
+    _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
     def __init__(
         self,
@@ -134,7 +140,8 @@ class FusedRAdam(Optimizer):
             self._placement = self._place(attach=True)
 
     def _place(self, attach: bool = False) -> Placement:
-        return Placement(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload)
+        kind = Placement if self._in_backward is None else SeparatePlacement
+        return kind(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
@@ -158,8 +165,12 @@ class FusedRAdam(Optimizer):
                     check_device(p, name)
                 else:
                     backend_for(p.device.type, self._backend)
+            if self._in_backward is not None:
+                self._in_backward.check_group(group, index)
             if self._placement is not None:
                 self._placement.add(index)
+            if self._in_backward is not None:
+                self._in_backward.follow(self)
         except Exception:
             self.param_groups.pop()
             raise
@@ -196,6 +207,8 @@ class FusedRAdam(Optimizer):
         return self._placement
 
     def _step(self) -> None:
+        if self._in_backward is not None:
+            self._in_backward.before_step(self)
         placement = self._current_placement()
         placement.place_arrivals()
         with span("collect"):
@@ -210,6 +223,8 @@ class FusedRAdam(Optimizer):
                 self._launch(placement, launch, scalars)
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
+        if self._in_backward is not None:
+            self._in_backward.after_step(self, launches)
 
     def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
         """Who makes the rows of this step."""
@@ -236,6 +251,7 @@ class FusedRAdam(Optimizer):
     def _launch(self, placement: Placement, launch: Launch, scalars: Scalars) -> None:
         bucket, plan, params, grads, segments, row_of = launch
         ops = placement.ops[bucket]
+        zero_grads = self._zero_grads and self._in_backward is None  # which frees them
         # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
         with torch._C._AutoDispatchBelowAutograd():
             with span("rows"):
@@ -243,7 +259,7 @@ class FusedRAdam(Optimizer):
             try:
                 moments = bucket.exp_avg, bucket.exp_avg_sq
                 with span("step"):
-                    ops.step(params, grads, *moments, segments, row_of, rows, self._zero_grads)
+                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
             except Exception:
                 scalars.undo(bucket, plan)
                 placement.check(launch)  # a clearer error, where a tensor is at fault
@@ -252,7 +268,7 @@ class FusedRAdam(Optimizer):
                     raise
                 self._launch(placement, again, scalars)
                 return
-        torch.autograd.graph.increment_version([*params, *grads] if self._zero_grads else params)
+        torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
         placement.stepped(launch)
 
     @property
@@ -264,6 +280,10 @@ class FusedRAdam(Optimizer):
         self, guards: tuple[Any, ...], params: list[Tensor], grads: list[Tensor], tensors: list[Tensor]
     ) -> tuple[Any, ...]:
         """What torch.compile runs in earnest while it traces a step, and again when one of the guards is another."""
+        if self._in_backward is not None:
+            raise NotImplementedError(
+                "torch.compile: step() under step_in_backward has little left to do; leave it out"
+            )
         placement = self._current_placement()
         if self._max_grad_norm is not None:
             if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
@@ -298,6 +318,8 @@ class FusedRAdam(Optimizer):
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
         if self._placement is None or not self._flatten:
             super().zero_grad(set_to_none)
+            if self._in_backward is not None:
+                self._in_backward.zeroed()
             return
         with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
             self._placement.zero_grads(set_to_none)

@@ -6,7 +6,7 @@ Their buckets are made as gradients come, and made anew when somebody edits ``pa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -138,10 +138,14 @@ class Placement:
         if any(p.grad is not None for p, _ in self._unplaced):
             self._place(self._stepping(), attach=False)
 
+    def _kind(self, p: Tensor) -> Hashable:
+        """The same for parameters that share a bucket."""
+        return p.device, p.dtype
+
     def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
-        kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, int]]] = {}
+        kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
         for p, index in arrivals:
-            kinds.setdefault((p.device, p.dtype), []).append((p, index))
+            kinds.setdefault(self._kind(p), []).append((p, index))
         names = self.names() if self._flatten else {}
         if self._flatten:
             for p, _ in arrivals:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients, check_layouts
+from ..checks import check_gradients, check_layouts, one_of_each
 from ..layout import moment_strides
 from ..rows import ADAPTIVE, HOLD, SKIP, Row
 
@@ -31,6 +31,7 @@ def step(
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.ops` says."""
     check_layouts(params, segments, exp_avg.dtype)
     check_gradients(params, grads)
+    zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
     on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
     table = rows.tolist() if on_host else rows.to(exp_avg.dtype).unbind(0)
     update = update_by_host if on_host else update_by_device
@@ -39,8 +40,8 @@ def step(
         m = exp_avg.as_strided(param.shape, strides, start)
         v = exp_avg_sq.as_strided(param.shape, strides, start)
         update(param.detach(), grad.detach(), m, v, Row(*table[index]))
-        if zero_grads:
-            grad.detach().zero_()
+    for grad in zeroed:
+        grad.zero_()
 
 
 def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients, check_layouts, overlaps_itself
+from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
 from ..layout import SMALL_ALIGNMENT
 from ..rows import Row
 from .triton_segments import Segment, segment_table, tile_map
@@ -91,9 +91,9 @@ def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor, segments: Tensor, row_of
         raise ValueError("segments must be of shape (n, 2) and row_of of shape (n): one entry a segment")
 
 
-def _check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int, zero_grads: bool) -> None:
+def _check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int) -> None:
     """Raises for a segment whose step would read or write where it must not."""
-    for i, (param, grad, start, row) in enumerate(segments):
+    for i, (param, _, start, row) in enumerate(segments):
         if param.device != exp_avg.device or param.dtype != segments[0].param.dtype:
             raise ValueError(
                 f"tensor {i} of the lists is {param.dtype} on {param.device}: "
@@ -103,8 +103,6 @@ def _check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int, zer
             raise ValueError(f"tensor {i} of the lists: start {start} out of the buffer, or not a multiple of 64")
         if not 0 <= row < rows:
             raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
-        if zero_grads and grad.numel() and overlaps_itself(grad):
-            raise ValueError(f"gradient {i} is expanded (strides {grad.stride()}): zeros cannot be left in it")
 
 
 def step(
@@ -125,6 +123,9 @@ def step(
     if not len(params) == len(grads) == len(places) == len(row):
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
+    # Elements that several threads read can be zeroed only when all have: after the kernel.
+    shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
+    zeroed_by_kernel = zero_grads and not shared
     known = facts(params), facts(grads), facts([exp_avg, exp_avg_sq]), places, row, len(rows), zero_grads
 
     @functools.cache
@@ -132,7 +133,7 @@ def step(
         check_layouts(params, segments, exp_avg.dtype)
         check_gradients(params, grads)
         described = [Segment(*parts) for parts in zip(params, grads, (start for start, _ in places), row, strict=True)]
-        _check_segments(described, exp_avg, len(rows), zero_grads)
+        _check_segments(described, exp_avg, len(rows))
         return described
 
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
@@ -147,7 +148,10 @@ def step(
         tables = on_device(device, wanted)
         rows = rows.contiguous() if rows.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
-            launch.start(table, tile_segment, rows, exp_avg, exp_avg_sq, params[0].dtype, zero_grads)
+            launch.start(table, tile_segment, rows, exp_avg, exp_avg_sq, params[0].dtype, zeroed_by_kernel)
+    if shared:
+        for grad in grads:
+            one_of_each(grad).zero_()
 
 
 class _Launch(NamedTuple):
