@@ -146,7 +146,7 @@ class Hooks:
         self._stepped: set[Tensor] = set()
         """Parameters that have taken the step of this iteration."""
         self._tables: dict[Any, DeviceTables] = {}
-        """One for each stream, so that none waits for what another has uploaded."""
+        """One for each stream, so that none waits for what another has uploaded; and the last one of each device."""
         self._lock = threading.Lock()  # each device runs its part of a backward pass in a thread of its own
 
     def follow(self, optimizer: FusedRAdam) -> None:
@@ -224,9 +224,14 @@ class Hooks:
                 )
             return HostScalars(optimizer.param_groups)
         placement.count_alone_on_device(bucket)
-        stream = torch.cuda.current_stream(bucket.device) if bucket.device.type == "cuda" else None
-        tables = self._tables.setdefault(stream, DeviceTables())
-        return DeviceScalars(optimizer.param_groups, tables, None, 0.0, None, None)
+        return DeviceScalars(optimizer.param_groups, self._tables_on(bucket.device), None, 0.0, None, None)
+
+    def _tables_on(self, device: torch.device) -> DeviceTables:
+        """The current stream's; for a graph's capture, which can upload nothing, the last ones that were used."""
+        if not (capturing(device) and device in self._tables):
+            stream = torch.cuda.current_stream(device) if device.type == "cuda" else device
+            self._tables[device] = self._tables.setdefault(stream, DeviceTables())
+        return self._tables[device]
 
     def _too_many(self, optimizer: FusedRAdam, p: Tensor) -> str:
         name = _name(optimizer, p)
