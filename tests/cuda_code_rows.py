@@ -22,6 +22,8 @@ ROWS_LIMIT = 65536 // 1024
 IN_FLIGHT = {"fp16": 4}
 """8 for the other dtypes; the arithmetic that widens fp16 comes in between."""
 LOAD = "LDG.E.128.CONSTANT"
+BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
+"""Of an element; a thread's share of the tiles in flight is 128 bytes."""
 DTYPES = {"Id": "fp64", "If": "fp32", "INS_7float16E": "fp16", "INS_8bfloat16E": "bf16"}
 
 
@@ -37,7 +39,7 @@ def problems_of_squares(code: Code) -> list[str]:
     if in_flight(code) < wanted:
         found.append(f"at most {in_flight(code)} loads of 128 bits are on their way, not {wanted}")
     adds, multiplies = code.count("DADD"), code.count("DMUL")
-    if code.count("DFMA") or multiplies < 64 or adds < multiplies:
+    if code.count("DFMA") or multiplies < 128 // BYTES[dtype_of(code)] or adds < multiplies:
         found.append(f"{multiplies} squares, {adds} additions and {code.count('DFMA')} DFMA: some have been fused")
     return found
 
