@@ -32,6 +32,16 @@ RADAM_HD Word load_streaming(const Word* from) {
 #endif
 }
 
+// What nobody writes while the launch runs, and another launch will read again: it may stay in the cache.
+template <typename Word>
+RADAM_HD Word load_cached(const Word* from) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(from);
+#else
+  return load_streaming(from);
+#endif
+}
+
 template <typename Word>
 RADAM_HD void store_streaming(Word* to, Word word) {
 #if defined(__CUDA_ARCH__)
@@ -85,13 +95,11 @@ struct Run {
   S value[N];
 
   static RADAM_HD Run load(const S* from) {
-    Run run;
-    RADAM_UNROLL
-    for (int i = 0; i < kWords; ++i) {
-      const Word word = load_streaming(reinterpret_cast<const Word*>(from) + i);
-      memcpy(reinterpret_cast<char*>(run.value) + i * sizeof(Word), &word, sizeof(Word));
-    }
-    return run;
+    return collect(from, [](const Word* at) { return load_streaming(at); });
+  }
+
+  static RADAM_HD Run load_cached(const S* from) {
+    return collect(from, [](const Word* at) { return radam_fused::load_cached(at); });
   }
 
   RADAM_HD void store(S* to) const {
@@ -101,6 +109,18 @@ struct Run {
       memcpy(&word, reinterpret_cast<const char*>(value) + i * sizeof(Word), sizeof(Word));
       store_streaming(reinterpret_cast<Word*>(to) + i, word);
     }
+  }
+
+ private:
+  template <typename Read>
+  static RADAM_HD Run collect(const S* from, const Read& read) {
+    Run run;
+    RADAM_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const Word word = read(reinterpret_cast<const Word*>(from) + i);
+      memcpy(reinterpret_cast<char*>(run.value) + i * sizeof(Word), &word, sizeof(Word));
+    }
+    return run;
   }
 };
 

@@ -1,18 +1,11 @@
 #include "launch.h"
 
-#include <torch/csrc/stable/ops.h>
-
-#include <atomic>
-
 #include "update.h"
 
 namespace radam_fused {
 namespace {
 
 using torch::stable::Tensor;
-
-// Reading a tensor is a chain of cache misses, so threads share the lists in stretches of this many.
-constexpr int64_t kTensorsPerThread = 512;
 
 // What each segment is held against.
 struct Bounds {
@@ -45,11 +38,12 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   if (segment.row < 0 || segment.row >= bounds.rows) return "row out of the table";
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
-  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(grad, &segment.grad));
+  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
   if (!(is_contiguous(param) && is_contiguous(grad))) {
     auto walk = std::make_unique<Strides>();
     if (!plain(shape, grad_shape, *walk)) {
       segment.strides = walk.get();
+      segment.overlapping = overlaps_itself(grad_shape);
       strides = std::move(walk);
     }
   }
@@ -66,8 +60,8 @@ Bounds check_buffers(size_t count, const TensorList& grads, const Tensor& exp_av
                       is_strided_on(exp_avg_sq.get(), bounds.device),
                   "exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device");
   STD_TORCH_CHECK(dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns &&
-                      rows.is_contiguous() && is_on_cpu(rows.get()),
-                  "rows must be float64 of shape (rows, 9) on the CPU");
+                      rows.is_contiguous() && (is_on_cpu(rows.get()) || is_strided_on(rows.get(), bounds.device)),
+                  "rows must be contiguous float64 of shape (rows, 9), on the CPU or the device of exp_avg");
   STD_TORCH_CHECK(grads.size() == count && segments.dim() == 2 && size_t(segments.size(0)) == count &&
                       segments.size(1) == 2 && size_t(row_of.numel()) == count,
                   "params, grads, segments and row_of must have one entry a segment");
@@ -89,6 +83,7 @@ Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& 
   launch.exp_avg_sq = static_cast<char*>(exp_avg_sq.mutable_data_ptr());
   launch.rows = static_cast<const double*>(rows.const_data_ptr());
   launch.row_count = bounds.rows;
+  launch.rows_on_device = !is_on_cpu(rows.get());
   if (count == 0) return launch;
   launch.param_dtype = bounds.param_dtype = dtype_of(params[0]);
 
@@ -96,34 +91,31 @@ Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& 
   launch.strides.resize(count);
   const int64_t* start_and_layout = static_cast<const int64_t*>(segments.const_data_ptr());
   const int64_t* row = static_cast<const int64_t*>(row_of.const_data_ptr());
-  struct Problem {
-    int64_t index;
-    const char* what;
-  };
-  std::atomic<const Problem*> problem{nullptr};
-  torch::stable::parallel_for(0, int64_t(count), kTensorsPerThread, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      Segment& segment = launch.segments[i];
-      segment.start = start_and_layout[2 * i];
-      segment.row = row[i];
-      const char* what =
-          read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
-      if (what == nullptr) continue;
-      const Problem* mine = new Problem{i, what};
-      const Problem* none = nullptr;
-      if (!problem.compare_exchange_strong(none, mine)) delete mine;
-    }
+  read_each("radam_fused::step_native", count, [&](size_t i) {
+    Segment& segment = launch.segments[i];
+    segment.start = start_and_layout[2 * i];
+    segment.row = row[i];
+    return read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
   });
-  if (const std::unique_ptr<const Problem> found{problem.load()}) {
-    STD_TORCH_CHECK(false, "radam_fused::step_native: tensor ", found->index, " of the lists: ", found->what);
-  }
 
+  for (size_t i = 0; i < count; ++i) {
+    if (launch.segments[i].overlapping) launch.overlapping.push_back(i);
+  }
   auto empty = [](const Segment& segment) { return segment.numel == 0; };
   launch.segments.erase(std::remove_if(launch.segments.begin(), launch.segments.end(), empty), launch.segments.end());
   launch.ends.reserve(launch.segments.size());
   int64_t end = 0;
   for (const Segment& segment : launch.segments) launch.ends.push_back(end += segment.numel);
   return launch;
+}
+
+void clear_overlapping(const TensorList& grads, const Launch& launch) {
+  for (const size_t index : launch.overlapping) {
+    StableIValue stack[] = {torch::stable::detail::from(borrowed(grads[index]))};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::detach", "", stack, TORCH_ABI_VERSION));
+    Tensor grad = torch::stable::detail::to<Tensor>(stack[0]);
+    torch::stable::zero_(grad);
+  }
 }
 
 }  // namespace radam_fused

@@ -17,12 +17,17 @@ struct Launch {
   char* exp_avg_sq = nullptr;
   const double* rows = nullptr;  // row_count of them, kRowColumns each
   int64_t row_count = 0;
+  bool rows_on_device = false;      // with the moments, when those are not on the CPU
+  std::vector<size_t> overlapping;  // which gradients' elements share memory, by their place in the list
 };
 
 // Raises for the first argument that does not fit (radam_fused/ops.py says what does). Parameters, gradients and
-// moments lie on one device, the rest on the CPU.
+// moments lie on one device, the rows there or on the CPU, the rest on the CPU.
 Launch prepare(const TensorList& params, const TensorList& grads, const torch::stable::Tensor& exp_avg,
                const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
                const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);
+
+// Clears the gradients whose elements share memory, which no kernel can do while others still read them.
+void clear_overlapping(const TensorList& grads, const Launch& launch);
 
 }  // namespace radam_fused

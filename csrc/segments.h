@@ -31,12 +31,13 @@ struct Strides {
 
 struct Segment {
   void* param;
-  const void* grad;
+  void* grad;  // written where gradients are to be zero after the step
   int64_t start;           // offset of its moments in the bucket's flat buffers, in elements
   int64_t numel;           // never 0
   int64_t row;             // its row in the rows table
   int grad_dtype;          // which gradient dtype, in the launcher's own numbering
   const Strides* strides;  // null when parameter, gradient and moments share one dense order
+  bool overlapping;        // whether elements of the gradient may share memory
 };
 
 struct Shape {
@@ -72,6 +73,17 @@ inline bool is_dense(const Shape& shape, const std::vector<int64_t>& order) {
     expected *= shape.size[*d];
   }
   return true;
+}
+
+// Whether two elements may share memory: each stride has to reach past the smaller ones.
+inline bool overlaps_itself(const Shape& shape) {
+  std::vector<int64_t> order = memory_order(shape);
+  int64_t reach = 0;
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    if (shape.stride[*d] <= reach) return true;
+    reach += (shape.size[*d] - 1) * shape.stride[*d];
+  }
+  return false;
 }
 
 // Fills `strides` and returns false, or returns true when both tensors are plain arrays in one dense order.

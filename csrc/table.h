@@ -39,7 +39,7 @@ struct SegmentTable {
   }
 
   // Tells a launch that what `write` wrote lies here.
-  void point(const void* memory, LaunchTables& tables) const {
+  void point(const void* memory, TileTables& tables) const {
     const auto* at = static_cast<const unsigned char*>(memory);
     tables.segments = reinterpret_cast<const TileSegment*>(at);
     tables.strides = reinterpret_cast<const int64_t*>(at + strides_at());
@@ -62,7 +62,7 @@ class LaunchBuilder {
   void add(const Segment& segment) {
     const int64_t end = tiles_ + (segment.numel + kTile - 1) / kTile;
     if (end > kMaxTiles || table.strides.size() > INT32_MAX) {
-      throw std::length_error("radam_fused::step_native: more than 2^41 elements in one bucket");
+      throw std::length_error("radam_fused: more than 2^41 elements in one bucket");
     }
     const int64_t offset = segment.start * moment_item_;
     TileSegment entry{};
@@ -73,6 +73,7 @@ class LaunchBuilder {
     entry.row = uint32_t(segment.row);
     entry.strides = kPlain;
     entry.aligned = is_aligned(segment.param) && is_aligned(exp_avg_ + offset) && is_aligned(exp_avg_sq_ + offset);
+    entry.overlapping = segment.overlapping;
     if (segment.strides != nullptr) entry.strides = describe(*segment.strides);
     table.segments.push_back(entry);
     table.tiles = uint32_t(tiles_ = end);
@@ -109,7 +110,7 @@ inline std::vector<int> gradient_dtypes(const std::vector<Segment>& segments) {
   return found;
 }
 
-// Rows as the kernel reads them, rounded here, once, from float64 to the dtype of the computation.
+// Rows as the kernel takes them by value, rounded from float64 to the dtype of the computation.
 inline std::vector<unsigned char> round_rows(const double* rows, int64_t count, int param_dtype) {
   const auto round = [&](auto zero) {
     using T = decltype(zero);
@@ -130,8 +131,9 @@ struct ByValue {
   bool grads = false;
 };
 
-inline ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<const void*>& grads,
-                             size_t capacity, LargeArguments& arguments) {
+template <typename Tables>
+ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<const void*>& grads, size_t capacity,
+                      Large<Tables>& arguments) {
   ByValue passed;
   if (rows.size() <= capacity) {
     std::memcpy(arguments.by_value, rows.data(), rows.size());

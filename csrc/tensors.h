@@ -2,7 +2,11 @@
 #pragma once
 
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+
+#include <atomic>
+#include <memory>
 
 #include "dtypes.h"
 #include "segments.h"
@@ -38,6 +42,37 @@ class TensorList {
   StableListHandle handle_;
   size_t size_ = 0;
 };
+
+// Reads the tensors of lists, each by its index, on torch's threads: `read` returns what is wrong with one, or null.
+// Raises for one with which something is.
+template <typename Read>
+void read_each(const char* op, size_t count, const Read& read) {
+  constexpr int64_t kTensorsPerThread = 512;  // a chain of cache misses each
+  struct Problem {
+    int64_t index;
+    const char* what;
+  };
+  std::atomic<const Problem*> problem{nullptr};
+  torch::stable::parallel_for(0, int64_t(count), kTensorsPerThread, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const char* what = read(size_t(i));
+      if (what == nullptr) continue;
+      const Problem* mine = new Problem{i, what};
+      const Problem* none = nullptr;
+      if (!problem.compare_exchange_strong(none, mine)) delete mine;
+    }
+  });
+  if (const std::unique_ptr<const Problem> found{problem.load()}) {
+    STD_TORCH_CHECK(false, op, ": tensor ", found->index, " of the lists: ", found->what);
+  }
+}
+
+// A tensor of its own from a borrowed handle.
+inline torch::stable::Tensor borrowed(AtenTensorHandle tensor) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor, &handle));
+  return torch::stable::Tensor(handle);
+}
 
 inline int dtype_of(AtenTensorHandle tensor) {
   static const int32_t known[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float16(), aoti_torch_dtype_bfloat16(),

@@ -16,7 +16,8 @@ constexpr int kRowColumns = 9;
 template <typename P>
 using Computed = std::conditional_t<std::is_same_v<P, double>, double, float>;
 
-enum class Direction : int { kMomentum = 0, kAdaptive = 1, kHold = 2 };
+// kSkip is no step at all: whoever walks the elements leaves them alone.
+enum class Direction : int { kMomentum = 0, kAdaptive = 1, kHold = 2, kSkip = 3 };
 
 // The scalars of one (group, step) pair, rounded once from float64 to the dtype T of the computation.
 template <typename T>

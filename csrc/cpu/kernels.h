@@ -15,7 +15,4 @@ using SpanKernel = void (*)(void* param, const void* grad, void* exp_avg, void* 
 // The fastest kernel that this machine runs, or null for a pair of dtypes that no kernel serves.
 SpanKernel select_kernel(int param_dtype, int grad_dtype);
 
-// The instruction set that select_kernel chooses for this machine: "baseline", "avx2" or "avx512".
-const char* instruction_set();
-
 }  // namespace radam_fused

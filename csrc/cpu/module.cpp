@@ -3,7 +3,7 @@
 // (radam_fused/host.py has the same in Python).
 #include <Python.h>
 
-#include "kernels.h"
+#include "isa.h"
 
 namespace {
 

@@ -5,6 +5,7 @@
 
 #include "../launch.h"
 #include "../update.h"
+#include "gather.h"
 #include "kernels.h"
 
 namespace radam_fused {
@@ -18,60 +19,67 @@ constexpr int64_t kGrain = 16384;
 constexpr size_t kSegmentsAhead = 4;
 // Strided segments pass through a buffer on the stack, this many elements at a time.
 constexpr int64_t kChunk = 512;
+// How many elements of a gradient are cleared at a time, while they are in the first cache after their update.
+constexpr int64_t kCleared = 2048;
 
-template <typename Word>
-void gather(void* to, const void* from, const Strides& strides, int64_t begin, int64_t n, bool is_grad) {
-  StridedCursor at(strides, begin);
-  for (int64_t i = 0; i < n; ++i, at.advance()) {
-    static_cast<Word*>(to)[i] = static_cast<const Word*>(from)[is_grad ? at.grad() : at.param()];
+// What is to be done to a segment.
+struct Pass {
+  SpanKernel kernel;
+  const double* row;
+  bool skip;   // the row says so
+  bool clear;  // the gradient is zero afterwards
+  int64_t grad_item;
+  int64_t moment_item;
+  char* exp_avg;  // of the segment's first element
+  char* exp_avg_sq;
+};
+
+// Elements [begin, end) of one segment, of which parameter, gradient and moments are plain arrays.
+void update_plain(const Launch& launch, const Segment& segment, const Pass& pass, int64_t begin, int64_t end) {
+  char* grad = static_cast<char*>(segment.grad);
+  const int64_t chunk = pass.clear ? kCleared : end - begin;
+  for (int64_t at = begin; at < end; at += chunk) {
+    const int64_t n = std::min(chunk, end - at);
+    if (!pass.skip) {
+      pass.kernel(static_cast<char*>(segment.param) + at * item_size(launch.param_dtype), grad + at * pass.grad_item,
+                  pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n, pass.row);
+    }
+    if (pass.clear) std::memset(grad + at * pass.grad_item, 0, n * pass.grad_item);
   }
 }
 
-template <typename Word>
-void scatter(void* to, const void* from, const Strides& strides, int64_t begin, int64_t n) {
-  StridedCursor at(strides, begin);
-  for (int64_t i = 0; i < n; ++i, at.advance()) static_cast<Word*>(to)[at.param()] = static_cast<const Word*>(from)[i];
-}
-
-// Copies move words of a dtype's size, whatever its meaning.
-void gather(int dtype, void* to, const void* from, const Strides& strides, int64_t begin, int64_t n, bool is_grad) {
-  const auto move = item_size(dtype) == 8   ? gather<uint64_t>
-                    : item_size(dtype) == 4 ? gather<uint32_t>
-                                            : gather<uint16_t>;
-  move(to, from, strides, begin, n, is_grad);
-}
-
-void scatter(int dtype, void* to, const void* from, const Strides& strides, int64_t begin, int64_t n) {
-  const auto move = item_size(dtype) == 8   ? scatter<uint64_t>
-                    : item_size(dtype) == 4 ? scatter<uint32_t>
-                                            : scatter<uint16_t>;
-  move(to, from, strides, begin, n);
-}
-
-// Elements [begin, end) of one segment.
-void update_segment(const Launch& launch, const Segment& segment, int64_t begin, int64_t end) {
-  const SpanKernel kernel = select_kernel(launch.param_dtype, segment.grad_dtype);
-  const int64_t param_item = item_size(launch.param_dtype);
-  const int64_t grad_item = item_size(segment.grad_dtype);
-  const int64_t moment_item = item_size(moment_dtype(launch.param_dtype));
-  const double* row = launch.rows + segment.row * kRowColumns;
-  char* exp_avg = launch.exp_avg + segment.start * moment_item;
-  char* exp_avg_sq = launch.exp_avg_sq + segment.start * moment_item;
-  if (segment.strides == nullptr) {
-    kernel(static_cast<char*>(segment.param) + begin * param_item,
-           static_cast<const char*>(segment.grad) + begin * grad_item, exp_avg + begin * moment_item,
-           exp_avg_sq + begin * moment_item, end - begin, row);
-    return;
-  }
+// The same of a segment whose elements are found by strides.
+void update_strided(const Launch& launch, const Segment& segment, const Pass& pass, int64_t begin, int64_t end) {
   alignas(64) char param[kChunk * 8];
   alignas(64) char grad[kChunk * 8];
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = std::min(kChunk, end - at);
-    gather(launch.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
-    gather(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
-    kernel(param, grad, exp_avg + at * moment_item, exp_avg_sq + at * moment_item, n, row);
-    scatter(launch.param_dtype, segment.param, param, *segment.strides, at, n);
+    if (!pass.skip) {
+      gather(launch.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
+      gather(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
+      pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
+                  pass.row);
+      scatter(launch.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
+    }
+    if (pass.clear) {
+      std::memset(grad, 0, n * pass.grad_item);
+      scatter(segment.grad_dtype, segment.grad, grad, *segment.strides, at, n, /*is_grad=*/true);
+    }
   }
+}
+
+void update_segment(const Launch& launch, const Segment& segment, bool zero_grads, int64_t begin, int64_t end) {
+  Pass pass;
+  pass.row = launch.rows + segment.row * kRowColumns;
+  pass.skip = Row<double>::from(pass.row).direction == Direction::kSkip;
+  pass.clear = zero_grads && !segment.overlapping;
+  if (pass.skip && !pass.clear) return;
+  pass.kernel = select_kernel(launch.param_dtype, segment.grad_dtype);
+  pass.grad_item = item_size(segment.grad_dtype);
+  pass.moment_item = item_size(moment_dtype(launch.param_dtype));
+  pass.exp_avg = launch.exp_avg + segment.start * pass.moment_item;
+  pass.exp_avg_sq = launch.exp_avg_sq + segment.start * pass.moment_item;
+  (segment.strides == nullptr ? update_plain : update_strided)(launch, segment, pass, begin, end);
 }
 
 // Asks for the first lines of a segment ahead of its turn: short segments lie scattered, where no hardware prefetcher
@@ -92,26 +100,27 @@ void prefetch(const Launch& launch, const Segment& segment) {
 }
 
 // Elements [begin, end) of the whole launch, counted over all segments without their padding.
-void update_range(const Launch& launch, int64_t begin, int64_t end) {
+void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t end) {
   auto index = size_t(std::upper_bound(launch.ends.begin(), launch.ends.end(), begin) - launch.ends.begin());
   for (int64_t at = begin; at < end; ++index) {
     const Segment& segment = launch.segments[index];
     if (index + kSegmentsAhead < launch.segments.size()) prefetch(launch, launch.segments[index + kSegmentsAhead]);
     const int64_t first = launch.ends[index] - segment.numel;
     const int64_t until = std::min(end, launch.ends[index]);
-    update_segment(launch, segment, at - first, until - first);
+    update_segment(launch, segment, zero_grads, at - first, until - first);
     at = until;
   }
 }
 
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-          Tensor row_of, Tensor rows) {
+          Tensor row_of, Tensor rows, bool zero_grads) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
   const Launch launch = prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
   if (launch.segments.empty()) return;
   torch::stable::parallel_for(0, launch.ends.back(), kGrain,
-                              [&](int64_t begin, int64_t end) { update_range(launch, begin, end); });
+                              [&](int64_t begin, int64_t end) { update_range(launch, zero_grads, begin, end); });
+  if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
 }  // namespace

@@ -1,0 +1,50 @@
+#include "gradients.h"
+
+#include <algorithm>
+
+namespace radam_fused {
+namespace {
+
+// A gradient with gaps is walked row-major; a dense one, as it lies in memory.
+std::unique_ptr<Strides> walk_of(const Shape& shape) {
+  if (is_dense(shape, memory_order(shape))) return nullptr;
+  auto walk = std::make_unique<Strides>();
+  for (int64_t d = 0; d < shape.dim; ++d) {
+    if (shape.size[d] != 1) walk->add(shape.size[d], 0, shape.stride[d]);
+  }
+  return walk;
+}
+
+const char* read_gradient(AtenTensorHandle grad, int dtype, const Device& device, Segment& segment,
+                          std::unique_ptr<Strides>& strides) {
+  if (!is_strided_on(grad, device)) return "not a strided tensor on the device of the first";
+  segment.grad_dtype = dtype_of(grad);
+  if (segment.grad_dtype == kUnsupported) return "must be float32, float64, float16 or bfloat16";
+  if (segment.grad_dtype != dtype) return "another dtype than the first: a list has one";
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(grad, &segment.numel));
+  if (segment.numel == 0) return nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
+  if (!is_contiguous(grad)) strides = walk_of(shape_of(grad));
+  segment.strides = strides.get();
+  return nullptr;
+}
+
+}  // namespace
+
+Gradients read_gradients(const TensorList& grads) {
+  const size_t count = grads.size();
+  STD_TORCH_CHECK(count > 0, "radam_fused::squares_native: grads must have at least one tensor");
+  Gradients read;
+  read.dtype = dtype_of(grads[0]);
+  read.device = device_of(grads[0]);
+  read.segments.resize(count);
+  read.strides.resize(count);
+  read_each("radam_fused::squares_native", count, [&](size_t i) {
+    return read_gradient(grads[i], read.dtype, read.device, read.segments[i], read.strides[i]);
+  });
+  auto empty = [](const Segment& segment) { return segment.numel == 0; };
+  read.segments.erase(std::remove_if(read.segments.begin(), read.segments.end(), empty), read.segments.end());
+  return read;
+}
+
+}  // namespace radam_fused
