@@ -199,7 +199,7 @@ class FusedRAdam(Optimizer):
             except Exception:
                 scalars.undo(bucket, plan)
                 placement.check(launch)  # a clearer error, where a tensor is at fault
-                again = placement.collect(bucket) if placement.follow_strides(bucket) else None
+                again = placement.collect(bucket) if placement.amend(bucket) else None
                 if again is None:
                     raise
                 self._launch(placement, again, scalars)

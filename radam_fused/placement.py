@@ -28,6 +28,14 @@ def group_names(group: dict[str, Any], index: int) -> list[str]:
     ]
 
 
+def _resolved(param: Tensor, grad: Tensor) -> Tensor:
+    """The parameter's gradient, from now on a tensor that lies in memory as it is: not a lazy conjugate, minus or 0."""
+    if grad.is_conj() or grad.is_neg() or grad._is_zerotensor():
+        grad = grad.detach().clone().resolve_conj().resolve_neg()
+        param.grad = grad
+    return grad
+
+
 class Launch(NamedTuple):
     """The arguments of one call of an operator, but for its rows."""
 
@@ -188,6 +196,7 @@ class Placement:
         if bucket.is_complex:
             names = self.names()
             check_gradients(params, grads, [names[p] for p in params])
+            grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
             params, grads = list(map(as_real, params)), list(map(as_real, grads))
         return Launch(bucket, plan, params, grads, plan.segments, plan.row_of)
 
@@ -225,14 +234,21 @@ class Placement:
         pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
         check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
 
-    def follow_strides(self, bucket: Bucket) -> bool:
-        """Lays out anew the moments of parameters whose strides have changed; whether there were any."""
+    def amend(self, bucket: Bucket) -> bool:
+        """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
+
+        Moments of parameters whose strides have changed are laid out anew, and lazy gradients written out.
+        """
         moved = bucket.follow_strides()
+        written = False
+        for p in bucket.params:
+            if (grad := p.grad) is not None:
+                written |= _resolved(p, grad) is not grad
         for segment in moved:
             if self._state.get(bucket.params[segment]):
                 self._show(bucket, segment)
         self._note()
-        return bool(moved)
+        return bool(moved) or written
 
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
