@@ -52,7 +52,7 @@ class FusedRAdam(Optimizer):
         state_dtype, master_weights, rounding: not supported yet beyond their defaults.
         max_grad_norm: clip the gradients' global norm to this, as `torch.nn.utils.clip_grad_norm_` before the step, but
             without writing them: they stay as they are. Infinity measures the norm and clips nothing.
-        zero_grads: the step leaves zeros in the gradients that it has read.
+        zero_grads: the step leaves zeros in the gradients that it has read. No two parameters may then share one.
 
     Attributes:
         last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
