@@ -51,7 +51,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends import cpu, cuda, reference, reference_rows, triton, triton_rows
+from .backends import cpu, cuda, reference, reference_rows, triton, triton_rows, triton_squares
 from .layout import PARTIAL_SUMS
 from .rows import Row
 
@@ -108,7 +108,7 @@ def _fake_rows(
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
 _PYTHON = {
     "reference": {"step": reference.step, "squares": reference_rows.squares, "rows": reference_rows.rows},
-    "triton": {"step": triton.step, "squares": triton_rows.squares, "rows": triton_rows.rows},
+    "triton": {"step": triton.step, "squares": triton_squares.squares, "rows": triton_rows.rows},
 }
 
 for _kind, _schema in _SCHEMAS.items():

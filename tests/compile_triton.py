@@ -1,7 +1,8 @@
-"""Compiles the Triton kernel ahead of time: ``compile_triton.py FOLDER '[["fp32-fp32", 90, false], ...]'``.
+"""Compiles the Triton kernels ahead of time: ``compile_triton.py FOLDER '[["step", "fp32-fp32", 90, false], ...]'``.
 
-A process of its own, as the tests' has Triton interpreting. Each job is (parameter and gradient dtypes, architecture,
-whether multiplications and additions may fuse); FOLDER receives a cubin and the PTX of each.
+A process of its own, as the tests' has Triton interpreting. Each job is (kernel, dtypes, architecture, whether
+multiplications and additions may fuse); FOLDER receives a cubin and the PTX of each. The dtypes are those of parameter
+and gradient for ``step`` and ``step_zero``, of the gradients for ``squares`` and of a learning rate for ``rows``.
 """
 
 import json
@@ -15,12 +16,16 @@ from triton.compiler import ASTSource
 
 from radam_fused.backends.triton import SLICE, TILE, WARPS
 from radam_fused.backends.triton_kernel import step_kernel
+from radam_fused.backends.triton_rows import BLOCK, COUNT_BLOCK
+from radam_fused.backends.triton_rows_kernel import rows_kernel
+from radam_fused.backends.triton_squares import REGISTERS
+from radam_fused.backends.triton_squares_kernel import squares_kernel
+from radam_fused.layout import PARTIAL_SUMS
 
 STORED = {"fp32": tl.float32, "fp64": tl.float64, "fp16": tl.float16, "bf16": tl.int16}
-POINTERS = ("segments_ptr", "tile_segment_ptr", "walks_ptr", "rows_ptr", "exp_avg_ptr", "exp_avg_sq_ptr")
 
 
-def compile_kernel(pair: str, arch: int, fusion: bool):
+def step(pair: str, zero_grads: bool = False):
     param, grad = pair.split("-")
     wide = param == "fp64"
     constants = {
@@ -29,18 +34,56 @@ def compile_kernel(pair: str, arch: int, fusion: bool):
         "COMPUTE": tl.float64 if wide else tl.float32,
         "TILE": TILE,
         "SLICE": SLICE,
+        "ZERO_GRADS": zero_grads,
     }
     moment = "*fp64" if wide else "*fp32"
-    types = ("*i64", "*i32", "*i64", "*fp64", moment, moment)
-    signature = {
-        **dict(zip(POINTERS, types, strict=True)),
-        "tiles": "i32",
-        **dict.fromkeys(constants, "constexpr"),
+    pointers = {
+        "segments_ptr": "*i64",
+        "tile_segment_ptr": "*i32",
+        "walks_ptr": "*i64",
+        "rows_ptr": "*fp64",
+        "exp_avg_ptr": moment,
+        "exp_avg_sq_ptr": moment,
     }
+    return step_kernel, {**pointers, "tiles": "i32"}, constants, {}
+
+
+def squares(grad: str):
+    pointers = {"segments_ptr": "*i64", "shares_ptr": "*i64", "walks_ptr": "*i64", "sums_ptr": "*fp64"}
+    constants = {"GRAD": STORED[grad], "SUMS": PARTIAL_SUMS}
+    return squares_kernel, {**pointers, "tiles": "i64"}, constants, {"maxnreg": REGISTERS}
+
+
+def rows(lr: str):
+    signature = {
+        "hyper_ptr": "*fp64",
+        "pairs_ptr": "*i64",
+        "counted_ptr": "*fp32",
+        "steps_ptr": "*fp32",
+        "lr_ptr": f"*{lr}",
+        "lr_stride": "i32",
+        "squares_ptr": "*fp64",
+        "max_grad_norm": "fp64",
+        "grad_scale_ptr": "*fp32",
+        "found_inf_ptr": "*fp32",
+        "rows_ptr": "*fp64",
+        "norm_ptr": "*fp64",
+        "row_count": "i32",
+        "segment_count": "i32",
+        "buckets": "i32",
+    }
+    return rows_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {}
+
+
+KERNELS = {"step": step, "step_zero": lambda pair: step(pair, True), "squares": squares, "rows": rows}
+
+
+def compile_kernel(name: str, dtypes: str, arch: int, fusion: bool):
+    kernel, signature, constants, options = KERNELS[name](dtypes)
     # Allocations are 16-byte aligned; the launcher finds that out by itself when it specialises on real arguments.
-    aligned = {(index,): [["tt.divisibility", 16]] for index in range(len(POINTERS))}
-    source = ASTSource(step_kernel, signature, constants, aligned)
-    options = {"num_warps": WARPS, "enable_fp_fusion": fusion}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
+    source = ASTSource(kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants, aligned)
+    options = {"num_warps": WARPS, "enable_fp_fusion": fusion, **options}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 

@@ -1,6 +1,6 @@
 """What the compilers made of the kernels, read from the machine code; no GPU is needed.
 
-The Triton kernel is compiled ahead of time and disassembled with the tools that Triton's package carries.
+The Triton kernels are compiled ahead of time and disassembled with the tools that Triton's package carries.
 """
 
 from __future__ import annotations
@@ -42,10 +42,13 @@ class Code:
 
 
 @pytest.fixture(scope="module")
-def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, bool], Code]:
-    """Every kernel for every architecture, and one with fusion allowed, compiled once in a process of its own."""
+def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int, bool], Code]:
+    """Every kernel for every architecture, and some with fusion allowed, compiled once in a process of their own."""
     folder = tmp_path_factory.mktemp("cubins")
-    jobs = [(pair, arch, False) for pair in PAIRS for arch in ARCHITECTURES] + [("fp32-fp32", 90, True)]
+    kernels = [(name, pair) for name in ("step", "step_zero") for pair in PAIRS]
+    kernels += [("squares", grad) for grad in BYTES] + [("rows", "fp32")]
+    jobs = [(*kernel, arch, False) for kernel in kernels for arch in ARCHITECTURES]
+    jobs += [(*kernel, 90, True) for kernel in (("step", "fp32-fp32"), ("squares", "fp32"), ("rows", "fp32"))]
     compiling = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, str(COMPILE), str(folder), json.dumps(jobs)], check=True, env=compiling)
     return {job: read(folder / "-".join(map(str, job))) for job in jobs}
@@ -77,19 +80,56 @@ def test_full_tiles_move_128_bits_at_a_time(pair: str, arch: int, code: dict) ->
     param, grad = (BYTES[name] for name in pair.split("-"))
     moments = 8 if pair == "fp64-fp64" else 4
     elements = TILE // THREADS
-    found = code[pair, arch, False]
+    found = code["step", pair, arch, False]
     assert found.count("LDG.E.128") == elements * (param + grad + 2 * moments) // 16
     assert found.count("STG.E.128") == elements * (param + 2 * moments) // 16
+    zeroing = code["step_zero", pair, arch, False]
+    assert zeroing.count("LDG.E.128") == found.count("LDG.E.128")
+    assert zeroing.count("STG.E.128") == found.count("STG.E.128") + elements * grad // 16
 
 
 @ARCHS
 @KERNELS
 def test_nothing_spills(pair: str, arch: int, code: dict) -> None:
-    found = code[pair, arch, False]
-    assert found.stack == 0
-    assert found.local == 0
-    assert not [name for name in found.instructions if name.startswith(("LDL", "STL"))]
-    assert found.registers <= (128 if pair == "fp64-fp64" else 80)
+    for name in ("step", "step_zero"):
+        found = code[name, pair, arch, False]
+        assert not spills(found)
+        assert found.registers <= (128 if pair == "fp64-fp64" else 72)
+
+
+def spills(found: Code) -> bool:
+    local = [name for name in found.instructions if name.startswith(("LDL", "STL"))]
+    return bool(found.stack or found.local or local)
+
+
+@ARCHS
+@pytest.mark.parametrize("grad", BYTES)
+def test_squares(grad: str, arch: int, code: dict) -> None:
+    """Full tiles are loaded 128 bits at a time; nothing spills; every square is rounded before it is added."""
+    found = code["squares", grad, arch, False]
+    loads = TILE // THREADS * BYTES[grad] // 16
+    assert found.ptx.count("ld.global.v") == loads
+    assert found.count("LDG.E.128") >= loads
+    assert found.count("LDG.E.128") % loads == 0  # as often as the loop is unrolled
+    assert not spills(found)
+    assert found.registers <= 128
+    assert not re.search(r"fma\.r[nzmp]\.f64", found.ptx)
+    assert found.count("DFMA") == 0
+    # A full tile's and a ragged one's squares, and the tree: 7 additions of a thread's lanes at least.
+    assert found.count("DMUL") >= 2 * TILE // THREADS
+    assert found.count("DADD") >= 2 * TILE // THREADS + 7
+
+
+@ARCHS
+def test_rows(arch: int, code: dict) -> None:
+    """The formulas divide and take roots correctly rounded; fused operations come with those, none from a formula."""
+    found = code["rows", "fp32", arch, False]
+    assert not spills(found)
+    assert found.registers <= 80
+    divisions = len(re.findall(r"div\.\w+(\.\w+)?\.f64|div\.f64", found.ptx))
+    assert found.ptx.count("div.rn.f64") == divisions > 50
+    assert found.ptx.count("sqrt.rn.f64") == len(re.findall(r"sqrt\.\w+", found.ptx)) == 3
+    assert not re.search(r"fma\.|\.ftz|\.approx|[^b]ex2|lg2", found.ptx)
 
 
 def arithmetic(found: Code) -> tuple[int, int]:
@@ -107,7 +147,7 @@ def arithmetic(found: Code) -> tuple[int, int]:
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair != "fp64-fp64"])
 def test_no_multiply_is_fused_with_an_add(pair: str, arch: int, code: dict) -> None:
     """Every addition and multiplication of the contract is there by itself: the full tile's and the general path's."""
-    found = code[pair, arch, False]
+    found = code["step", pair, arch, False]
     elements = TILE // THREADS + 1
     adds, multiplies = arithmetic(found)
     assert adds >= ADDS * elements
@@ -117,21 +157,24 @@ def test_no_multiply_is_fused_with_an_add(pair: str, arch: int, code: dict) -> N
 
 @ARCHS
 def test_no_multiply_is_fused_with_an_add_in_fp64(arch: int, code: dict) -> None:
-    found = code["fp64-fp64", arch, False]
+    found = code["step", "fp64-fp64", arch, False]
     assert found.ptx.count("mul.f64") + found.ptx.count("mul.rn.f64") >= MULTIPLIES * TILE // THREADS
     assert not re.search(r"fma\.r[nzmp]\.f64", found.ptx)
 
 
 def test_fusion_is_noticed(code: dict) -> None:
     """The negative control: compiled with fusion allowed, the same reading finds additions missing."""
-    adds, multiplies = arithmetic(code["fp32-fp32", 90, True])
+    adds, multiplies = arithmetic(code["step", "fp32-fp32", 90, True])
     assert adds < ADDS * (TILE // THREADS + 1)
     assert multiplies < MULTIPLIES * (TILE // THREADS + 1)
+    assert code["squares", "fp32", 90, True].count("DFMA") > 0
+    assert code["rows", "fp32", 90, True].count("DFMA") > code["rows", "fp32", 90, False].count("DFMA")
+    assert "fma.rn.f64" in code["rows", "fp32", 90, True].ptx
 
 
 @ARCHS
 def test_division_and_root_are_correctly_rounded_and_keep_subnormals(arch: int, code: dict) -> None:
-    ptx = code["fp32-fp32", arch, False].ptx
+    ptx = code["step", "fp32-fp32", arch, False].ptx
     elements = TILE // THREADS + 1
     assert ptx.count("sqrt.rn.f32") == elements
     assert ptx.count("div.rn.f32") == elements

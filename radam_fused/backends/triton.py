@@ -1,7 +1,7 @@
-"""The ``triton`` backend: builds the segment table of a launch and starts the kernel, on the current stream.
+"""The ``triton`` backend's step: checks and describes what it is given, and starts the kernel on the current stream.
 
-On a GPU the table goes over in one pinned asynchronous copy; nothing here waits for the device. With
-``TRITON_INTERPRET=1`` in the environment before Triton is imported, the same kernel runs interpreted on CPU tensors.
+On a GPU what the kernel has to be told goes over in one pinned asynchronous copy; nothing here waits for the device.
+With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the kernel runs interpreted on CPU tensors.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients, check_layouts
-from ..layout import is_dense
+from ..checks import check_gradients, check_layouts, overlaps_itself
+from ..layout import SMALL_ALIGNMENT
+from ..rows import Row
+from .triton_segments import Segment, segment_table, tile_map
+from .triton_tables import Table, facts, on_device
 
 TILE = 1024
 """Elements a tile: 128 threads with two 128-bit accesses each to every fp32 array."""
@@ -27,8 +30,6 @@ INTERPRETED_TILE = 32768
 INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
 PROGRAMS_PER_SM = 8
-ALIGNED = 16
-"""Bytes: the width of a vector access."""
 
 
 def interpreted() -> bool:
@@ -45,107 +46,65 @@ def unavailable() -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=64)
-def _tile_map(lengths: tuple[int, ...], tile: int, device: torch.device) -> tuple[Tensor, list[int]]:
-    """Which segment each tile belongs to, int32 on the device, and the first tile of each segment."""
-    tiles = torch.tensor([(length + tile - 1) // tile for length in lengths], dtype=torch.int64)
-    first = tiles.cumsum(0) - tiles
-    segments = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), tiles)
-    return segments.to(device), first.tolist()
+def require(operator: str, device: torch.device) -> None:
+    """Raises where a Triton kernel cannot run on tensors of a device.
 
-
-def _walk(param: Tensor, grad: Tensor) -> list[int] | None:
-    """How to find a strided pair's elements in the order of its moments, inner dimension first; None if both are plain.
-
-    The Python twin of ``plain`` in csrc/segments.h.
+    Raises:
+        RuntimeError: with the reason.
     """
-    if param.is_contiguous() and grad.is_contiguous():
-        return None
-    dims = list(range(param.dim()))
-    if is_dense(param):
-        dims.sort(key=list(param.stride()).__getitem__, reverse=True)
-        ordered = [d for d in dims if param.shape[d] != 1]
-        if is_dense(grad) and [grad.stride(d) for d in ordered] == [param.stride(d) for d in ordered]:
-            return None
-    walk = [len(dims)]
-    for d in reversed(dims):
-        walk += [param.shape[d], param.stride(d), grad.stride(d)]
-    return walk
+    reason = unavailable()
+    if reason is None and device.type != "cuda" and not interpreted():
+        reason = f"the tensors are on {device}: TRITON_INTERPRET=1 runs the kernels interpreted on the CPU"
+    if reason is not None:
+        raise RuntimeError(f"radam_fused::{operator}_triton: {reason}")
 
 
-def _language_dtypes(param: torch.dtype, grad: torch.dtype) -> dict[str, Any]:
+def programs(work: int, device: torch.device) -> int:
+    """How many programs a persistent grid has for so many pieces of work."""
+    if device.type != "cuda":
+        return work
+    return min(work, PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def stored(dtype: torch.dtype) -> Any:
+    """What a kernel takes a tensor's elements for: bfloat16 travels as its bits (`_narrow` in the step's kernel)."""
     import triton.language as tl
 
-    # bfloat16 travels as its bits: see _narrow in the kernel.
-    stored = {
+    return {
         torch.float32: tl.float32,
         torch.float64: tl.float64,
         torch.float16: tl.float16,
         torch.bfloat16: tl.int16,
-    }
-    return {
-        "PARAM": stored[param],
-        "GRAD": stored[grad],
-        "COMPUTE": tl.float64 if param == torch.float64 else tl.float32,
-    }
+    }[dtype]
 
 
-def _launch(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    starts: list[int],
-    row_of: list[int],
-    rows: Tensor,
-) -> None:
-    """One kernel over segments of one pair of dtypes."""
-    from .triton_kernel import step_kernel
+def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor) -> None:
+    if not (exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()) or (
+        (exp_avg.shape, exp_avg.dtype, exp_avg.device) != (exp_avg_sq.shape, exp_avg_sq.dtype, exp_avg_sq.device)
+    ):
+        raise ValueError("exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device")
+    if rows.dtype != torch.float64 or rows.dim() != 2 or rows.shape[1] != len(Row._fields):
+        raise ValueError(f"rows must be float64 of shape (rows, {len(Row._fields)})")
+    if rows.device not in (exp_avg.device, torch.device("cpu")):
+        raise ValueError(f"rows are on {rows.device}: must be on the CPU or on {exp_avg.device}")
+    if segments.dim() != 2 or segments.shape[1] != 2 or row_of.dim() != 1:
+        raise ValueError("segments must be of shape (n, 2) and row_of of shape (n): one entry a segment")
 
-    device = exp_avg.device
-    on_gpu = device.type == "cuda"
-    tile, slice_ = (TILE, SLICE) if on_gpu else (INTERPRETED_TILE, INTERPRETED_SLICE)
-    lengths = tuple(map(Tensor.numel, params))
-    tile_segment, first_tiles = _tile_map(lengths, tile, device)
-    tiles = tile_segment.numel()
-    if tiles == 0:
-        return
 
-    table: list[int] = []
-    walks: list[int] = []
-    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        addresses = param.data_ptr(), grad.data_ptr()
-        walk = _walk(param, grad) if lengths[i] else None
-        aligned = walk is None and all(address % ALIGNED == 0 for address in addresses)
-        at = -1 if walk is None else len(walks)
-        table += (*addresses, starts[i], lengths[i], row_of[i], first_tiles[i], aligned, at)
-        walks += walk or ()
-
-    integers = torch.tensor(table + walks, dtype=torch.int64)
-    host = torch.cat([integers, rows.reshape(-1).view(torch.int64)])
-    if on_gpu:
-        host = host.pin_memory()  # the caching allocator keeps it until the copy is done
-    packed = host.to(device, non_blocking=True)
-    segment_table, walk_table, row_table = packed.split([len(table), len(walks), rows.numel()])
-
-    programs = tiles
-    if on_gpu:
-        programs = min(tiles, PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count)
-    with torch.cuda.device_of(exp_avg):
-        step_kernel[(programs,)](
-            segment_table,
-            tile_segment,
-            walk_table if walks else segment_table,
-            row_table.view(torch.float64),
-            exp_avg,
-            exp_avg_sq,
-            tiles,
-            **_language_dtypes(params[0].dtype, grads[0].dtype),
-            TILE=tile,
-            SLICE=slice_,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+def _check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int, zero_grads: bool) -> None:
+    """Raises for a segment whose step would read or write where it must not."""
+    for i, (param, grad, start, row) in enumerate(segments):
+        if param.device != exp_avg.device or param.dtype != segments[0].param.dtype:
+            raise ValueError(
+                f"tensor {i} of the lists is {param.dtype} on {param.device}: "
+                f"must be {segments[0].param.dtype} on {exp_avg.device}"
+            )
+        if start < 0 or start % SMALL_ALIGNMENT or start + param.numel() > exp_avg.numel():
+            raise ValueError(f"tensor {i} of the lists: start {start} out of the buffer, or not a multiple of 64")
+        if not 0 <= row < rows:
+            raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
+        if zero_grads and grad.numel() and overlaps_itself(grad):
+            raise ValueError(f"gradient {i} is expanded (strides {grad.stride()}): zeros cannot be left in it")
 
 
 def step(
@@ -156,26 +115,89 @@ def step(
     segments: Tensor,
     row_of: Tensor,
     rows: Tensor,
+    zero_grads: bool = False,
 ) -> None:
     """``radam_fused::step_triton``; arguments and errors as `radam_fused.ops` says. One launch a gradient dtype."""
-    reason = unavailable()
-    if reason is None and exp_avg.device.type != "cuda" and not interpreted():
-        reason = f"the tensors are on {exp_avg.device}: TRITON_INTERPRET=1 runs the kernels interpreted on the CPU"
-    if reason is not None:
-        raise RuntimeError(f"radam_fused::step_triton: {reason}")
-    check_layouts(params, segments, exp_avg.dtype)
-    check_gradients(params, grads)
-    by_dtype: dict[torch.dtype, list[int]] = defaultdict(list)
-    for i, grad in enumerate(grads):
-        by_dtype[grad.dtype].append(i)
-    start, row = segments[:, 0].tolist(), row_of.tolist()
-    for chosen in by_dtype.values():
-        _launch(
-            [params[i] for i in chosen],
-            [grads[i] for i in chosen],
+    device = exp_avg.device
+    require("step", device)
+    _check_buffers(exp_avg, exp_avg_sq, segments, row_of, rows)
+    places, row = segments.tolist(), row_of.tolist()
+    if not len(params) == len(grads) == len(places) == len(row):
+        raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    # All that the checks and the table go by: where it is what it was, they would find what they have found.
+    known = facts(params), facts(grads), facts([exp_avg, exp_avg_sq]), places, row, len(rows), zero_grads
+
+    @functools.cache
+    def checked() -> list[Segment]:
+        check_layouts(params, segments, exp_avg.dtype)
+        check_gradients(params, grads)
+        described = [Segment(*parts) for parts in zip(params, grads, (start for start, _ in places), row, strict=True)]
+        _check_segments(described, exp_avg, len(rows), zero_grads)
+        return described
+
+    tile = TILE if device.type == "cuda" else INTERPRETED_TILE
+    launches = [
+        _Launch([param.numel() for param, grad in zip(params, grads, strict=True) if grad.dtype == dtype], dtype, tile)
+        for dtype in dict.fromkeys(grad.dtype for grad in grads)
+    ]
+    wanted = [table for launch in launches for table in launch.tables(exp_avg.data_ptr(), known, checked)]
+    if rows.device != device:
+        wanted.append(Table(lambda: rows))
+    with torch.cuda.device_of(exp_avg):
+        tables = on_device(device, wanted)
+        rows = rows.contiguous() if rows.device == device else tables.pop().view(torch.float64)
+        for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
+            launch.start(table, tile_segment, rows, exp_avg, exp_avg_sq, params[0].dtype, zero_grads)
+
+
+class _Launch(NamedTuple):
+    """What goes in one launch: the segments whose gradients have one dtype."""
+
+    lengths: list[int]
+    dtype: torch.dtype
+    tile: int
+
+    def tables(self, bucket: int, known: object, checked: Callable[[], list[Segment]]) -> list[Table]:
+        def segments() -> Tensor:
+            return segment_table([s for s in checked() if s.grad.dtype == self.dtype], self.tile)
+
+        return [
+            Table(segments, ("segments", bucket, self.dtype), known),
+            Table(functools.partial(tile_map, self.lengths, self.tile), ("tiles", bucket, self.dtype), self.lengths),
+        ]
+
+    def start(
+        self,
+        table: Tensor,
+        tile_segment: Tensor,
+        rows: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        param_dtype: torch.dtype,
+        zero_grads: bool,
+    ) -> None:
+        import triton.language as tl
+
+        from .triton_kernel import step_kernel
+
+        tiles = sum(-(-length // self.tile) for length in self.lengths)
+        if tiles == 0:
+            return
+        on_gpu = exp_avg.is_cuda
+        step_kernel[(programs(tiles, exp_avg.device),)](
+            table,
+            tile_segment.view(torch.int32),
+            table,  # the walks lie behind the segments
+            rows,
             exp_avg,
             exp_avg_sq,
-            [start[i] for i in chosen],
-            [row[i] for i in chosen],
-            rows,
+            tiles,
+            PARAM=stored(param_dtype),
+            GRAD=stored(self.dtype),
+            COMPUTE=tl.float64 if param_dtype == torch.float64 else tl.float32,
+            TILE=self.tile,
+            SLICE=SLICE if on_gpu else INTERPRETED_SLICE,
+            ZERO_GRADS=zero_grads,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
         )

@@ -18,12 +18,14 @@ ROW_COLUMNS = tl.constexpr(9)
 """Of the rows table: `radam_fused.rows.Row`."""
 ADAPTIVE = tl.constexpr(1.0)
 HOLD = tl.constexpr(2.0)
+SKIP = tl.constexpr(3.0)
 
 
 @triton.jit
-def _widen(stored, COMPUTE: tl.constexpr):
+def widen(stored, COMPUTE: tl.constexpr):
+    """A stored value in the dtype of the computation, exactly."""
     if stored.dtype == tl.int16:  # a bfloat16, loaded as its bits
-        return (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        return (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(COMPUTE)
     else:
         return stored.to(COMPUTE)
 
@@ -80,6 +82,25 @@ def _strided(position, walk_ptr):
 
 
 @triton.jit
+def _zero(segment_ptr, tile, walks_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr):
+    """Leaves zeros in a tile of a gradient, by the same two paths; reads its segment again, to spare registers."""
+    g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
+    offset = (tile - tl.load(segment_ptr + 5)) * TILE
+    count = tl.minimum(tl.load(segment_ptr + 3) - offset, TILE).to(tl.int32)
+    aligned = tl.load(segment_ptr + 6)
+    walk = tl.load(segment_ptr + 7)
+    if (aligned != 0) & (count == TILE):
+        tl.store(tl.multiple_of(g_ptr + offset, 16) + tl.arange(0, TILE), tl.zeros([TILE], GRAD))
+    else:
+        for begin in range(0, count, SLICE):
+            lane = begin + tl.arange(0, SLICE)
+            g_index = offset + lane
+            if walk >= 0:
+                _, g_index = _strided(g_index, walks_ptr + walk)
+            tl.store(g_ptr + g_index, tl.zeros([SLICE], GRAD), mask=lane < count)
+
+
+@triton.jit
 def step_kernel(
     segments_ptr,  # int64 (n, COLUMNS)
     tile_segment_ptr,  # int32 (tiles): which segment a tile belongs to
@@ -93,6 +114,7 @@ def step_kernel(
     COMPUTE: tl.constexpr,
     TILE: tl.constexpr,
     SLICE: tl.constexpr,
+    ZERO_GRADS: tl.constexpr,
 ):
     """One step over every tile; TILE elements of a full tile at once, SLICE at a time of any other."""
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -108,7 +130,10 @@ def step_kernel(
         m_ptr = tl.multiple_of(exp_avg_ptr + start + offset, 16)
         v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16)
 
-        if (aligned != 0) & (offset + TILE <= length):
+        # A tile of a step that is skipped counts as empty, which needs no further branch around the two paths.
+        left = tl.where(tl.load(row_ptr + 8) == SKIP, 0, tl.minimum(length - offset, TILE)).to(tl.int32)
+
+        if (aligned != 0) & (left == TILE):
             lane = tl.arange(0, TILE)
             p_at = tl.multiple_of(p_ptr + offset, 16) + lane
             g_at = tl.multiple_of(g_ptr + offset, 16) + lane
@@ -116,16 +141,16 @@ def step_kernel(
             g = tl.load(g_at)
             m = tl.load(m_ptr + lane)
             v = tl.load(v_ptr + lane)
-            p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            p_new, m, v = _update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
             tl.store(p_at, _narrow(p_new, PARAM))
             tl.store(m_ptr + lane, m)
             tl.store(v_ptr + lane, v)
         else:
             walk = tl.load(segment_ptr + 7)
             # One element a thread at a time: address arithmetic in 64 bits for a whole tile would not fit in registers.
-            for begin in range(0, tl.minimum(length - offset, TILE).to(tl.int32), SLICE):
+            for begin in range(0, left, SLICE):
                 lane = begin + tl.arange(0, SLICE)
-                inside = offset + lane < length
+                inside = lane < left
                 p_index = offset + lane
                 g_index = p_index
                 if walk >= 0:
@@ -134,7 +159,12 @@ def step_kernel(
                 g = tl.load(g_ptr + g_index, mask=inside)
                 m = tl.load(m_ptr + lane, mask=inside)
                 v = tl.load(v_ptr + lane, mask=inside)
-                p_new, m, v = _update(_widen(p, COMPUTE), _widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+                p_new, m, v = _update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
                 tl.store(p_ptr + p_index, _narrow(p_new, PARAM), mask=inside)
                 tl.store(m_ptr + lane, m, mask=inside)
                 tl.store(v_ptr + lane, v, mask=inside)
+
+        if ZERO_GRADS:
+            # Threads store other elements than they have loaded where parameter and gradient differ in width.
+            tl.debug_barrier()
+            _zero(segment_ptr, tile, walks_ptr, GRAD, TILE, SLICE)

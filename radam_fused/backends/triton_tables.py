@@ -1,0 +1,112 @@
+"""Tables that the Triton kernels read: what a launch uploads, in one copy, and what it finds there from the last one.
+
+A table is made from facts (addresses, sizes, strides, rows), and those of the next launch are mostly the same; then it
+is neither made nor uploaded again. What is on the device is never written: a table that changes gets new memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+KEPT = 256
+"""Tables that are kept at most, the least recently used making room."""
+_EVEN = 2
+"""Parts of an upload start at multiples of so many 8-byte numbers, so that Triton compiles for one alignment only."""
+
+
+class Table(NamedTuple):
+    """A table that a launch reads.
+
+    Attributes:
+        make: gives its numbers, 8 bytes each, on the CPU.
+        place: whose table it is, in the place of that one's last; None for one that is not kept.
+        facts: what ``make`` goes by, all of it.
+    """
+
+    make: Callable[[], Tensor]
+    place: Hashable = None
+    facts: object = None
+
+
+class _Kept(NamedTuple):
+    facts: object
+    stream: int
+    on_device: Tensor
+
+
+_kept: dict[Hashable, _Kept] = {}
+_lock = threading.Lock()
+_captured: list[Tensor] = []
+"""What graphs refer to. A graph does not tell when it goes, so this stays."""
+
+
+def facts(tensors: Sequence[Tensor]) -> object:
+    """All that a table can tell of tensors of one device: two lists of which this is equal are the same to a kernel."""
+    return list(
+        zip(
+            map(Tensor.data_ptr, tensors),
+            map(attrgetter("device"), tensors),
+            map(attrgetter("dtype"), tensors),
+            map(attrgetter("shape"), tensors),
+            map(Tensor.stride, tensors),
+            strict=True,
+        )
+    )
+
+
+def on_device(device: torch.device, tables: Sequence[Table]) -> list[Tensor]:
+    """The tables on the device, int64, for launches on the current stream; those that are not there go in one copy.
+
+    A table serves the stream that uploaded it, behind its copy; memory of one that is dropped comes back to that
+    stream, behind the launches that read it. A graph may be captured with a table of another stream: capturing begins
+    with a synchronisation, and the table stays for good.
+    """
+    on_gpu = device.type == "cuda"
+    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
+    stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+    found = [_find(device, table, stream, capturing) for table in tables]
+    missing = [k for k, kept in enumerate(found) if kept is None]
+    uploaded = _upload(device, [tables[k].make() for k in missing], capturing)
+    for k, part in zip(missing, uploaded, strict=True):
+        found[k] = part
+        if tables[k].place is not None and not capturing:  # a capture copies nothing until it is replayed
+            _keep(device, tables[k], _Kept(tables[k].facts, stream, part))
+    result = [part for part in found if part is not None]
+    if capturing:
+        _captured.extend(result)
+    return result
+
+
+def _find(device: torch.device, table: Table, stream: int, capturing: bool) -> Tensor | None:
+    with _lock:
+        kept = _kept.pop((device, table.place), None)
+        if kept is None:
+            return None
+        _kept[device, table.place] = kept  # as the one used last
+    return kept.on_device if (kept.stream == stream or capturing) and kept.facts == table.facts else None
+
+
+def _keep(device: torch.device, table: Table, kept: _Kept) -> None:
+    with _lock:
+        _kept.pop((device, table.place), None)
+        _kept[device, table.place] = kept
+        if len(_kept) > KEPT:
+            del _kept[next(iter(_kept))]
+
+
+def _upload(device: torch.device, parts: list[Tensor], capturing: bool) -> list[Tensor]:
+    if not parts:
+        return []
+    padded = [torch.nn.functional.pad(part.reshape(-1).view(torch.int64), (0, -part.numel() % _EVEN)) for part in parts]
+    # The pinned allocator keeps memory that is dropped until the copy is done.
+    host = torch.empty(sum(map(Tensor.numel, padded)), dtype=torch.int64, pin_memory=device.type == "cuda")
+    torch.cat(padded, out=host)
+    if capturing:
+        _captured.append(host)  # each replay copies from it
+    return list(host.to(device, non_blocking=True).split(list(map(Tensor.numel, padded))))
