@@ -115,6 +115,8 @@ class FusedRAdam(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
+        if self._placement is not None and self._placement.outdated(self.param_groups, self.state):
+            self._placement = self._place()  # takes in what others have edited, before what is noted here hides it
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         try:
