@@ -111,11 +111,13 @@ def check_parameter(param: Tensor, name: str) -> None:
 
     Raises:
         TypeError: an integer or unsupported dtype, or a sparse parameter.
-        ValueError: a parameter whose elements share memory.
+        ValueError: a parameter whose elements share memory, or that is a lazy conjugate or negative of what lies there.
     """
     if param.dtype not in PARAMETER_DTYPES:
         raise TypeError(f"{name} is {param.dtype}: must be one of {PARAMETER_DTYPES}")
     if param.layout != torch.strided:
         raise TypeError(f"{name} has layout {param.layout}: must be torch.strided")
+    if param.is_conj() or param.is_neg():
+        raise ValueError(f"{name} is a lazy {'conjugate' if param.is_conj() else 'negative'}: pass it resolved")
     if param.numel() and overlaps_itself(param):
         raise ValueError(f"{name} is expanded (strides {tuple(param.stride())}): several elements share memory")

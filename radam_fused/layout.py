@@ -185,6 +185,7 @@ class Bucket:
         """
         if self._histories is None:
             self._histories = [int(count) for count in self.steps.tolist()]
+            self._part(set(self._plan.missing) if self._plan is not None else set())  # a step of it may be under way
             self.steps = upload(self.steps, self.state_device)
             self._steps_version = self.steps._version
             self._plan = None
@@ -232,6 +233,11 @@ class Bucket:
             if self._histories is None:
                 return counts
             self._histories = counts
+        return self._part(absent)
+
+    def _part(self, absent: set[int]) -> list[int]:
+        """Histories after a step that leaves these segments out."""
+        assert self._histories is not None
         parted: dict[tuple[int, bool], int] = {}
         self._histories = [
             parted.setdefault((history, i in absent), len(parted)) for i, history in enumerate(self._histories)

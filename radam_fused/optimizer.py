@@ -68,7 +68,7 @@ class FusedRAdam(Optimizer):
         state_dtype, master_weights, rounding: not supported yet beyond their defaults.
         max_grad_norm: clip the gradients' global norm to this, as `torch.nn.utils.clip_grad_norm_` before the step, but
             without writing them: they stay as they are. Infinity measures the norm and clips nothing.
-        zero_grads: the step leaves zeros in the gradients that it has read.
+        zero_grads: the step leaves zeros in the gradients that it has read. No two parameters may then share one.
         offload: keep the moments in the host's memory (pinned, for parameters on a GPU) and compute the step there,
             with the ``cpu`` backend: 8 bytes a parameter less on the GPU (16 for float64), for a step that is bound by
             the bus, and by the host's memory, and during which the host waits. ``backend`` is ``"auto"`` or ``"cpu"``.
@@ -145,6 +145,8 @@ class FusedRAdam(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
+        if self._placement is not None and self._placement.outdated(self.param_groups, self.state):
+            self._placement = self._place()  # takes in what others have edited, before what is noted here hides it
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         try:
@@ -263,7 +265,7 @@ class FusedRAdam(Optimizer):
             except Exception:
                 scalars.undo(bucket, plan)
                 placement.check(launch)  # a clearer error, where a tensor is at fault
-                again = placement.collect(bucket) if placement.follow_strides(bucket) else None
+                again = placement.collect(bucket) if placement.amend(bucket) else None
                 if again is None:
                     raise
                 self._launch(placement, again, scalars)

@@ -33,6 +33,14 @@ def group_names(group: dict[str, Any], index: int) -> list[str]:
     ]
 
 
+def _resolved(param: Tensor, grad: Tensor) -> Tensor:
+    """The parameter's gradient, from now on a tensor that lies in memory as it is: not a lazy conjugate, minus or 0."""
+    if grad.is_conj() or grad.is_neg() or grad._is_zerotensor():
+        grad = grad.detach().clone().resolve_conj().resolve_neg()
+        param.grad = grad
+    return grad
+
+
 class Launch(NamedTuple):
     """The arguments of one call of an operator, but for its rows."""
 
@@ -224,6 +232,7 @@ class Placement:
         if bucket.is_complex:
             names = self.names()
             check_gradients(params, grads, [names[p] for p in params])
+            grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
             params, grads = list(map(as_real, params)), list(map(as_real, grads))
         return Launch(bucket, plan, params, grads, plan.segments, plan.row_of)
 
@@ -260,17 +269,31 @@ class Placement:
                 raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
             if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
                 raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
-        pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
+        stepping = [p for p in bucket.params if p.grad is not None]
+        for p in stepping:
+            if p.dtype != stepping[0].dtype:
+                raise TypeError(
+                    f"{names[p]} is now {p.dtype} and {names[stepping[0]]} {stepping[0].dtype}: their state lies "
+                    "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
+                )
+        pairs = [(p, p.grad) for p in stepping]
         check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
 
-    def follow_strides(self, bucket: Bucket) -> bool:
-        """Lays out anew the moments of parameters whose strides have changed; whether there were any."""
+    def amend(self, bucket: Bucket) -> bool:
+        """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
+
+        Moments of parameters whose strides have changed are laid out anew, and lazy gradients written out.
+        """
         moved = bucket.follow_strides()
+        written = False
+        for p in bucket.params:
+            if (grad := p.grad) is not None:
+                written |= _resolved(p, grad) is not grad
         for segment in moved:
             if self._state.get(bucket.params[segment]):
                 self._show(bucket, segment)
         self._note()
-        return bool(moved)
+        return bool(moved) or written
 
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
