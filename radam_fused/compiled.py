@@ -54,13 +54,12 @@ def choose(
             )
         if placement.offload:  # dynamo would trace the ring of chunks, whose streams and order are its whole point
             raise NotImplementedError("offload=True under torch.compile: step outside of the compiled function")
+        placement.amend(bucket)
         present, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
         if not plan.present:
             continue
         placement.check(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of))
-        placement.follow_strides(bucket)
-        plan = bucket.plan(missing)
         placement.show_first(bucket, plan)
         params += plan.params
         grads += present

@@ -48,7 +48,7 @@ class Problem:
     def __init__(self, kind: str = "first_order", **given: Any) -> None:
         self.groups = groups_of(kind)
         pairs = [(group, segment) for group in range(len(self.groups)) for segment in range(len(STEPS))]
-        self.hyper = torch.tensor([hyper(group) for group in self.groups], dtype=torch.float64)
+        self.hyper = torch.tensor([hyper(group, float(group["lr"])) for group in self.groups], dtype=torch.float64)
         self.pairs = torch.tensor(pairs)
         self.counted = torch.ones(len(STEPS))
         self.counted[::5] = 0.0

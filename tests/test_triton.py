@@ -100,7 +100,7 @@ def row_arguments(groups: list[dict] = GROUPS, **changes: object) -> dict:
     """Every group at every count; the segments of odd counts do not step."""
     steps = torch.tensor(STEPS, dtype=torch.float32)
     arguments = {
-        "hyper": torch.tensor([hyper(group) for group in groups], dtype=torch.float64),
+        "hyper": torch.tensor([hyper(group, float(group["lr"])) for group in groups], dtype=torch.float64),
         "pairs": torch.cartesian_prod(torch.arange(len(groups)), torch.arange(len(steps))),
         "counted": (steps % 2 == 0).float(),
         "steps": steps,
