@@ -231,14 +231,14 @@ class Placement:
                 raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
             if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
                 raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
-        stepping = [p for p in bucket.params if p.grad is not None]
-        for p in stepping:
-            if p.dtype != stepping[0].dtype:
+        pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
+        for p, _ in pairs:
+            first = pairs[0][0]
+            if p.dtype != first.dtype:
                 raise TypeError(
-                    f"{names[p]} is now {p.dtype} and {names[stepping[0]]} {stepping[0].dtype}: their state lies "
+                    f"{names[p]} is now {p.dtype} and {names[first]} {first.dtype}: their state lies "
                     "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
                 )
-        pairs = [(p, p.grad) for p in stepping]
         check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
 
     def amend(self, bucket: Bucket) -> bool:
