@@ -25,8 +25,11 @@ from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
 from radam_fused.layout import Bucket
+from radam_fused.placement import Placement
 from radam_fused.scalars import DeviceScalars
 from tests.helpers import same_bits
+
+pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose
 
 SHAPES = [(4, 3), (5,), (), (2, 3), (0,), (3, 1, 2)]
 MAX_NORM = 0.5
@@ -237,8 +240,7 @@ class Training(RuleBasedStateMachine):
                 handle.remove()
             scaler.update()
         self.finish(before)
-        if bad is not None:
-            self.zero_grad(set_to_none=False)
+        self.zero_grad(set_to_none=False)  # ours are still scaled, and infinite at times
 
     # Hyperparameters and groups.
 
@@ -359,10 +361,19 @@ class Training(RuleBasedStateMachine):
                 p.copy_(noise(p.shape, seed))
 
     @precondition(lambda self: not self.flatten)
-    @rule(index=picks, transpose=flags)
-    def replace_storage(self, index: int, transpose: bool) -> None:
+    @rule(index=picks)
+    def replace_storage(self, index: int) -> None:
         p, _ = self.pick(index)
-        p.data = p.data.t().contiguous().t() if transpose and p.dim() == 2 else p.data.clone()
+        p.data = p.data.clone()
+
+    @precondition(lambda self: not self.flatten)
+    @rule(seed=seeds)
+    def transpose_in_memory(self, seed: int) -> None:
+        """As a model that goes channels_last; with its next step, whose launch finds it."""
+        for p, _ in self.pairs:
+            if p.dim() == 2:
+                p.data = p.data.t().contiguous().t() if p.is_contiguous() else p.data.contiguous()
+        self.train(seed, set(), 1)
 
     # What always holds.
 
@@ -395,13 +406,13 @@ class Training(RuleBasedStateMachine):
 def close(ours: Tensor, theirs: Tensor) -> None:
     """Within 1e-5 of the largest value: float32 rounding, added up over the steps of a run."""
     if theirs.numel():
-        bound = 1e-5 * max(theirs.detach().abs().max().item(), 1e-3)
+        bound = 1e-5 * max(theirs.detach().abs().max().item(), 0.1)
         error = (ours.detach() - theirs.detach()).abs().max().item()
         assert error <= bound, f"{error:.3g} > {bound:.3g}"
 
 
 SETTINGS = settings(
-    max_examples=100,
+    max_examples=200,
     stateful_step_count=40,
     derandomize=True,
     database=None,
@@ -464,6 +475,11 @@ def test_broken_optimizer_is_found(kind: type[FusedRAdam]) -> None:
 def test_shared_history_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments that once took the same steps, and part while only a rows operator counts."""
     monkeypatch.setattr(Bucket, "_part", lambda self, absent: self._histories)
+    assert found(FusedRAdam)
+
+
+def test_ignored_edits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Placement, "outdated", lambda self, groups, state: False)
     assert found(FusedRAdam)
 
 
