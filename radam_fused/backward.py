@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from .launching import run
 from .layout import Bucket
 from .optimizer import FusedRAdam
 from .placement import Launch, group_names
@@ -211,7 +212,7 @@ class Hooks:
                 f"{placement.names()[p]} has no gradient any more: a hook that ran before has taken it. "
                 "One optimizer alone can step a parameter in backward"
             )
-        optimizer._launch(placement, launch, self._scalars(optimizer, placement, bucket))
+        run(placement, launch, self._scalars(optimizer, placement, bucket), zero_grads=False)
         return True
 
     def _scalars(self, optimizer: FusedRAdam, placement: SeparatePlacement, bucket: Bucket) -> Scalars:

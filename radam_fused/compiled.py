@@ -8,7 +8,7 @@ must not be compiled again because ``t`` has changed; nor for ``lr``, which stay
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,31 @@ from .ops import OPERATORS
 from .placement import Launch, Placement
 from .scalars import DeviceTables
 
+if TYPE_CHECKING:
+    from .optimizer import FusedRAdam
+
 TENSORS = 8
 """Of each launch, beside parameters and gradients: see `choose`."""
+
+
+def run(optimizer: FusedRAdam) -> None:
+    """One step, as torch.compile traces it."""
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    tensors: list[Tensor] = []
+    placement = optimizer._placement
+    guards = (placement.name, placement.edited) if placement is not None else ()
+    step(
+        optimizer._init_group(guards, params, grads, tensors),
+        optimizer.param_groups,
+        params,
+        grads,
+        tensors,
+        optimizer._max_grad_norm,
+        optimizer._zero_grads,
+        getattr(optimizer, "grad_scale", None),
+        getattr(optimizer, "found_inf", None),
+    )
 
 
 def choose(

@@ -20,6 +20,7 @@ from .backends import backend_for, check_name
 from .checkpoint import check_state_dict, unwrap, wrap
 from .checks import check_parameter
 from .differentiable import step as differentiable_step
+from .launching import choose_scalars, run
 from .offload import check_capturable, check_device, check_offload
 from .options import (
     GROUP_DEFAULTS,
@@ -31,7 +32,7 @@ from .options import (
 )
 from .placement import Launch, Placement, group_names
 from .reports import RectificationState, rectification_state, span
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
+from .scalars import DeviceScalars, DeviceTables, Scalars
 from .separate import SeparatePlacement
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class FusedRAdam(Optimizer):
             if self._differentiable:
                 differentiable_step(self.param_groups, self.state, self._zero_grads)
             elif torch.compiler.is_compiling():
-                self._compiled_step()
+                compiled.run(self)
             else:
                 self._step()
         return loss
@@ -222,56 +223,18 @@ class FusedRAdam(Optimizer):
             with span("scalars"):
                 scalars = self._scalars(placement, launches)
             for launch in launches:
-                self._launch(placement, launch, scalars)
+                run(placement, launch, scalars, self._zero_grads and self._in_backward is None)  # which frees them
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
         if self._in_backward is not None:
             self._in_backward.after_step(self, launches)
 
     def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
-        """Who makes the rows of this step."""
+        """Who makes the rows of this step; GradScaler leaves what it knows in two attributes."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        devices = [bucket.device for bucket in placement.buckets]
-        if (
-            self._max_grad_norm is None
-            and grad_scale is None
-            and found_inf is None
-            and not any(bucket.counted_on_device for bucket in placement.buckets)
-            and not any(group["capturable"] or on_device(group["lr"]) for group in self.param_groups)
-        ):
-            if any(map(capturing, devices)):
-                raise RuntimeError(
-                    "capturable = False: a CUDA graph that captures step() needs True, to replay it right"
-                )
-            return HostScalars(self.param_groups)
-        placement.count_on_device()
-        squares = None if self._max_grad_norm is None else placement.squares(launches)
-        return DeviceScalars(
-            self.param_groups, self._tables, squares, self._max_grad_norm or 0.0, grad_scale, found_inf
+        return choose_scalars(
+            placement, launches, self.param_groups, self._tables, self._max_grad_norm, grad_scale, found_inf
         )
-
-    def _launch(self, placement: Placement, launch: Launch, scalars: Scalars) -> None:
-        bucket, plan, params, grads, segments, row_of = launch
-        ops = placement.ops[bucket]
-        zero_grads = self._zero_grads and self._in_backward is None  # which frees them
-        # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
-        with torch._C._AutoDispatchBelowAutograd():
-            with span("rows"):
-                rows = scalars.rows(bucket, plan, ops)
-            try:
-                moments = bucket.exp_avg, bucket.exp_avg_sq
-                with span("step"):
-                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
-            except Exception:
-                scalars.undo(bucket, plan)
-                placement.check(launch)  # a clearer error, where a tensor is at fault
-                again = placement.collect(bucket) if placement.amend(bucket) else None
-                if again is None:
-                    raise
-                self._launch(placement, again, scalars)
-                return
-        torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
-        placement.stepped(launch)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -294,24 +257,6 @@ class FusedRAdam(Optimizer):
             self.last_grad_norm = self._compiled_norm[0]
         return compiled.choose(
             placement, self._tables, self.param_groups, self._backend, self._compiled_norm, params, grads, tensors
-        )
-
-    def _compiled_step(self) -> None:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        tensors: list[Tensor] = []
-        guards = (self._placement.name, self._placement.edited) if self._placement is not None else ()
-        launches = self._init_group(guards, params, grads, tensors)
-        compiled.step(
-            launches,
-            self.param_groups,
-            params,
-            grads,
-            tensors,
-            self._max_grad_norm,
-            self._zero_grads,
-            getattr(self, "grad_scale", None),
-            getattr(self, "found_inf", None),
         )
 
     # What else torch.optim's optimizers do.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..host import upload
 from ..layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..rectification import KINDS, SERIES, SERIES_FROM
 from ..rows import ADAPTIVE, HOLD, SKIP, Hyper
@@ -21,14 +22,15 @@ def squares(grads: list[Tensor]) -> Tensor:
     """``radam_fused::squares_reference``; what it returns is said in `radam_fused.ops`."""
     device = grads[0].device if grads else None
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
-    stream = torch.arange(PARTIAL_SUMS, device=device)
-    begin, end = stream * len(tiles) // PARTIAL_SUMS, (stream + 1) * len(tiles) // PARTIAL_SUMS
-    lanes = torch.zeros(PARTIAL_SUMS, NORM_TILE, dtype=torch.float64, device=device)
+    bounds = torch.arange(PARTIAL_SUMS + 1) * len(tiles) // PARTIAL_SUMS
+    busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
+    begin, end, place = (upload(index, tiles.device) for index in (bounds[busy], bounds[busy + 1], busy))
+    lanes = torch.zeros(len(busy), NORM_TILE, dtype=torch.float64, device=device)
     for k in range(-(-len(tiles) // PARTIAL_SUMS)):
         tile = begin + k
-        taken = torch.nn.functional.embedding(tile.clamp(max=max(len(tiles) - 1, 0)), tiles)
+        taken = tiles[tile.clamp(max=len(tiles) - 1)]
         lanes = torch.where((tile < end)[:, None], lanes + taken * taken, lanes)
-    return halve(lanes)
+    return torch.zeros(PARTIAL_SUMS, dtype=torch.float64, device=device).index_copy(0, place, halve(lanes))
 
 
 def _tiles(grad: Tensor) -> Tensor:

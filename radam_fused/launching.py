@@ -1,0 +1,71 @@
+"""One step over the buckets: who makes its rows, and the calls of the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .placement import Launch, Placement
+from .reports import span
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
+
+
+def choose_scalars(
+    placement: Placement,
+    launches: Sequence[Launch],
+    groups: list[dict[str, Any]],
+    tables: DeviceTables,
+    max_grad_norm: float | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> Scalars:
+    """The host makes the rows of a step, unless one of the numbers is known to the device alone.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers; or gradients that have no
+            common norm (see `Placement.squares`).
+    """
+    if (
+        max_grad_norm is None
+        and grad_scale is None
+        and found_inf is None
+        and not any(bucket.counted_on_device for bucket in placement.buckets)
+        and not any(group["capturable"] or on_device(group["lr"]) for group in groups)
+    ):
+        if any(capturing(bucket.device) for bucket in placement.buckets):
+            raise RuntimeError("capturable = False: a CUDA graph that captures step() needs True, to replay it right")
+        return HostScalars(groups)
+    placement.count_on_device()
+    squares = None if max_grad_norm is None else placement.squares(launches)
+    return DeviceScalars(groups, tables, squares, max_grad_norm or 0.0, grad_scale, found_inf)
+
+
+def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool) -> None:
+    """One bucket's step: its rows, the step operator, and the counts.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
+    """
+    bucket, plan, params, grads, segments, row_of = launch
+    ops = placement.ops[bucket]
+    # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
+    with torch._C._AutoDispatchBelowAutograd():
+        with span("rows"):
+            rows = scalars.rows(bucket, plan, ops)
+        try:
+            moments = bucket.exp_avg, bucket.exp_avg_sq
+            with span("step"):
+                ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
+        except Exception:
+            scalars.undo(bucket, plan)
+            placement.check(launch)  # a clearer error, where a tensor is at fault
+            again = placement.collect(bucket) if placement.amend(bucket) else None
+            if again is None:
+                raise
+            run(placement, again, scalars, zero_grads)
+            return
+    torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
+    placement.stepped(launch)
