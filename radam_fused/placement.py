@@ -269,11 +269,17 @@ class Placement:
         """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`)."""
         partial = []
         for launch in launches:
+            ops = self.ops[launch.bucket]
+            if ops.described is not None and launch.described is not None:
+                grad_dtypes = launch.described[:, -1]
+                if bool((grad_dtypes == grad_dtypes[0]).all()):
+                    partial.append(ops.described.squares(launch.described, launch.bucket.exp_avg))
+                    continue
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for grad in launch.grads:
                 by_dtype.setdefault(grad.dtype, []).append(grad)
             try:
-                partial += [self.ops[launch.bucket].squares(grads) for grads in by_dtype.values()]
+                partial += [ops.squares(grads) for grads in by_dtype.values()]
             except Exception:
                 self.check(launch)  # a clearer error, where a tensor is at fault
                 raise
