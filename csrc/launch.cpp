@@ -10,10 +10,15 @@ using torch::stable::Tensor;
 // What each segment is held against.
 struct Bounds {
   Device device;
-  int param_dtype;
-  int moment_dtype;
+  Forms forms;
   int64_t capacity;
   int64_t rows;
+  int64_t alignment;  // of the segments' starts
+
+  // Whether a segment lies within the buffers.
+  bool hold(const Segment& segment) const {
+    return segment.start >= 0 && segment.start % alignment == 0 && segment.start + segment.numel <= capacity;
+  }
 };
 
 // Reads one pair of tensors; returns what is wrong with it, or null.
@@ -22,11 +27,9 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   if (!is_strided_on(param, bounds.device) || !is_strided_on(grad, bounds.device)) {
     return "not a strided tensor on the device of exp_avg";
   }
-  if (dtype_of(param) != bounds.param_dtype) return "parameters of a bucket have one dtype";
+  if (dtype_of(param) != bounds.forms.param_dtype) return "parameters of a bucket have one dtype";
   segment.grad_dtype = dtype_of(grad);
-  if (!supported(bounds.param_dtype, segment.grad_dtype) || moment_dtype(bounds.param_dtype) != bounds.moment_dtype) {
-    return "no kernel for these dtypes";
-  }
+  if (!supported(bounds.forms.param_dtype, segment.grad_dtype)) return "no kernel for these dtypes";
   const Shape shape = shape_of(param);
   const Shape grad_shape = shape_of(grad);
   if (shape.dim != grad_shape.dim || !std::equal(shape.size, shape.size + shape.dim, grad_shape.size)) {
@@ -34,7 +37,7 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   }
   if (fingerprint(shape) != layout) return "shape or strides have changed since the moments were laid out";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
-  if (segment.start < 0 || segment.start + segment.numel > bounds.capacity) return "start out of the buffer";
+  if (!bounds.hold(segment)) return "start out of the buffer";
   if (segment.row < 0 || segment.row >= bounds.rows) return "row out of the table";
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
@@ -50,18 +53,59 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   return nullptr;
 }
 
-Bounds check_buffers(size_t count, size_t grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                     const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
-  Bounds bounds{device_of(exp_avg.get()), kUnsupported, dtype_of(exp_avg.get()), exp_avg.numel(), 0};
-  STD_TORCH_CHECK(bounds.moment_dtype == kFloat32 || bounds.moment_dtype == kFloat64,
-                  "exp_avg must be float32 or float64");
-  STD_TORCH_CHECK(dtype_of(exp_avg_sq.get()) == bounds.moment_dtype && exp_avg_sq.numel() == bounds.capacity &&
-                      exp_avg.is_contiguous() && exp_avg_sq.is_contiguous() &&
-                      is_strided_on(exp_avg_sq.get(), bounds.device),
+// The forms of the buffers beside parameters of this dtype; raises where they do not go together.
+Forms forms_of(const StateTensors& state, int param_dtype) {
+  Forms forms;
+  forms.param_dtype = param_dtype;
+  forms.stochastic = state.stochastic;
+  const AtenTensorHandle exp_avg = state.exp_avg.get(), exp_avg_sq = state.exp_avg_sq.get();
+  const int dtype = dtype_of(exp_avg);
+  const bool codes = has_dtype(exp_avg, aoti_torch_dtype_int8()) && has_dtype(exp_avg_sq, aoti_torch_dtype_uint8());
+  STD_TORCH_CHECK(codes || (dtype != kUnsupported && dtype == dtype_of(exp_avg_sq)),
+                  "exp_avg and exp_avg_sq must both be float32, float64, bfloat16 or float16, or int8 and uint8");
+  forms.moments = codes                ? Moments::kInt8
+                  : dtype == kBFloat16 ? Moments::kBFloat16
+                  : dtype == kFloat16  ? Moments::kFloat16
+                                       : Moments::kFloat32;
+  const bool none = param_dtype == kUnsupported;  // no parameters
+  STD_TORCH_CHECK(none || (param_dtype == kFloat64) == (dtype == kFloat64),
+                  "radam_fused: no kernel for these dtypes: float64 parameters go with float64 moments, and no others");
+  STD_TORCH_CHECK(state.scales.has_value() == codes, "scales belong to int8 moments, and to no others");
+  if (!state.residue.has_value()) return forms;
+  const AtenTensorHandle residue = state.residue->get();
+  const bool half = param_dtype == kBFloat16 || param_dtype == kFloat16;
+  if (none || (half && dtype_of(residue) == kFloat32)) {
+    forms.master = Master::kFloat32;
+  } else if (param_dtype == kBFloat16 && has_dtype(residue, aoti_torch_dtype_int16())) {
+    forms.master = Master::kSplit;
+  } else {
+    STD_TORCH_CHECK(half && dtype_of(residue) == param_dtype, "no form has such a residue beside these parameters");
+    forms.master = Master::kKahan;
+  }
+  STD_TORCH_CHECK(!forms.stochastic, "stochastic: parameters with a residue are rounded to nearest");
+  return forms;
+}
+
+Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTensors& state,
+                     const TableTensors& tables) {
+  const Tensor &exp_avg = state.exp_avg, &segments = tables.segments, &row_of = tables.row_of, &rows = tables.rows;
+  Bounds bounds{device_of(exp_avg.get()), forms_of(state, param_dtype), exp_avg.numel(), 0, 1};
+  const auto flat = [&](const Tensor& buffer, int64_t numel) {
+    return buffer.numel() == numel && buffer.is_contiguous() && is_strided_on(buffer.get(), bounds.device);
+  };
+  STD_TORCH_CHECK(flat(exp_avg, bounds.capacity) && flat(state.exp_avg_sq, bounds.capacity),
                   "exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device");
+  if (state.scales.has_value()) {
+    bounds.alignment = kBlockElements;
+    STD_TORCH_CHECK(bounds.capacity % kBlockElements == 0 && dtype_of(state.scales->get()) == kFloat32 &&
+                        flat(*state.scales, 2 * (bounds.capacity / kBlockElements)),
+                    "scales must be contiguous float32 of shape (2, length / 256) on the device of exp_avg");
+  }
+  STD_TORCH_CHECK(!state.residue.has_value() || flat(*state.residue, bounds.capacity),
+                  "residue must be a flat buffer of the size and device of exp_avg");
   STD_TORCH_CHECK(dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns &&
                       rows.is_contiguous() && (is_on_cpu(rows.get()) || is_strided_on(rows.get(), bounds.device)),
-                  "rows must be contiguous float64 of shape (rows, 9), on the CPU or the device of exp_avg");
+                  "rows must be contiguous float64 of shape (rows, 11), on the CPU or the device of exp_avg");
   STD_TORCH_CHECK(grads == count && segments.dim() == 2 && size_t(segments.size(0)) == count && segments.size(1) == 2 &&
                       size_t(row_of.numel()) == count,
                   "params, grads, segments and row_of must have one entry a segment");
@@ -72,11 +116,16 @@ Bounds check_buffers(size_t count, size_t grads, const Tensor& exp_avg, const Te
   return bounds;
 }
 
-Launch begin(const Bounds& bounds, const Tensor& exp_avg, const Tensor& exp_avg_sq, const Tensor& rows) {
+Launch begin(const Bounds& bounds, const StateTensors& state, const Tensor& rows) {
   Launch launch;
-  launch.param_dtype = bounds.param_dtype;
-  launch.exp_avg = static_cast<char*>(exp_avg.mutable_data_ptr());
-  launch.exp_avg_sq = static_cast<char*>(exp_avg_sq.mutable_data_ptr());
+  launch.forms = bounds.forms;
+  launch.state.exp_avg = static_cast<char*>(state.exp_avg.mutable_data_ptr());
+  launch.state.exp_avg_sq = static_cast<char*>(state.exp_avg_sq.mutable_data_ptr());
+  if (state.scales.has_value()) {
+    launch.state.scales = static_cast<float*>(state.scales->mutable_data_ptr());
+    launch.state.sq_scales = launch.state.scales + bounds.capacity / kBlockElements;
+  }
+  if (state.residue.has_value()) launch.state.residue = static_cast<char*>(state.residue->mutable_data_ptr());
   launch.rows = static_cast<const double*>(rows.const_data_ptr());
   launch.row_count = bounds.rows;
   launch.rows_on_device = !is_on_cpu(rows.get());
@@ -94,17 +143,17 @@ void finish(Launch& launch) {
 
 }  // namespace
 
-Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-               const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
+Launch prepare(const TensorList& params, const TensorList& grads, const StateTensors& state,
+               const TableTensors& tables) {
   const size_t count = params.size();
-  Bounds bounds = check_buffers(count, grads.size(), exp_avg, exp_avg_sq, segments, row_of, rows);
-  if (count > 0) bounds.param_dtype = dtype_of(params[0]);
-  Launch launch = begin(bounds, exp_avg, exp_avg_sq, rows);
+  const int param_dtype = count > 0 ? dtype_of(params[0]) : kUnsupported;
+  const Bounds bounds = check_buffers(count, grads.size(), param_dtype, state, tables);
+  Launch launch = begin(bounds, state, tables.rows);
 
   launch.segments.resize(count);
   launch.strides.resize(count);
-  const int64_t* start_and_layout = static_cast<const int64_t*>(segments.const_data_ptr());
-  const int64_t* row = static_cast<const int64_t*>(row_of.const_data_ptr());
+  const int64_t* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
+  const int64_t* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
   read_each("radam_fused::step_native", count, [&](size_t i) {
     Segment& segment = launch.segments[i];
     segment.start = start_and_layout[2 * i];
@@ -126,16 +175,15 @@ DescribedPairs described_pairs(const Tensor& described) {
   return {static_cast<const Described*>(described.const_data_ptr()), size_t(described.size(0))};
 }
 
-Launch prepare_described(const Tensor& described, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                         const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
+Launch prepare_described(const Tensor& described, int param_dtype, const StateTensors& state,
+                         const TableTensors& tables) {
   const DescribedPairs pairs = described_pairs(described);
   const size_t count = pairs.size;
-  Bounds bounds = check_buffers(count, count, exp_avg, exp_avg_sq, segments, row_of, rows);
-  bounds.param_dtype = param_dtype;
-  Launch launch = begin(bounds, exp_avg, exp_avg_sq, rows);
+  const Bounds bounds = check_buffers(count, count, param_dtype, state, tables);
+  Launch launch = begin(bounds, state, tables.rows);
   launch.segments.resize(count);
-  const auto* start_and_layout = static_cast<const int64_t*>(segments.const_data_ptr());
-  const auto* row = static_cast<const int64_t*>(row_of.const_data_ptr());
+  const auto* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
+  const auto* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
   for (size_t i = 0; i < count; ++i) {
     Segment& segment = launch.segments[i];
     segment.param = pairs[i].param;
@@ -144,8 +192,7 @@ Launch prepare_described(const Tensor& described, int param_dtype, const Tensor&
     segment.grad_dtype = int(pairs[i].grad_dtype);
     segment.start = start_and_layout[2 * i];
     segment.row = row[i];
-    STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && moment_dtype(param_dtype) == bounds.moment_dtype &&
-                        segment.start >= 0 && segment.start + segment.numel <= bounds.capacity && segment.row >= 0 &&
+    STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && segment.row >= 0 &&
                         segment.row < bounds.rows,
                     "radam_fused::step_described: tensor ", i, ": dtypes, start or row do not fit");
   }

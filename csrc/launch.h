@@ -2,20 +2,37 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "forms.h"
 #include "tensors.h"
 
 namespace radam_fused {
 
+// The state of a bucket as an operator is given it.
+struct StateTensors {
+  const torch::stable::Tensor& exp_avg;
+  const torch::stable::Tensor& exp_avg_sq;
+  const std::optional<torch::stable::Tensor>& scales;
+  const std::optional<torch::stable::Tensor>& residue;
+  bool stochastic;
+};
+
+// Which segments are stepped, and by what: on the CPU all but the rows.
+struct TableTensors {
+  const torch::stable::Tensor& segments;
+  const torch::stable::Tensor& row_of;
+  const torch::stable::Tensor& rows;
+};
+
 struct Launch {
-  int param_dtype = kUnsupported;
+  Forms forms;
+  StateBuffers state;
   std::vector<Segment> segments;                  // those with elements
   std::vector<int64_t> ends;                      // running count of elements after each of them, padding left out
   std::vector<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
-  char* exp_avg = nullptr;
-  char* exp_avg_sq = nullptr;
-  const double* rows = nullptr;  // row_count of them, kRowColumns each
+  const double* rows = nullptr;                   // row_count of them, kRowColumns each
   int64_t row_count = 0;
   bool rows_on_device = false;      // with the moments, when those are not on the CPU
   std::vector<size_t> overlapping;  // which gradients' elements share memory, by their place in the list
@@ -23,9 +40,8 @@ struct Launch {
 
 // Raises for the first argument that does not fit (radam_fused/ops.py says what does). Parameters, gradients and
 // moments lie on one device, the rows there or on the CPU, the rest on the CPU.
-Launch prepare(const TensorList& params, const TensorList& grads, const torch::stable::Tensor& exp_avg,
-               const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
-               const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);
+Launch prepare(const TensorList& params, const TensorList& grads, const StateTensors& state,
+               const TableTensors& tables);
 
 // A pair of row-major arrays, as radam_fused._C.describe fills it in and `described` of the operator step_described
 // holds it: an int64 (n, 4) tensor.
@@ -46,9 +62,8 @@ struct DescribedPairs {
 DescribedPairs described_pairs(const torch::stable::Tensor& described);
 
 // The same as `prepare` from what was read already. The pairs' dtypes and layouts are not looked at again.
-Launch prepare_described(const torch::stable::Tensor& described, int param_dtype, const torch::stable::Tensor& exp_avg,
-                         const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
-                         const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);
+Launch prepare_described(const torch::stable::Tensor& described, int param_dtype, const StateTensors& state,
+                         const TableTensors& tables);
 
 // Clears the gradients whose elements share memory, which no kernel can do while others still read them.
 void clear_overlapping(const TensorList& grads, const Launch& launch);

@@ -48,7 +48,7 @@ RowTable prepare_rows(const Tensor& hyper, const Tensor& pairs, const Tensor& co
                   there_or_none(squares) && there_or_none(grad_scale) && there_or_none(found_inf),
               "all tensors must be strided and on one device, that of hyper");
   RADAM_CHECK(is_table(hyper, kHyperColumns, /*integers=*/false),
-              "hyper must be contiguous float64 of shape (groups, 15)");
+              "hyper must be contiguous float64 of shape (groups, 16)");
   RADAM_CHECK(is_table(pairs, 2, /*integers=*/true), "pairs must be contiguous int64 of shape (rows, 2)");
   RADAM_CHECK(is_vector(steps, steps.numel()), "steps must be contiguous float32 of shape (n)");
   RADAM_CHECK(is_vector(counted, steps.numel()), "counted must be contiguous float32 with one element a step count");

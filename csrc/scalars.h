@@ -69,10 +69,10 @@ constexpr double kExact = 1.0, kNone = 2.0;
 // A line of the hyper table (radam_fused/rows.py, class Hyper).
 struct Hyper {
   double lr, one_minus_beta1, decay_rate1, beta2, one_minus_beta2, decay_rate2, rho_inf, limit_variance, rho_threshold,
-      eps, coupled_decay, decoupled_decay, sign, unrectified, kind;
+      eps, coupled_decay, decoupled_decay, sign, unrectified, kind, seed;
 };
 constexpr int kHyperColumns = sizeof(Hyper) / sizeof(double);
-static_assert(kHyperColumns == 15, "as many as class Hyper has");
+static_assert(kHyperColumns == 16, "as many as class Hyper has");
 
 // r_t of the first order or exact, for a rho_t above the threshold.
 RADAM_HD double rectification(double rho_t, const Hyper& h) {
@@ -113,6 +113,8 @@ RADAM_HD void write_row(double* columns, const Hyper& h, double t, double lr, co
   columns[6] = alpha;
   columns[7] = h.sign * common.coefficient / common.grad_scale;
   columns[8] = common.skip ? double(Direction::kSkip) : direction;
+  columns[9] = t;
+  columns[10] = h.seed;
 }
 
 }  // namespace radam_fused

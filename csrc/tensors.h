@@ -85,6 +85,13 @@ inline int dtype_of(AtenTensorHandle tensor) {
   return kUnsupported;
 }
 
+// Whether a tensor has one of torch's dtypes that are only stored: given by aoti_torch_dtype_int8() and the like.
+inline bool has_dtype(AtenTensorHandle tensor, int32_t torch_dtype) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  return dtype == torch_dtype;
+}
+
 inline bool is_contiguous(AtenTensorHandle tensor) {
   bool contiguous;
   TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(tensor, &contiguous));
@@ -92,9 +99,7 @@ inline bool is_contiguous(AtenTensorHandle tensor) {
 }
 
 inline bool is_int64(AtenTensorHandle tensor) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-  return dtype == aoti_torch_dtype_int64() && is_contiguous(tensor);
+  return has_dtype(tensor, aoti_torch_dtype_int64()) && is_contiguous(tensor);
 }
 
 struct Device {

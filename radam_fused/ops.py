@@ -8,13 +8,17 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` 
 ======================  ====================================================================================
 ``params``              n tensors of one dtype and device: float32, float64, float16 or bfloat16
 ``grads``               the same shapes in any layout; float64 for float64 parameters, else any of the others
-``exp_avg``             flat moments, float32 (float64 for float64 parameters)
-``exp_avg_sq``          the same for the second moment
+``exp_avg``             flat moments: float32 (float64 for float64 parameters), bfloat16, float16, or int8 codes
+``exp_avg_sq``          the same of the second moment; its square root in float16, uint8 codes beside int8
 ``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
                         `radam_fused.layout.fingerprint` of the parameter that they were laid out for
 ``row_of``              int64 (n) on the CPU: which row each segment takes
-``rows``                float64 (rows, 9), on the CPU or with the moments: the scalars, as `radam_fused.rows.Row`
+``rows``                float64 (rows, 11), on the CPU or with the moments: the scalars, as `radam_fused.rows.Row`
 ``zero_grads``          whether to leave zeros in the gradients, also where a row says to skip the step
+``scales``              float32 (2, length / 256) of int8 moments, whose segments start at multiples of 256; else None
+``residue``             flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
+                        bfloat16, or Kahan compensations of the parameters' dtype; or None
+``stochastic``          whether parameters of 16 bits without a residue are rounded so
 ======================  ====================================================================================
 
 It raises before it has written anything, or does the whole step.
@@ -28,7 +32,7 @@ order, in lane i, then the second half of the 1,024 lanes to the first, again an
 **rows** makes the rows of a step on the device, all tensors on one, and counts the step:
 
 ======================  ====================================================================================
-``hyper``               float64 (groups, 15): `radam_fused.rows.Hyper` of every parameter group
+``hyper``               float64 (groups, 16): `radam_fused.rows.Hyper` of every parameter group
 ``pairs``               int64 (rows, 2): each row's group, and a segment whose step count it goes by
 ``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
 ``steps``               float32 (n), written: how many steps each segment has taken; ``counted`` is added
@@ -59,7 +63,8 @@ from .rows import Row
 _SCHEMAS = {
     "step": (
         "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, "
-        "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False) -> ()"
+        "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False, Tensor(e!)? scales=None, "
+        "Tensor(f!)? residue=None, bool stochastic=False) -> ()"
     ),
     "squares": "(Tensor[] grads) -> Tensor",
     "rows": (
@@ -80,6 +85,9 @@ def _fake_step(
     row_of: Tensor,
     rows: Tensor,
     zero_grads: bool = False,
+    scales: Tensor | None = None,
+    residue: Tensor | None = None,
+    stochastic: bool = False,
 ) -> None:
     if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
@@ -111,7 +119,8 @@ def _fake_rows(
 # Nothing that looks at operators sees what it writes, so it is only for a step that nothing looks at (launching.py).
 _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
-    "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads) -> ()"
+    "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
+    "bool stochastic) -> ()"
 )
 _library.define("squares_described(Tensor described, Tensor like) -> Tensor")  # on the device of `like`
 

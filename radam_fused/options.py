@@ -24,6 +24,7 @@ GROUP_DEFAULTS: dict[str, Any] = {
     "rho_threshold": 5.0,
     "degenerated_to_sgd": True,
     "rectification": "first_order",
+    "seed": 0,
 }
 """What a parameter group holds; a group from torch.optim.RAdam's state_dict is completed from here."""
 

@@ -33,6 +33,9 @@ class Row(NamedTuple):
     """Multiplies the gradient: the clip coefficient over the gradient scale, with the sign of ``maximize``."""
     direction: float
     """``MOMENTUM``, ``ADAPTIVE``, ``HOLD`` or ``SKIP``."""
+    step: float
+    """t, for stochastic rounding, which draws by step and seed."""
+    seed: float
 
 
 def step_row(group: Mapping[str, Any], t: int) -> Row:
@@ -69,6 +72,8 @@ def step_row(group: Mapping[str, Any], t: int) -> Row:
         alpha=alpha,
         grad_factor=-1.0 if group["maximize"] else 1.0,
         direction=direction,
+        step=float(t),
+        seed=float(group["seed"]),
     )
 
 
@@ -100,6 +105,8 @@ class Hyper(NamedTuple):
     """The direction while ``rho_t`` is not above the threshold: ``MOMENTUM`` or ``HOLD``."""
     kind: float
     """The index of ``rectification`` in `KINDS`."""
+    seed: float
+    """What stochastic rounding draws by, beside the step."""
 
 
 def hyper(group: Mapping[str, Any], lr: float) -> Hyper:
@@ -123,4 +130,5 @@ def hyper(group: Mapping[str, Any], lr: float) -> Hyper:
         sign=-1.0 if group["maximize"] else 1.0,
         unrectified=MOMENTUM if group["degenerated_to_sgd"] else HOLD,
         kind=float(KINDS.index(group["rectification"])),
+        seed=float(group["seed"]),
     )

@@ -25,7 +25,7 @@ class Scalars(Protocol):
     """Makes the rows of one step."""
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
-        """float64 (rows, 9): a `radam_fused.rows.Row` for each of the plan's."""
+        """float64 (rows, 11): a `radam_fused.rows.Row` for each of the plan's."""
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """Where the step failed before it wrote anything: the counts become what they were before `rows`."""
@@ -57,7 +57,7 @@ class DeviceTables:
         self._captured: list[Any] = []
 
     def hyper(self, groups: Groups, device: torch.device) -> Tensor:
-        """float64 (groups, 15): `radam_fused.rows.Hyper` of each."""
+        """float64 (groups, 16): `radam_fused.rows.Hyper` of each."""
         lines = [hyper(group, _host_rate(group["lr"], device)) for group in groups]
         known = self._latest.get(device)
         if known is None or known[0] != lines:

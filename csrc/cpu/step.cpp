@@ -7,6 +7,7 @@
 #include "../update.h"
 #include "gather.h"
 #include "kernels.h"
+#include "stored_kernel.h"
 
 namespace radam_fused {
 namespace {
@@ -25,6 +26,7 @@ constexpr int64_t kCleared = 2048;
 // What is to be done to a segment.
 struct Pass {
   SpanKernel kernel;
+  StoredKernel stored;  // in its place, where the state is not stored plainly
   const double* row;
   bool skip;   // the row says so
   bool clear;  // the gradient is zero afterwards
@@ -34,6 +36,17 @@ struct Pass {
   char* exp_avg_sq;
 };
 
+// Updates n elements from the one at place `at` of a segment on.
+void update(const Launch& launch, const Segment& segment, const Pass& pass, void* param, const void* grad, int64_t at,
+            int64_t n) {
+  if (pass.stored != nullptr) {
+    pass.stored(param, grad, segment.grad_dtype, launch.forms, launch.state, segment.start + at, n, pass.row);
+  } else {
+    pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
+                pass.row);
+  }
+}
+
 // Elements [begin, end) of one segment, of which parameter, gradient and moments are plain arrays.
 void update_plain(const Launch& launch, const Segment& segment, const Pass& pass, int64_t begin, int64_t end) {
   char* grad = static_cast<char*>(segment.grad);
@@ -41,8 +54,8 @@ void update_plain(const Launch& launch, const Segment& segment, const Pass& pass
   for (int64_t at = begin; at < end; at += chunk) {
     const int64_t n = std::min(chunk, end - at);
     if (!pass.skip) {
-      pass.kernel(static_cast<char*>(segment.param) + at * item_size(launch.param_dtype), grad + at * pass.grad_item,
-                  pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n, pass.row);
+      update(launch, segment, pass, static_cast<char*>(segment.param) + at * item_size(launch.forms.param_dtype),
+             grad + at * pass.grad_item, at, n);
     }
     if (pass.clear) std::memset(grad + at * pass.grad_item, 0, n * pass.grad_item);
   }
@@ -55,11 +68,10 @@ void update_strided(const Launch& launch, const Segment& segment, const Pass& pa
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = std::min(kChunk, end - at);
     if (!pass.skip) {
-      gather(launch.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
+      gather(launch.forms.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
       gather(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
-      pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
-                  pass.row);
-      scatter(launch.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
+      update(launch, segment, pass, param, grad, at, n);
+      scatter(launch.forms.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
     }
     if (pass.clear) {
       std::memset(grad, 0, n * pass.grad_item);
@@ -74,11 +86,12 @@ void update_segment(const Launch& launch, const Segment& segment, bool zero_grad
   pass.skip = Row<double>::from(pass.row).direction == Direction::kSkip;
   pass.clear = zero_grads && !segment.overlapping;
   if (pass.skip && !pass.clear) return;
-  pass.kernel = select_kernel(launch.param_dtype, segment.grad_dtype);
+  pass.kernel = select_kernel(launch.forms.param_dtype, segment.grad_dtype);
+  pass.stored = launch.forms.plain() ? nullptr : select_stored_kernel();
   pass.grad_item = item_size(segment.grad_dtype);
-  pass.moment_item = item_size(moment_dtype(launch.param_dtype));
-  pass.exp_avg = launch.exp_avg + segment.start * pass.moment_item;
-  pass.exp_avg_sq = launch.exp_avg_sq + segment.start * pass.moment_item;
+  pass.moment_item = launch.forms.moment_item();
+  pass.exp_avg = launch.state.exp_avg + segment.start * pass.moment_item;
+  pass.exp_avg_sq = launch.state.exp_avg_sq + segment.start * pass.moment_item;
   (segment.strides == nullptr ? update_plain : update_strided)(launch, segment, pass, begin, end);
 }
 
@@ -87,16 +100,21 @@ void update_segment(const Launch& launch, const Segment& segment, bool zero_grad
 void prefetch(const Launch& launch, const Segment& segment) {
   static constexpr int64_t kLine = 64;
   static constexpr int64_t kAhead = 256;  // bytes; longer segments become streams
-  const int64_t moment_item = launch.param_dtype == kFloat64 ? 8 : 4;
+  const int64_t moment_item = launch.forms.moment_item();
   const auto touch = [](const void* address, int64_t bytes) {
     for (int64_t at = 0; at < std::min(bytes, kAhead); at += kLine) {
       __builtin_prefetch(static_cast<const char*>(address) + at);
     }
   };
-  touch(segment.param, segment.numel * item_size(launch.param_dtype));
+  touch(segment.param, segment.numel * item_size(launch.forms.param_dtype));
   touch(segment.grad, segment.numel * item_size(segment.grad_dtype));
-  touch(launch.exp_avg + segment.start * moment_item, segment.numel * moment_item);
-  touch(launch.exp_avg_sq + segment.start * moment_item, segment.numel * moment_item);
+  touch(launch.state.exp_avg + segment.start * moment_item, segment.numel * moment_item);
+  touch(launch.state.exp_avg_sq + segment.start * moment_item, segment.numel * moment_item);
+}
+
+// Where within a segment a range that begins or ends at `at` does: between blocks, so that one is one thread's.
+int64_t whole_blocks(int64_t at, int64_t numel) {
+  return std::min(numel, (at + kBlockElements - 1) / kBlockElements * kBlockElements);
 }
 
 // Elements [begin, end) of the whole launch, counted over all segments without their padding.
@@ -107,7 +125,8 @@ void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t 
     if (index + kSegmentsAhead < launch.segments.size()) prefetch(launch, launch.segments[index + kSegmentsAhead]);
     const int64_t first = launch.ends[index] - segment.numel;
     const int64_t until = std::min(end, launch.ends[index]);
-    update_segment(launch, segment, zero_grads, at - first, until - first);
+    update_segment(launch, segment, zero_grads, whole_blocks(at - first, segment.numel),
+                   whole_blocks(until - first, segment.numel));
     at = until;
   }
 }
@@ -124,17 +143,22 @@ void run(const Launch& launch, bool zero_grads) {
 }
 
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-          Tensor row_of, Tensor rows, bool zero_grads) {
+          Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales, std::optional<Tensor> residue,
+          bool stochastic) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
-  const Launch launch = prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
+  const Launch launch =
+      prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic}, {segments, row_of, rows});
   run(launch, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
 void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-                    Tensor row_of, Tensor rows, bool zero_grads) {
-  run(prepare_described(described, int(param_dtype), exp_avg, exp_avg_sq, segments, row_of, rows), zero_grads);
+                    Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales,
+                    std::optional<Tensor> residue, bool stochastic) {
+  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic},
+                        {segments, row_of, rows}),
+      zero_grads);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ from ..host import upload
 from ..layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..rectification import KINDS, SERIES, SERIES_FROM
 from ..rows import ADAPTIVE, HOLD, SKIP, Hyper
-from .reference import square_root
+from .reference_update import square_root
 
 
 def squares(grads: list[Tensor]) -> Tensor:
@@ -94,7 +94,7 @@ def rows(
     steps += taken
     eps = torch.where(adam, h.eps * root_c2, h.eps)
     row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
-    row += [1.0 - rate * h.decoupled_decay, alpha, factor, direction]
+    row += [1.0 - rate * h.decoupled_decay, alpha, factor, direction, t, h.seed]
     return torch.stack(row, dim=1), norm
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 COLUMNS = tl.constexpr(8)
 """Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk."""
-ROW_COLUMNS = tl.constexpr(9)
+ROW_COLUMNS = tl.constexpr(11)
 """Of the rows table: `radam_fused.rows.Row`."""
 ADAPTIVE = tl.constexpr(1.0)
 HOLD = tl.constexpr(2.0)

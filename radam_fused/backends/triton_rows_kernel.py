@@ -14,9 +14,9 @@ import triton.language as tl
 from .. import rectification
 from .triton_squares_kernel import LANES, halve
 
-HYPER_COLUMNS = tl.constexpr(15)
+HYPER_COLUMNS = tl.constexpr(16)
 """Of the table of groups: `radam_fused.rows.Hyper`."""
-ROW_COLUMNS = tl.constexpr(9)
+ROW_COLUMNS = tl.constexpr(11)
 """Of the rows: `radam_fused.rows.Row`."""
 ADAPTIVE = tl.constexpr(1.0)
 HOLD = tl.constexpr(2.0)
@@ -175,6 +175,8 @@ def rows_kernel(
         tl.store(to + 6, tl.where(rectified, lr * r_t * root_c2 / c1, held), mask=inside)
         tl.store(to + 7, factor, mask=inside)
         tl.store(to + 8, tl.where(skip, SKIP, direction), mask=inside)
+        tl.store(to + 9, t, mask=inside)
+        tl.store(to + 10, tl.load(h + 15, mask=inside), mask=inside)
 
     # A leader may be another thread's to count: every row has read its own before any count goes up.
     tl.debug_barrier()

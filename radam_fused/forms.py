@@ -1,0 +1,69 @@
+"""In which forms a bucket's state may be stored, and what each takes: docs/precision.md.
+
+``exp_avg`` and ``exp_avg_sq`` are float32 (float64 with float64 parameters), both bfloat16, both float16 (of the second
+moment the square root), or int8 and uint8 codes with ``scales``. Parameters of 16 bits may have a ``residue``: what is
+kept of a master copy beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import ALIGNMENT
+
+HALF = (torch.float16, torch.bfloat16)
+STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+MASTER_WEIGHTS = (None, "fp32", "split", "kahan")
+ROUNDINGS = ("nearest", "stochastic")
+
+
+def second_dtype(state_dtype: torch.dtype) -> torch.dtype:
+    """The dtype of ``exp_avg_sq`` beside an ``exp_avg`` of this dtype."""
+    return torch.uint8 if state_dtype == torch.int8 else state_dtype
+
+
+def residue_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype of what is kept beside a parameter; None where nothing is."""
+    if master_weights is None or param_dtype not in HALF:
+        return None
+    return {"fp32": torch.float32, "split": torch.int16, "kahan": param_dtype}[master_weights]
+
+
+def check_forms(
+    params: Sequence[Tensor],
+    segments: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    scales: Tensor | None,
+    residue: Tensor | None,
+    stochastic: bool,
+) -> bool:
+    """Raises where the buffers of a step do not go together; returns whether everything is stored plainly.
+
+    Raises:
+        ValueError: buffers of other sizes, or forms that do not go together.
+        RuntimeError: dtypes for which there is no form.
+    """
+    if exp_avg.dtype not in (*STATE_DTYPES, torch.float64) or exp_avg_sq.dtype != second_dtype(exp_avg.dtype):
+        raise RuntimeError(f"no form has moments of {exp_avg.dtype} and {exp_avg_sq.dtype}")
+    if (scales is not None) != (exp_avg.dtype == torch.int8):
+        raise ValueError("scales belong to int8 moments, and to no others")
+    if scales is not None:
+        expected = 2, exp_avg.numel() // ALIGNMENT
+        if scales.dtype != torch.float32 or tuple(scales.shape) != expected or not scales.is_contiguous():
+            raise ValueError(f"scales must be contiguous float32 of shape {expected}")
+        if any(start % ALIGNMENT for start, _ in segments.tolist()):
+            raise ValueError(f"segments of int8 moments must start at multiples of {ALIGNMENT}")
+    if residue is not None:
+        dtype = params[0].dtype if params else torch.bfloat16
+        allowed = {residue_dtype(kind, dtype) for kind in MASTER_WEIGHTS if kind != "split" or dtype == torch.bfloat16}
+        if residue.dtype not in allowed - {None}:
+            raise RuntimeError(f"no form has a residue of {residue.dtype} beside {dtype} parameters")
+        if residue.numel() != exp_avg.numel() or not residue.is_contiguous() or residue.device != exp_avg.device:
+            raise ValueError("residue must be a flat buffer of the size and device of exp_avg")
+        if stochastic:
+            raise ValueError("stochastic: parameters with a residue are rounded to nearest")
+    return exp_avg.dtype in (torch.float32, torch.float64) and residue is None and not stochastic
