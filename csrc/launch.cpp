@@ -112,6 +112,9 @@ Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTen
   STD_TORCH_CHECK(
       is_int64(segments.get()) && is_int64(row_of.get()) && is_on_cpu(segments.get()) && is_on_cpu(row_of.get()),
       "segments and row_of must be contiguous int64 on the CPU");
+  STD_TORCH_CHECK(!state.origins.has_value() || (size_t(state.origins->numel()) == count &&
+                                                 is_int64(state.origins->get()) && is_on_cpu(state.origins->get())),
+                  "origins must be contiguous int64 on the CPU, one entry a segment");
   bounds.rows = rows.size(0);
   return bounds;
 }
@@ -130,6 +133,11 @@ Launch begin(const Bounds& bounds, const StateTensors& state, const Tensor& rows
   launch.row_count = bounds.rows;
   launch.rows_on_device = !is_on_cpu(rows.get());
   return launch;
+}
+
+// Where each segment's random numbers begin: null for its start.
+const int64_t* origins_of(const StateTensors& state) {
+  return state.origins.has_value() ? static_cast<const int64_t*>(state.origins->const_data_ptr()) : nullptr;
 }
 
 // Leaves out what is empty, and counts the elements.
@@ -154,9 +162,11 @@ Launch prepare(const TensorList& params, const TensorList& grads, const StateTen
   launch.strides.resize(count);
   const int64_t* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
   const int64_t* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
+  const int64_t* origins = origins_of(state);
   read_each("radam_fused::step_native", count, [&](size_t i) {
     Segment& segment = launch.segments[i];
     segment.start = start_and_layout[2 * i];
+    segment.origin = origins != nullptr ? origins[i] : segment.start;
     segment.row = row[i];
     return read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
   });
@@ -184,6 +194,7 @@ Launch prepare_described(const Tensor& described, int param_dtype, const StateTe
   launch.segments.resize(count);
   const auto* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
   const auto* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
+  const int64_t* origins = origins_of(state);
   for (size_t i = 0; i < count; ++i) {
     Segment& segment = launch.segments[i];
     segment.param = pairs[i].param;
@@ -191,6 +202,7 @@ Launch prepare_described(const Tensor& described, int param_dtype, const StateTe
     segment.numel = pairs[i].numel;
     segment.grad_dtype = int(pairs[i].grad_dtype);
     segment.start = start_and_layout[2 * i];
+    segment.origin = origins != nullptr ? origins[i] : segment.start;
     segment.row = row[i];
     STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && segment.row >= 0 &&
                         segment.row < bounds.rows,

@@ -17,6 +17,7 @@ struct StateTensors {
   const std::optional<torch::stable::Tensor>& scales;
   const std::optional<torch::stable::Tensor>& residue;
   bool stochastic;
+  const std::optional<torch::stable::Tensor>& origins;  // on the CPU, one a segment
 };
 
 // Which segments are stepped, and by what: on the CPU all but the rows.

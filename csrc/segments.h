@@ -38,6 +38,7 @@ struct Segment {
   int grad_dtype;          // which gradient dtype, in the launcher's own numbering
   const Strides* strides;  // null when parameter, gradient and moments share one dense order
   bool overlapping;        // whether elements of the gradient may share memory
+  int64_t origin;          // the place that its first element's random numbers are drawn for
 };
 
 struct Shape {

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from .bucket import Bucket
 from .launching import run
-from .layout import Bucket
 from .optimizer import FusedRAdam
 from .placement import Launch, group_names
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .forms import second_dtype
+from .layout import ALIGNMENT, as_real
 from .options import GROUP_DEFAULTS, check_group
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from .precision import CODES, MASTERS, names_of
 
 
 class _Verbatim:
@@ -78,6 +79,35 @@ def _check_step(name: str, step: Any) -> None:
         raise ValueError(f"state_dict: 'step' of {name} is {number!r}: must be a whole number, at least 0")
 
 
+def _check_tensor(what: str, key: str, value: Any, param: Tensor) -> None:
+    """Raises for a tensor of an entry that is not what its name says, for this parameter."""
+    real = as_real(param).shape
+    expected, kind, fits = tuple(real), "dense", isinstance(value, Tensor) and value.layout == torch.strided
+    if key in CODES:
+        dtypes = torch.int8, second_dtype(torch.int8), torch.float32, torch.float32
+        dtype = dtypes[CODES.index(key)]
+        kind, fits = f"dense {dtype}", fits and value.dtype == dtype
+        if key in CODES[2:]:
+            expected = (-(-real.numel() // ALIGNMENT),)
+    elif key in MASTERS:
+        half = (torch.float16, torch.bfloat16)
+        master = MASTERS[key]
+        kind = f"dense {master or 'float16 or bfloat16'}"
+        fits = fits and (value.dtype == master if master else value.dtype in half)
+    elif param.is_complex() and fits and value.dtype.is_complex:
+        expected = tuple(param.shape)
+    else:
+        whole = not param.is_complex() or value.dtype.itemsize < 4 if fits else True
+        kind = "dense floating-point" if not param.is_complex() else "dense complex"
+        fits = fits and whole and value.dtype.is_floating_point
+    if not fits:
+        raise TypeError(f"{what} must be a {kind} tensor")
+    if value.is_meta:
+        raise ValueError(f"{what} is on the meta device: it must have values")
+    if tuple(value.shape) != expected:
+        raise ValueError(f"{what} has shape {tuple(value.shape)}: must be {expected}")
+
+
 def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     """Raises if the state_dict does not fit these parameter groups.
 
@@ -91,25 +121,14 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
         if key not in state_dict:
             raise ValueError(f"state_dict: has no {key!r}; it must be what an optimizer's state_dict() returned")
     for name, param, state in _entries(state_dict, groups):
-        for key in ("step", *MOMENTS):
+        moments = names_of(state)
+        for key in ("step", *(moments or ("exp_avg", "exp_avg_sq"))):
             if key not in state:
                 raise ValueError(f"state_dict: the state of {name} has no {key!r}; it holds {sorted(state)}")
+        assert moments is not None
         _check_step(name, state["step"])
-        for key in MOMENTS:
-            moment = state[key]
-            numbers = "complex" if param.is_complex() else "floating-point"
-            if (
-                not isinstance(moment, Tensor)
-                or not (moment.dtype.is_complex if param.is_complex() else moment.dtype.is_floating_point)
-                or moment.layout != torch.strided
-            ):
-                raise TypeError(f"state_dict: {key!r} of {name} must be a dense {numbers} tensor")
-            if moment.is_meta:
-                raise ValueError(f"state_dict: {key!r} of {name} is on the meta device: it must have values")
-            if moment.shape != param.shape:
-                raise ValueError(
-                    f"state_dict: {key!r} of {name} has shape {tuple(moment.shape)}: must be {tuple(param.shape)}"
-                )
+        for key in (*moments, *(name for name in MASTERS if name in state)):
+            _check_tensor(f"state_dict: {key!r} of {name}", key, state[key], param)
     for index, (group, own) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
         whole = {**GROUP_DEFAULTS, **group}
         check_group(whole)

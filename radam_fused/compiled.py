@@ -57,7 +57,10 @@ def choose(
     grads: list[Tensor],
     tensors: list[Tensor],
 ) -> tuple[Any, ...]:
-    """Fills the lists with what a step launches over each bucket, and returns (backend, count of parameters) of each.
+    """Fills the lists with what a step launches over each bucket.
+
+    Returns (backend, count of parameters, which of ``scales``, ``residue`` and ``origins`` follow its tensors,
+    stochastic) of each launch.
 
     ``grad_norm`` goes to the end of ``tensors``: where a step that clips leaves the norm.
 
@@ -91,9 +94,12 @@ def choose(
         pairs = upload(torch.tensor([(bucket.groups[i], i) for i in plan.present]), bucket.device)
         _, counted = bucket.tables(plan)
         hyper = tables.hyper(constant, bucket.device)
-        tables.keep(hyper, row_of, pairs, counted, plan.segments)
+        tables.keep(hyper, row_of, pairs, counted, plan.segments, plan.origins)
         tensors += (bucket.exp_avg, bucket.exp_avg_sq, plan.segments, row_of, hyper, pairs, counted, bucket.steps)
-        launches += (backend_for(bucket.device.type, backend), len(plan.present))
+        forms = bucket.scales, bucket.residue, plan.origins
+        tensors += (tensor for tensor in forms if tensor is not None)
+        there = tuple(tensor is not None for tensor in forms)
+        launches.append((backend_for(bucket.device.type, backend), len(plan.present), there, bucket.stochastic))
     if launches and grad_norm is not None:
         tensors.append(grad_norm)
     return tuple(launches)
@@ -114,13 +120,13 @@ def step(
     squares = None
     if max_grad_norm is not None:
         partial = []
-        for name, begin, end, _ in _launches(launches):
+        for name, begin, end, *_ in _launches(launches):
             for dtype in gradient_dtypes(params[begin].dtype):
                 chosen = [grad for grad in grads[begin:end] if grad.dtype == dtype]
                 if chosen:
                     partial.append(OPERATORS[name].squares(chosen))
         squares = torch.stack([sums.to(partial[0].device) for sums in partial])
-    for name, begin, end, index in _launches(launches):
+    for name, begin, end, index, there, stochastic in _launches(launches):
         exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps = tensors[index : index + TENSORS]
         device = exp_avg.device
         rates = [group["lr"] for group in groups]
@@ -143,8 +149,20 @@ def step(
             _on(grad_scale, device),
             _on(found_inf, device),
         )
+        scales, residue, origins = _forms(tensors, index + TENSORS, there)
         OPERATORS[name].step(
-            params[begin:end], grads[begin:end], exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads
+            params[begin:end],
+            grads[begin:end],
+            exp_avg,
+            exp_avg_sq,
+            segments,
+            row_of,
+            rows,
+            zero_grads,
+            scales,
+            residue,
+            stochastic,
+            origins,
         )
         if max_grad_norm is not None and begin == 0:
             tensors[-1].copy_(norm)
@@ -154,11 +172,20 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
     return None if tensor is None else tensor.to(device)
 
 
-def _launches(launches: tuple[Any, ...]) -> list[tuple[str, int, int, int]]:
-    """(backend, first parameter, past the last, first of its tensors) of each launch."""
-    result, begin = [], 0
-    for k in range(len(launches) // 2):
-        end = begin + launches[2 * k + 1]
-        result.append((launches[2 * k], begin, end, k * TENSORS))
-        begin = end
+def _forms(tensors: list[Tensor], at: int, there: tuple[bool, ...]) -> list[Tensor | None]:
+    """``scales``, ``residue`` and ``origins`` of a launch, those that are there."""
+    found: list[Tensor | None] = []
+    for is_there in there:
+        found.append(tensors[at] if is_there else None)
+        at += is_there
+    return found
+
+
+def _launches(launches: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """(backend, first parameter, past the last, first of its tensors, which forms, stochastic) of each launch."""
+    result, begin, at = [], 0, 0
+    for name, count, there, stochastic in launches:
+        result.append((name, begin, begin + count, at, there, stochastic))
+        begin += count
+        at += TENSORS + sum(there)
     return result

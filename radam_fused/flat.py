@@ -15,9 +15,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .bucket import Bucket, Plan
 from .checks import check_gradients
 from .host import same_gradients
-from .layout import Bucket, Plan, fingerprint
+from .layout import ALIGNMENT, fingerprint
 
 HELD = 512
 """Up to so many tensors, all of most models, every gradient is looked at in every step (30 us)."""
@@ -35,6 +36,7 @@ class FlatBuffers:
 
     Attributes:
         param, grad: ``bucket.length`` elements of the parameters' dtype; zero between the segments.
+        run_origins: where the random numbers of each of the last `runs` begin; None where none are drawn.
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
@@ -55,6 +57,7 @@ class FlatBuffers:
         self._is_missing = [True] * count
         self._next_parameter = self._next_gradient = 0
         self._runs_of: Plan | None = None
+        self.run_origins: Tensor | None = None
         with torch.no_grad():
             for index, p in enumerate(bucket.params):
                 view = bucket.view(self.param, index)
@@ -183,19 +186,31 @@ class FlatBuffers:
                 self._count(which)
         return self._runs
 
+    def _run_on(self, index: int, after: int) -> bool:
+        """Whether two neighbouring segments may be stepped as one: that shows in the stored form, in some of them."""
+        bucket = self._bucket
+        if bucket.scales is not None and bucket.params[index].numel() % ALIGNMENT:
+            return False  # what lies between the two would count among the last block's elements
+        distance = bucket.starts[after] - bucket.starts[index]
+        return not bucket.draws or bucket.origin(after) - bucket.origin(index) == distance
+
     def _merge(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         row_of = plan.row_of.tolist()
         present = plan.present
         breaks = [
             k
             for k, after in pairwise(range(len(present)))
-            if row_of[k] != row_of[after] or present[after] != present[k] + 1
+            if row_of[k] != row_of[after]
+            or present[after] != present[k] + 1
+            or not self._run_on(present[k], present[after])
         ]
         firsts = [0, *(k + 1 for k in breaks)]
         lasts = [*breaks, len(present) - 1]
         starts = [self._bucket.starts[present[k]] for k in firsts]
         ends = [self._bucket.starts[present[k]] + self._bucket.params[present[k]].numel() for k in lasts]
         spans = list(zip(starts, ends, strict=True))
+        if self._bucket.draws:
+            self.run_origins = torch.tensor([self._bucket.origin(present[k]) for k in firsts], dtype=torch.int64)
         return (
             [self.param[start:end] for start, end in spans],
             [self.grad[start:end] for start, end in spans],

@@ -8,11 +8,12 @@ kept of a master copy beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .layout import ALIGNMENT
+from .layout import ALIGNMENT, SMALL
 
 HALF = (torch.float16, torch.bfloat16)
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -32,6 +33,68 @@ def residue_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch
     return {"fp32": torch.float32, "split": torch.int16, "kahan": param_dtype}[master_weights]
 
 
+class Storage(NamedTuple):
+    """How an optimizer stores its state: `FusedRAdam`'s arguments."""
+
+    state_dtype: torch.dtype = torch.float32
+    master_weights: str | None = None
+    rounding: str = "nearest"
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether parameters of 16 bits are rounded so."""
+        return self.rounding == "stochastic"
+
+    def moments(self, dtype: torch.dtype, numel: int) -> torch.dtype:
+        """The dtype of a parameter's moments: small ones are never in 8 bits.
+
+        Args:
+            dtype: the parameter's, or of the real numbers of a complex one.
+            numel: how many elements it has.
+        """
+        if dtype == torch.float64:
+            return torch.float64
+        return torch.float32 if self.state_dtype == torch.int8 and numel < SMALL else self.state_dtype
+
+    def residue(self, dtype: torch.dtype) -> torch.dtype | None:
+        """The dtype of what is kept beside parameters of this dtype, or None."""
+        return residue_dtype(self.master_weights, dtype)
+
+    def check(self) -> None:
+        """Raises ValueError for a value that is none of those allowed, or that does not go with another."""
+        allowed: dict[str, tuple[Any, ...]] = {
+            "state_dtype": STATE_DTYPES,
+            "master_weights": MASTER_WEIGHTS,
+            "rounding": ROUNDINGS,
+        }
+        for name, fine in allowed.items():
+            value = getattr(self, name)
+            if not any(value is one or (isinstance(value, str) and value == one) for one in fine):
+                raise ValueError(f"{name} = {value!r}: must be one of {fine}")
+        if self.stochastic and self.master_weights is not None:
+            raise ValueError(
+                f"rounding = 'stochastic': must be 'nearest' with master_weights = {self.master_weights!r}, which keep "
+                "what rounding to nearest leaves"
+            )
+
+    def check_parameter(self, param: Tensor, name: str) -> None:
+        """Raises ValueError for a parameter whose state cannot be stored so."""
+        if self.state_dtype != torch.float32 and param.dtype in (torch.float64, torch.complex128):
+            raise ValueError(
+                f"state_dtype = {self.state_dtype}: must be torch.float32 for {name}, which is {param.dtype} and "
+                "computes in float64"
+            )
+        if self.master_weights == "split" and param.dtype == torch.float16:
+            raise ValueError(
+                f"master_weights = 'split': must be 'fp32' or 'kahan' for {name}, which is torch.float16: its 16 bits "
+                "are not the upper half of a float32"
+            )
+
+
+PLAIN = Storage()
+"""State in float32, and nothing beside the parameters."""
+
+
 def check_forms(
     params: Sequence[Tensor],
     segments: Tensor,
@@ -40,6 +103,7 @@ def check_forms(
     scales: Tensor | None,
     residue: Tensor | None,
     stochastic: bool,
+    origins: Tensor | None = None,
 ) -> bool:
     """Raises where the buffers of a step do not go together; returns whether everything is stored plainly.
 
@@ -66,4 +130,6 @@ def check_forms(
             raise ValueError("residue must be a flat buffer of the size and device of exp_avg")
         if stochastic:
             raise ValueError("stochastic: parameters with a residue are rounded to nearest")
+    if origins is not None and (origins.dtype != torch.int64 or origins.numel() != segments.shape[0]):
+        raise ValueError("origins must be int64, one entry a segment")
     return exp_avg.dtype in (torch.float32, torch.float64) and residue is None and not stochastic

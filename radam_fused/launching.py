@@ -50,7 +50,7 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     Raises:
         RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
     """
-    bucket, plan, params, grads, segments, row_of, described = launch
+    bucket, plan, params, grads, segments, row_of, origins, described = launch
     ops = placement.ops[bucket]
     # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
     with torch._C._AutoDispatchBelowAutograd():
@@ -58,12 +58,13 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
             rows = scalars.rows(bucket, plan, ops)
         try:
             moments = bucket.exp_avg, bucket.exp_avg_sq
+            forms = bucket.scales, bucket.residue, bucket.stochastic, origins
             with span("step"):
                 if described is not None and ops.described is not None:
                     dtype = NATIVE_DTYPE[bucket.dtype]
-                    ops.described.step(described, dtype, *moments, segments, row_of, rows, zero_grads)
+                    ops.described.step(described, dtype, *moments, segments, row_of, rows, zero_grads, *forms)
                 else:
-                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
+                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
         except Exception:
             scalars.undo(bucket, plan)
             placement.check(launch)  # a clearer error, where a tensor is at fault

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,14 +32,20 @@ STAGED_ALIGNMENT = 64
 DEVICES = ("cpu", "cuda")
 
 
-def check_offload(backend: str, flatten: bool, capturable: bool) -> None:
+def check_offload(backend: str, flatten: bool, capturable: bool, state_dtype: torch.dtype) -> None:
     """Raises ValueError for an option that does not go with ``offload=True``.
 
     Args:
         backend: what `radam_fused.backends.check_name` returned.
         flatten: as `FusedRAdam` takes it.
         capturable: likewise.
+        state_dtype: likewise.
     """
+    if state_dtype == torch.int8:
+        raise ValueError(
+            "state_dtype = torch.int8: must be torch.float32, bfloat16 or float16 with offload=True, whose chunks are "
+            "no whole blocks of codes"
+        )
     if backend not in ("auto", "cpu"):
         raise ValueError(
             f"backend = {backend!r} (the argument's or {ENVIRONMENT_VARIABLE}'s): must be 'auto' or 'cpu' with "
@@ -75,6 +81,8 @@ class Piece(NamedTuple):
     start: int
     """Where the moments of its first element lie in the flat buffers."""
     row: int
+    ahead: int
+    """How far ahead of there its random numbers begin."""
 
 
 def in_order_of_moments(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +121,7 @@ def chunks(wholes: Iterable[Piece], capacity: int) -> Iterator[list[Piece]]:
         waiting = [whole] if whole.param.numel() else []
         while waiting:
             piece = waiting.pop()
-            param, grad, start, row = piece
+            param, grad, start, row, ahead = piece
             room = (capacity - used - 2 * STAGED_ALIGNMENT) // (param.element_size() + grad.element_size())
             if param.numel() > room:
                 inner = param[:1].numel() if param.dim() else 1
@@ -124,10 +132,12 @@ def chunks(wholes: Iterable[Piece], capacity: int) -> Iterator[list[Piece]]:
                     waiting.append(piece)
                     continue
                 if fitting == 0:
-                    waiting += [Piece(param[i], grad[i], start + i * inner, row) for i in reversed(range(len(param)))]
+                    waiting += [
+                        Piece(param[i], grad[i], start + i * inner, row, ahead) for i in reversed(range(len(param)))
+                    ]
                     continue
-                waiting.append(Piece(param[fitting:], grad[fitting:], start + fitting * inner, row))
-                piece = Piece(param[:fitting], grad[:fitting], start, row)
+                waiting.append(Piece(param[fitting:], grad[fitting:], start + fitting * inner, row, ahead))
+                piece = Piece(param[:fitting], grad[:fitting], start, row, ahead)
             chunk.append(piece)
             used += staged_bytes(piece.param, piece.grad)
     if chunk:
@@ -140,7 +150,7 @@ class Chunk:
     Attributes:
         slot: the slot.
         params, grads: the staged tensors, 1-d, as the step operator takes them.
-        segments, row_of: its tables for them.
+        segments, row_of, origins: its tables for them.
     """
 
     def __init__(self, pieces: Sequence[Piece], slot: Slot) -> None:
@@ -156,6 +166,7 @@ class Chunk:
                 at = aligned(end)
         layouts = [(piece.start, fingerprint([piece.param.numel()], [1])) for piece in pieces]
         self.segments = torch.tensor(layouts, dtype=torch.int64)
+        self.origins = torch.tensor([piece.start + piece.ahead for piece in pieces], dtype=torch.int64)
         self.row_of = torch.tensor([piece.row for piece in pieces], dtype=torch.int64)
 
     def down(self) -> list[tuple[Tensor, Tensor]]:
@@ -212,6 +223,10 @@ class Offloader:
         row_of: Tensor,
         rows: Tensor,
         zero_grads: bool = False,
+        scales: Tensor | None = None,
+        residue: Tensor | None = None,
+        stochastic: bool = False,
+        origins: Tensor | None = None,
     ) -> None:
         """The step operator (`radam_fused.ops`), for moments on the CPU. Returns when the moments are written.
 
@@ -226,11 +241,12 @@ class Offloader:
         skipped = bool((rows[:, Row._fields.index("direction")] == SKIP).all())
         if not skipped:
             self._reserve(params, grads)
+            drawn = starts if origins is None else origins.tolist()
             wholes = (
-                Piece(*in_order_of_moments(param, grad), start, row)
-                for param, grad, start, row in zip(params, grads, starts, row_indices, strict=True)
+                Piece(*in_order_of_moments(param, grad), start, row, origin - start)
+                for param, grad, start, row, origin in zip(params, grads, starts, row_indices, drawn, strict=True)
             )
-            self._walk(wholes, exp_avg, exp_avg_sq, rows)
+            self._walk(wholes, (exp_avg, exp_avg_sq), rows, (scales, residue, stochastic))
         if zero_grads and grads:
             torch._foreach_zero_([without_repeats(grad) for grad in grads])
 
@@ -253,7 +269,9 @@ class Offloader:
             self._ring = []  # first: the old one's memory may serve for the new one
             self._ring = [self._transfer.slot(max(held, min(need, SLOT_BYTES))) for _ in range(count)]
 
-    def _walk(self, wholes: Iterable[Piece], exp_avg: Tensor, exp_avg_sq: Tensor, rows: Tensor) -> None:
+    def _walk(
+        self, wholes: Iterable[Piece], moments: tuple[Tensor, Tensor], rows: Tensor, forms: tuple[Any, ...]
+    ) -> None:
         """All chunks down, through the operator, and up; the host prepares one while others are under way."""
         transfer = self._transfer
         under_way: deque[Chunk] = deque()
@@ -261,8 +279,8 @@ class Offloader:
         def compute() -> None:
             chunk = under_way.popleft()
             transfer.wait(chunk.slot)
-            moments = exp_avg, exp_avg_sq
-            self._host.step(chunk.params, chunk.grads, *moments, chunk.segments, chunk.row_of, rows, False)
+            tables = chunk.segments, chunk.row_of, rows
+            self._host.step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.origins)
             transfer.up(chunk.slot, chunk.up())
 
         transfer.begin()

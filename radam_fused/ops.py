@@ -19,6 +19,8 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` 
 ``residue``             flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
                         bfloat16, or Kahan compensations of the parameters' dtype; or None
 ``stochastic``          whether parameters of 16 bits without a residue are rounded so
+``origins``             int64 (n) on the CPU: which random numbers each segment draws, from this one on, where its
+                        state or parameter is rounded stochastically; None for those from its start on
 ======================  ====================================================================================
 
 It raises before it has written anything, or does the whole step.
@@ -64,7 +66,7 @@ _SCHEMAS = {
     "step": (
         "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, "
         "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False, Tensor(e!)? scales=None, "
-        "Tensor(f!)? residue=None, bool stochastic=False) -> ()"
+        "Tensor(f!)? residue=None, bool stochastic=False, Tensor? origins=None) -> ()"
     ),
     "squares": "(Tensor[] grads) -> Tensor",
     "rows": (
@@ -88,6 +90,7 @@ def _fake_step(
     scales: Tensor | None = None,
     residue: Tensor | None = None,
     stochastic: bool = False,
+    origins: Tensor | None = None,
 ) -> None:
     if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
@@ -120,7 +123,7 @@ def _fake_rows(
 _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
-    "bool stochastic) -> ()"
+    "bool stochastic, Tensor? origins) -> ()"
 )
 _library.define("squares_described(Tensor described, Tensor like) -> Tensor")  # on the device of `like`
 

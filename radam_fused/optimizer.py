@@ -20,13 +20,13 @@ from .backends import backend_for, check_name
 from .checkpoint import check_state_dict, unwrap, wrap
 from .checks import check_parameter
 from .differentiable import step as differentiable_step
+from .forms import Storage
 from .launching import choose_scalars, run
 from .offload import check_capturable, check_device, check_offload
 from .options import (
     GROUP_DEFAULTS,
     check_flag,
     check_group,
-    check_later,
     check_max_grad_norm,
     refuse_with_differentiable,
 )
@@ -66,13 +66,21 @@ class FusedRAdam(Optimizer):
             variable ``RADAM_FUSED_BACKEND`` decides, then the device. See `radam_fused.available_backends`.
         flatten: make parameters and gradients views of flat buffers: a step is then one segment, whatever the number
             of tensors. Gradients stay allocated, and `zero_grad` is one memset.
-        state_dtype, master_weights, rounding: not supported yet beyond their defaults.
+        state_dtype: what the moments are stored in: ``torch.float32``; ``torch.bfloat16`` or ``torch.float16``, 4 bytes
+            a parameter; or ``torch.int8``, 2.03 bytes: in blocks of 256, parameters below 4,096 elements in float32.
+            Only float32 goes with float64 parameters, whose moments are float64. See docs/precision.md.
+        master_weights: for float16 and bfloat16 parameters: ``"fp32"`` keeps a copy in float32; ``"split"`` the 16 bits
+            that make one of a bfloat16, for the same steps at 2 bytes less; ``"kahan"`` what rounding has left, in 16
+            bits. Other parameters need none.
+        rounding: ``"stochastic"`` rounds 16-bit parameters that have no master weights so that the mean is exact.
         max_grad_norm: clip the gradients' global norm to this, as `torch.nn.utils.clip_grad_norm_` before the step, but
             without writing them: they stay as they are. Infinity measures the norm and clips nothing.
         zero_grads: the step leaves zeros in the gradients that it has read. No two parameters may then share one.
         offload: keep the moments in the host's memory (pinned, for parameters on a GPU) and compute the step there,
             with the ``cpu`` backend: 8 bytes a parameter less on the GPU (16 for float64), for a step that is bound by
             the bus, and by the host's memory, and during which the host waits. ``backend`` is ``"auto"`` or ``"cpu"``.
+        seed: of the random numbers that stochastic rounding draws (moments of 16 or 8 bits are always rounded so), from
+            0 to 2^32 - 1; a parameter group's, and so in the state_dict. A run repeats bit for bit.
 
     Attributes:
         last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
@@ -83,7 +91,6 @@ class FusedRAdam(Optimizer):
 
     Raises:
         ValueError, TypeError: an argument or a parameter that is not allowed, before anything is written.
-        NotImplementedError: a value that a later version will honour.
         RuntimeError: a backend that cannot run here, with the reason.
     """
 
@@ -113,11 +120,13 @@ class FusedRAdam(Optimizer):
         max_grad_norm: float | None = None,
         zero_grads: bool = False,
         offload: bool = False,
+        seed: int = 0,
     ) -> None:
         given = locals()
         defaults = {name: given[name] for name in GROUP_DEFAULTS}
         check_group(defaults)
-        check_later(given)
+        storage = Storage(state_dtype, master_weights, rounding)
+        storage.check()
         check_flag("flatten", flatten)
         check_flag("zero_grads", zero_grads)
         check_max_grad_norm(max_grad_norm)
@@ -126,8 +135,9 @@ class FusedRAdam(Optimizer):
             refuse_with_differentiable(given)
         self._backend = check_name(backend)
         if offload:
-            check_offload(self._backend, flatten, capturable)
+            check_offload(self._backend, flatten, capturable, state_dtype)
         self._offload = offload
+        self._storage = storage
         self._flatten = flatten
         self._differentiable = differentiable
         self._zero_grads = zero_grads
@@ -142,7 +152,7 @@ class FusedRAdam(Optimizer):
 
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
-        return kind(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload)
+        return kind(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload, self._storage)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
@@ -164,6 +174,7 @@ class FusedRAdam(Optimizer):
                 check_capturable(f"param_groups[{index}]['capturable']", group["capturable"])
             for p, name in zip(group["params"], group_names(group, index), strict=True):
                 check_parameter(p, name)
+                self._storage.check_parameter(p, name)
                 if self._offload:
                     check_device(p, name)
                 else:
@@ -276,7 +287,10 @@ class FusedRAdam(Optimizer):
         return rectification_state(self.param_groups, self.state)
 
     def state_dict(self) -> StateDict:
-        """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts."""
+        """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts.
+
+        State in other forms keeps them, under names of their own (docs/precision.md).
+        """
         packed = super().state_dict()
         state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in packed["state"].items()}
         return {**packed, "state": state}
@@ -284,9 +298,10 @@ class FusedRAdam(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state_dict of this optimizer or of torch.optim.RAdam; one that does not fit changes nothing.
 
+        State in the form that this optimizer stores it in is taken over bit for bit, any other is converted.
+
         Raises:
             ValueError, TypeError: a shape, a count or a hyperparameter that does not fit.
-            NotImplementedError: a hyperparameter that a later version will honour.
         """
 
         def check_and_wrap(_: Optimizer, loaded: StateDict) -> StateDict:
@@ -308,6 +323,7 @@ class FusedRAdam(Optimizer):
             "_zero_grads",
             "_max_grad_norm",
             "_offload",
+            "_storage",
         )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 

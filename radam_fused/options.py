@@ -28,12 +28,7 @@ GROUP_DEFAULTS: dict[str, Any] = {
 }
 """What a parameter group holds; a group from torch.optim.RAdam's state_dict is completed from here."""
 
-LATER: dict[str, Any] = {
-    "state_dtype": torch.float32,
-    "master_weights": None,
-    "rounding": "nearest",
-}
-"""Options of the optimizer as a whole whose other values come in later versions."""
+SEEDS = 2**32
 
 
 def _number(name: str, value: Any, allowed: str, low: float, high: float = float("inf")) -> None:
@@ -56,7 +51,6 @@ def check_group(group: Mapping[str, Any]) -> None:
     Raises:
         TypeError: a value of the wrong kind.
         ValueError: a value out of its range.
-        NotImplementedError: a value that a later version will honour.
     """
     lr = group["lr"]
     if isinstance(lr, Tensor):
@@ -76,6 +70,11 @@ def check_group(group: Mapping[str, Any]) -> None:
         raise ValueError(f"rectification = {group['rectification']!r}: must be one of {KINDS}")
     for name in ("decoupled_weight_decay", "maximize", "degenerated_to_sgd", "capturable", "differentiable"):
         check_flag(name, group[name])
+    seed = group["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed = {seed!r}: must be a whole number in [0, 2**32)")
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"seed = {seed!r}: must be in [0, 2**32)")
     if group["foreach"] not in (None, True, False):
         raise TypeError(f"foreach = {group['foreach']!r}: must be None, True or False")
 
@@ -93,15 +92,10 @@ def refuse_with_differentiable(values: Mapping[str, Any]) -> None:
         **dict.fromkeys(("capturable", "flatten", "offload"), (False,)),
         "max_grad_norm": (None,),
         "backend": ("auto", "reference"),
+        "state_dtype": (torch.float32,),
+        "master_weights": (None,),
+        "rounding": ("nearest",),
     }
     for name, fine in allowed.items():
         if values[name] not in fine:
             raise ValueError(f"{name} = {values[name]!r}: must be one of {fine} with differentiable = True")
-
-
-def check_later(values: Mapping[str, Any]) -> None:
-    """Raises NotImplementedError for an option of `LATER` that is not at its default."""
-    for name, default in LATER.items():
-        value = values[name]
-        if not (value is default or (isinstance(default, str) and value == default)):
-            raise NotImplementedError(f"{name} = {value!r}: not supported yet, only {default!r}")

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from .backends import backend_for
+from .bucket import Bucket, Plan
 from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
+from .forms import PLAIN, Storage
 from .host import describe, gradients, holds_exactly, identical
-from .layout import Bucket, Plan, as_real
+from .layout import as_real, segment_starts
 from .offload import Offloader
 from .ops import NATIVE_DTYPE, OPERATORS, Operators
 from .scalars import capturing
@@ -51,6 +53,8 @@ class Launch(NamedTuple):
     grads: list[Tensor]
     segments: Tensor
     row_of: Tensor
+    origins: Tensor | None = None
+    """Where the random numbers of each segment begin; None where none are drawn."""
     described: Tensor | None = None
     """The same parameters and gradients as addresses, where they are plain: see `Placement._describe`."""
 
@@ -65,6 +69,7 @@ class Placement:
         flatten: make parameters and gradients views of flat buffers, at once.
         attach: under ``flatten``, give parameters without a gradient a zero one.
         offload: keep moments on the CPU, and step there (offload.py).
+        storage: how the state is stored.
 
     Attributes:
         name: of this one alone, which a compiled step is guarded by.
@@ -81,6 +86,7 @@ class Placement:
         flatten: bool,
         attach: bool,
         offload: bool = False,
+        storage: Storage = PLAIN,
     ) -> None:
         self.name = f"placement {next(_serial)}"
         self._groups = groups
@@ -88,6 +94,7 @@ class Placement:
         self._backend = backend
         self._flatten = flatten
         self.offload = offload
+        self._storage = storage
         self._offloaders: dict[torch.device, Offloader] = {}
         self._journal = Journal()
         self.buckets: list[Bucket] = []
@@ -151,7 +158,16 @@ class Placement:
 
     def _kind(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
-        return p.device, p.dtype
+        return p.device, p.dtype, self._moments(p)
+
+    def _moments(self, p: Tensor) -> torch.dtype:
+        real = as_real(p)
+        return self._storage.moments(real.dtype, real.numel())
+
+    def _origins(self) -> dict[Tensor, int]:
+        """Where the random numbers of each parameter begin: by its place among all, however they are bucketed."""
+        params = [p for group in self._groups for p in group["params"]]
+        return dict(zip(params, segment_starts([as_real(p).numel() for p in params])[0], strict=True))
 
     def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
@@ -166,8 +182,11 @@ class Placement:
             for p, _ in arrivals:
                 if p.grad is not None:
                     check_gradients([p], [p.grad], [names[p]])
+        origins = self._origins() if arrivals else {}
         for members in kinds.values():
-            bucket = Bucket([p for p, _ in members], [index for _, index in members], self.offload)
+            params = [p for p, _ in members]
+            indices = [index for _, index in members]
+            bucket = Bucket(params, indices, self.offload, self._storage, [origins[p] for p in params])
             op = self._operators(bucket.device)
             if self._flatten:
                 self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)
@@ -226,7 +245,7 @@ class Placement:
             flat = self._flats[bucket]
             flat.check_storage()
             plan = bucket.plan(flat.collect())
-            return Launch(bucket, plan, *flat.runs(plan)) if plan.present else None
+            return Launch(bucket, plan, *flat.runs(plan), flat.run_origins) if plan.present else None
         whole = bucket.whole_plan()
         if whole is not None and (described := self._describe(bucket, whole)) is not None:
             return described
@@ -240,7 +259,7 @@ class Placement:
             check_gradients(params, grads, [names[p] for p in params])
             grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
             params, grads = list(map(as_real, params)), list(map(as_real, grads))
-        return Launch(bucket, plan, params, grads, plan.segments, plan.row_of)
+        return Launch(bucket, plan, params, grads, plan.segments, plan.row_of, plan.origins)
 
     def _describe(self, bucket: Bucket, plan: Plan) -> Launch | None:
         """The launch of a plan by addresses, the quicker way for many tensors; None where the lists are needed.
@@ -263,7 +282,7 @@ class Placement:
         grads = describe(plan.params, *addresses, NATIVE_DTYPE[bucket.dtype], *device)
         if grads is None:
             return None
-        return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.described)
+        return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.origins, plan.described)
 
     def squares(self, launches: Sequence[Launch]) -> Tensor:
         """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`)."""
@@ -302,6 +321,8 @@ class Placement:
             was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
             if shape != bucket.shapes[segment] or p.device != bucket.device:
                 raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
+            if bucket.residue is not None and p.dtype != bucket.dtype:
+                raise TypeError(f"{names[p]} is now {p.dtype}: its master weights were made for {bucket.dtype}")
             if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
                 raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
         pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .bucket import Bucket, Plan
 from .host import upload
-from .layout import Bucket, Plan
 from .ops import Operators
 from .rows import SKIP, Row, hyper, step_row
 

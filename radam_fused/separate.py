@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import Bucket
+from .bucket import Bucket
 from .placement import Launch, Placement
 from .scalars import capturing
 

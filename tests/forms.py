@@ -62,11 +62,12 @@ FORMS = _forms()
 class Case:
     """Parameters of every layout with their state in a form, before and during a few steps."""
 
-    def __init__(self, form: Form, layouts: list[str] | None = None) -> None:
+    def __init__(self, form: Form, layouts: list[str] | None = None, first: int = 256) -> None:
         self.form = form
         self.layouts = list(LAYOUTS) if layouts is None else layouts
         self.params = [filled(name, form.param, seed) for seed, name in enumerate(self.layouts)]
-        starts, end = [], 256  # not at the beginning: the draws go by the place
+        starts, end = [], first  # not at the beginning: the draws go by the place
+        self.origins: Tensor | None = None
         for p in self.params:
             starts.append(end)
             end += -(-p.numel() // ALIGNMENT) * ALIGNMENT
@@ -94,16 +95,17 @@ class Case:
             rows[1, 8] = SKIP
         return rows
 
-    def run(self, step: Callable[..., None], steps: int = 9) -> list[Tensor]:
-        """The bits of parameters and state after so many steps, the first of them at t = 1."""
-        for t in range(1, steps + 1):
+    def run(self, step: Callable[..., None], steps: int | tuple[int, int] = 7) -> list[Tensor]:
+        """The bits of parameters and state after so many steps from t = 1 on, or those from one t to another."""
+        begin, end = (1, steps) if isinstance(steps, int) else steps
+        for t in range(begin, end + 1):
             grads = gradients([p.shape for p in self.params], self.form.grad, t)
             for k in range(t % 3, len(grads), 3):  # in the parameter's own layout
                 grads[k] = torch.empty_like(self.params[k], dtype=self.form.grad).copy_(grads[k])
             if t == 5:  # nothing but zeros for a while: blocks come to rest
                 grads = [grad * 0 for grad in grads]
             buffers = self.exp_avg, self.exp_avg_sq, self.segments, self.row_of, self.rows(t)
-            step(self.params, grads, *buffers, False, self.scales, self.residue, self.form.stochastic)
+            step(self.params, grads, *buffers, False, self.scales, self.residue, self.form.stochastic, self.origins)
         return self.bits()
 
     def bits(self) -> list[Tensor]:

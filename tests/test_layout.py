@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import LAYOUTS
-from radam_fused.layout import ALIGNMENT, SMALL, SMALL_ALIGNMENT, Bucket, is_dense, moment_strides, segment_starts
+from radam_fused.bucket import Bucket
+from radam_fused.layout import ALIGNMENT, SMALL, SMALL_ALIGNMENT, is_dense, moment_strides, segment_starts
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=50))

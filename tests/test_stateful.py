@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from radam_fused.layout import Bucket
+from radam_fused.bucket import Bucket
 from radam_fused.placement import Placement
 from radam_fused.scalars import DeviceScalars
 from tests.helpers import same_bits

@@ -40,7 +40,8 @@ struct Pass {
 void update(const Launch& launch, const Segment& segment, const Pass& pass, void* param, const void* grad, int64_t at,
             int64_t n) {
   if (pass.stored != nullptr) {
-    pass.stored(param, grad, segment.grad_dtype, launch.forms, launch.state, segment.start + at, n, pass.row);
+    pass.stored(param, grad, segment.grad_dtype, launch.forms, launch.state, segment.start + at, segment.origin + at, n,
+                pass.row);
   } else {
     pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
                 pass.row);
@@ -144,19 +145,19 @@ void run(const Launch& launch, bool zero_grads) {
 
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
           Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales, std::optional<Tensor> residue,
-          bool stochastic) {
+          bool stochastic, std::optional<Tensor> origins) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
-  const Launch launch =
-      prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic}, {segments, row_of, rows});
+  const Launch launch = prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
+                                {segments, row_of, rows});
   run(launch, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
 void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
                     Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales,
-                    std::optional<Tensor> residue, bool stochastic) {
-  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic},
+                    std::optional<Tensor> residue, bool stochastic, std::optional<Tensor> origins) {
+  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
                         {segments, row_of, rows}),
       zero_grads);
 }

@@ -10,7 +10,7 @@
 namespace radam_fused {
 namespace {
 
-constexpr int kGroups = kBlockElements / kDraws;
+constexpr int kGroups = kBlockElements / kDraws + 1;  // a block may begin within a group
 
 // A block in the computation's form.
 struct alignas(64) Block {
@@ -20,7 +20,7 @@ struct alignas(64) Block {
   float v[kBlockElements];             // the second, or while it is encoded its root
   float compensation[kBlockElements];  // under Master::kKahan
   int32_t code[kBlockElements];        // of a moment in 8 bits
-  uint16_t draw[kBlockElements];
+  uint16_t draw[kGroups * kDraws];
   int n;
 };
 
@@ -40,14 +40,14 @@ RADAM_HD void widen_all(float* to, const void* from, int dtype, int64_t at, int 
   }
 }
 
-// The random numbers of a whole block, as the words of its groups lie in memory: the lower half of each comes first.
+// The random numbers of a block, as the words of its groups lie in memory: the lower half of each comes first.
 RADAM_HD void draw_all(Block& block, uint64_t first_group, uint32_t stream, const Row<float>& row) {
   alignas(64) uint32_t words[kGroups][4];
   for (int k = 0; k < kGroups; ++k) {
     const Philox random = philox(first_group + uint64_t(k), row.step, stream, row.seed);
     for (int w = 0; w < 4; ++w) words[k][w] = random.word[w];
   }
-  static_assert(sizeof(words) == sizeof(block.draw), "a draw an element");
+  static_assert(sizeof(words) == sizeof(block.draw), "as many halves as draws");
   std::memcpy(block.draw, words, sizeof(words));
 }
 
@@ -159,9 +159,10 @@ RADAM_HD void narrow_moments(const Block& block, S* __restrict m, S* __restrict 
   }
 }
 
-RADAM_HD void encode_moments(Block& block, const StateBuffers& state, int64_t at) {
+RADAM_HD void encode_moments(Block& block, const StateBuffers& state, int64_t at, int offset) {
   auto* __restrict m = reinterpret_cast<int8_t*>(state.exp_avg) + at;
   auto* __restrict v = reinterpret_cast<uint8_t*>(state.exp_avg_sq) + at;
+  const uint16_t* draw = block.draw + offset;
   const int n = block.n;
   uint32_t largest = 0;
   for (int i = 0; i < n; ++i) {
@@ -172,21 +173,20 @@ RADAM_HD void encode_moments(Block& block, const StateBuffers& state, int64_t at
   const float sq_factor = RootCode::factor(sq_scale);
   largest = 0;
   for (int i = 0; i < n; ++i) {
-    block.code[i] = RootCode::encode(block.v[i], sq_factor, block.draw[i]);
+    block.code[i] = RootCode::encode(block.v[i], sq_factor, draw[i]);
     block.m[i] = FirstCode::quotient(block.m[i], RootCode::decode(block.code[i], sq_scale));
   }
   for (int i = 0; i < n; ++i) v[i] = uint8_t(block.code[i]);
   for (int i = 0; i < n; ++i) largest = std::max(largest, magnitude_bits(block.m[i]));
   const float scale = FirstCode::scale(largest);
   const float factor = FirstCode::factor(scale);
-  for (int i = 0; i < n; ++i) block.code[i] = FirstCode::encode(block.m[i], factor, other(block.draw[i]));
+  for (int i = 0; i < n; ++i) block.code[i] = FirstCode::encode(block.m[i], factor, other(draw[i]));
   for (int i = 0; i < n; ++i) m[i] = int8_t(block.code[i]);
   state.scales[at / kBlockElements] = scale;
   state.sq_scales[at / kBlockElements] = sq_scale;
 }
 
-RADAM_HD void write_moments(Block& block, const Forms& forms, const StateBuffers& state, int64_t at) {
-  const int offset = int(at % kBlockElements);
+RADAM_HD void write_moments(Block& block, const Forms& forms, const StateBuffers& state, int64_t at, int offset) {
   switch (forms.moments) {
     case Moments::kFloat32:
       std::memcpy(reinterpret_cast<float*>(state.exp_avg) + at, block.m, block.n * sizeof(float));
@@ -200,16 +200,17 @@ RADAM_HD void write_moments(Block& block, const Forms& forms, const StateBuffers
       return narrow_moments(block, reinterpret_cast<float16*>(state.exp_avg) + at,
                             reinterpret_cast<float16*>(state.exp_avg_sq) + at, offset);
     case Moments::kInt8:
-      return encode_moments(block, state, at);
+      return encode_moments(block, state, at, offset);
   }
 }
 
 // The elements of a block that begins at `at` in the flat buffers, or within one.
 RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad_dtype, int64_t grad_at,
-                           const Forms& forms, const StateBuffers& state, int64_t at, const Row<float>& row) {
+                           const Forms& forms, const StateBuffers& state, int64_t at, int64_t origin,
+                           const Row<float>& row) {
   char* residue = state.residue + at * forms.residue_item();
-  const int offset = int(at % kBlockElements);
-  const auto group = uint64_t(at / kBlockElements * kGroups);
+  const int offset = int(origin % kDraws);
+  const auto group = uint64_t(origin / kDraws);
   read_parameter(block, param, forms, residue);
   widen_all(block.g, grad, grad_dtype, grad_at, block.n);
   read_moments(block, forms, state, at);
@@ -223,35 +224,35 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
     write_parameter(block, param, forms, residue, offset);
   }
   if (forms.moments != Moments::kFloat32) draw_all(block, group, kForMoments, row);
-  write_moments(block, forms, state, at);
+  write_moments(block, forms, state, at, offset);
 }
 
 RADAM_HD void update_span(void* param, const void* grad, int grad_dtype, const Forms& forms, const StateBuffers& state,
-                          int64_t at, int64_t n, const double* columns) {
+                          int64_t at, int64_t origin, int64_t n, const double* columns) {
   const Row<float> row = Row<float>::from(columns);
   const int64_t param_item = item_size(forms.param_dtype);
   Block block;
   for (int64_t done = 0; done < n; done += block.n) {
     block.n = int(std::min(n - done, kBlockElements - (at + done) % kBlockElements));
     update_block(block, static_cast<char*>(param) + done * param_item, grad, grad_dtype, done, forms, state, at + done,
-                 row);
+                 origin + done, row);
   }
 }
 
 void span_baseline(void* param, const void* grad, int grad_dtype, const Forms& forms, const StateBuffers& state,
-                   int64_t at, int64_t n, const double* row) {
-  update_span(param, grad, grad_dtype, forms, state, at, n, row);
+                   int64_t at, int64_t origin, int64_t n, const double* row) {
+  update_span(param, grad, grad_dtype, forms, state, at, origin, n, row);
 }
 
 #if RADAM_X86
 RADAM_AVX2 void span_avx2(void* param, const void* grad, int grad_dtype, const Forms& forms, const StateBuffers& state,
-                          int64_t at, int64_t n, const double* row) {
-  update_span(param, grad, grad_dtype, forms, state, at, n, row);
+                          int64_t at, int64_t origin, int64_t n, const double* row) {
+  update_span(param, grad, grad_dtype, forms, state, at, origin, n, row);
 }
 
 RADAM_AVX512 void span_avx512(void* param, const void* grad, int grad_dtype, const Forms& forms,
-                              const StateBuffers& state, int64_t at, int64_t n, const double* row) {
-  update_span(param, grad, grad_dtype, forms, state, at, n, row);
+                              const StateBuffers& state, int64_t at, int64_t origin, int64_t n, const double* row) {
+  update_span(param, grad, grad_dtype, forms, state, at, origin, n, row);
 }
 #endif
 

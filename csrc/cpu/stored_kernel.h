@@ -7,10 +7,11 @@
 
 namespace radam_fused {
 
-// Updates n elements, whose state begins at place `at` of the flat buffers: a multiple of kBlockElements with
-// Moments::kInt8. Parameter and gradient are those of the first element; `row` points to kRowColumns float64 scalars.
+// Updates n elements, whose state begins at place `at` of the flat buffers (a multiple of kBlockElements with
+// Moments::kInt8), and whose random numbers are those of the places from `origin` on. Parameter and gradient are those
+// of the first element; `row` points to kRowColumns float64 scalars.
 using StoredKernel = void (*)(void* param, const void* grad, int grad_dtype, const Forms& forms,
-                              const StateBuffers& state, int64_t at, int64_t n, const double* row);
+                              const StateBuffers& state, int64_t at, int64_t origin, int64_t n, const double* row);
 
 // The fastest that this machine runs.
 StoredKernel select_stored_kernel();

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..checks import check_gradients, check_layouts, one_of_each
@@ -30,20 +29,23 @@ def step(
     scales: Tensor | None = None,
     residue: Tensor | None = None,
     stochastic: bool = False,
+    origins: Tensor | None = None,
 ) -> None:
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.ops` says."""
     check_layouts(params, segments, exp_avg.dtype)
     check_gradients(params, grads)
-    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic)
+    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic, origins)
     zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
     on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
     table = rows.tolist() if on_host else rows.to(exp_avg.dtype).unbind(0)
     update = update_by_host if on_host else update_by_device
-    for param, grad, (start, _), index in zip(params, grads, segments.tolist(), row_of.tolist(), strict=True):
+    draws_from = segments[:, 0] if origins is None else origins
+    places = zip(segments[:, 0].tolist(), draws_from.tolist(), row_of.tolist(), strict=True)
+    for param, grad, (start, origin, index) in zip(params, grads, places, strict=True):
         p, g = param.detach(), grad.detach()
         if not plain:
             buffers = exp_avg, exp_avg_sq, scales, residue
-            Stored(p, g, buffers, start, rows[index].to(exp_avg.device), stochastic).update()
+            Stored(p, g, buffers, start, origin, rows[index].to(exp_avg.device), stochastic).update()
             continue
         strides = moment_strides(param)
         m = exp_avg.as_strided(param.shape, strides, start)

@@ -31,7 +31,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     """Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11): four 32-bit words.
 
     Args:
-        counter, key: int64 tensors of 32-bit values that broadcast against one another.
+        counter: int64 tensors of 32-bit values that broadcast against one another.
+        key: the same.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -173,6 +174,7 @@ class Stored:
         param, grad: the parameter and its gradient, of one shape.
         buffers: the bucket's flat ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``residue``, the last two or None.
         start: where the parameter's segment starts in them.
+        origin: the place that its first element's random numbers are drawn for.
         row: float64 (11): its `radam_fused.rows.Row`.
         stochastic: whether the parameter itself is rounded so.
     """
@@ -183,6 +185,7 @@ class Stored:
         grad: Tensor,
         buffers: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
         start: int,
+        origin: int,
         row: Tensor,
         stochastic: bool,
     ) -> None:
@@ -195,7 +198,7 @@ class Stored:
         self._m, self._v = exp_avg[here], exp_avg_sq[here]
         self._scales = None if scales is None else scales[:, start // BLOCK : -(-(start + count) // BLOCK)]
         self._residue = None if residue is None else residue[here]
-        self._place = start, count
+        self._place = origin, count
         self._step, self._seed = row[Row._fields.index("step")].long(), row[Row._fields.index("seed")].long()
         self._row: Any = Row(*row.float())
         self._decay = (1.0 - row[Row._fields.index("shrink")]).float()

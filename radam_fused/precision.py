@@ -1,0 +1,137 @@
+"""One parameter's state in whatever form it is stored, and from one form to another (docs/precision.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends.reference_stored import (
+    blocks,
+    decode_first,
+    decode_root,
+    encode_first,
+    encode_root,
+    join,
+    low_bits,
+    to_parameter,
+)
+from .backends.reference_update import square_root
+from .layout import is_dense
+
+CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
+MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
+    **dict.fromkeys((torch.float32, torch.float64, torch.bfloat16), ("exp_avg", "exp_avg_sq")),
+    torch.float16: ("exp_avg", "root_exp_avg_sq"),
+    torch.int8: CODES,
+}
+"""Under which names ``optimizer.state`` holds moments of each dtype."""
+MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
+"""Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
+_NEAREST = 0x8000
+"""The random number that makes stochastic rounding of codes one to nearest."""
+
+
+def master_name(residue: torch.dtype) -> str:
+    """The name of a residue of this dtype."""
+    return next((name for name, dtype in MASTERS.items() if dtype == residue), "compensation")
+
+
+def names_of(entry: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Which of the `MOMENTS` an entry holds, or None."""
+    return next((names for names in dict.fromkeys(MOMENTS.values()) if all(name in entry for name in names)), None)
+
+
+def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Both moments of an entry, in float32 (float64 where they are so), in the shape of the first."""
+    names = names_of(entry)
+    assert names is not None
+    if names == CODES:
+        return _from_codes(*(entry[name] for name in names))
+    m, second = entry[names[0]], entry[names[1]]
+    if names[1] == "exp_avg_sq":
+        return (m, second) if m.dtype == torch.float64 or m.is_complex() else (m.float(), second.float())
+    return m.float(), second.float().square()
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The elements as they lie in memory, or row-major where that has gaps: the order that blocks were made in."""
+    return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
+
+
+def _from_codes(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
+    scale, sq_scale = scale[:, None].to(code.device), sq_scale[:, None].to(code.device)
+    root = decode_root(blocks(_in_memory_order(sq_code).float()), sq_scale)
+    m = decode_first(blocks(_in_memory_order(code).float()), scale, root)
+    result = []
+    for values in (m, root * root):
+        flat = values.reshape(-1)[: code.numel()]
+        result.append(flat.as_strided(code.shape, code.stride()) if is_dense(code) else flat.view(code.shape))
+    return result[0], result[1]
+
+
+def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
+    """Writes both moments into the views of an entry, rounded to nearest.
+
+    Args:
+        views: the moments of an entry, by the names of `MOMENTS`.
+        m: the first moment, of the shape that the views have, in any floating dtype.
+        v: the second.
+    """
+    if "exp_avg_code" not in views:
+        second = "exp_avg_sq" if "exp_avg_sq" in views else "root_exp_avg_sq"
+        views["exp_avg"].copy_(m)
+        views[second].copy_(v if second == "exp_avg_sq" else square_root(v.float()))
+        return
+    code, sq_code, scale, sq_scale = (views[name] for name in CODES)
+    ordered = []
+    for moment in (m, v):
+        same = torch.empty_strided(code.shape, code.stride(), dtype=torch.float32, device=code.device)
+        ordered.append(blocks(_in_memory_order(same.copy_(moment))))
+    nearest = torch.full_like(ordered[0], _NEAREST, dtype=torch.int64)
+    roots, root_scale = encode_root(square_root(ordered[1]), nearest)
+    firsts, first_scale = encode_first(ordered[0], decode_root(roots, root_scale), nearest)
+    count = code.numel()
+    _in_memory_order(sq_code).copy_(roots.reshape(-1)[:count])
+    _in_memory_order(code).copy_(firsts.reshape(-1)[:count])
+    scale.copy_(first_scale.reshape(-1))
+    sq_scale.copy_(root_scale.reshape(-1))
+
+
+def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:
+    """The parameter in float32 as an entry has it, or None where it keeps nothing.
+
+    Args:
+        entry: of ``optimizer.state``.
+        param: the parameter as it is now: what some forms are kept beside.
+    """
+    if "master" in entry:
+        return entry["master"].to(param.device)
+    if "master_low" in entry and param.dtype == torch.bfloat16:
+        low = entry["master_low"].to(param.device)
+        return join(param.detach().contiguous(), low.contiguous())
+    if "compensation" in entry:
+        return param.detach().float() + entry["compensation"].to(param.device).float()
+    return None
+
+
+def keep(residue: Tensor, param: Tensor, value: Tensor | None) -> None:
+    """Writes what is kept beside a parameter.
+
+    Args:
+        residue: a view of the bucket's buffer, whose dtype tells the form.
+        param: the parameter as it is now.
+        value: the parameter in float32, or None for no more than the parameter.
+    """
+    param = param.detach()
+    exact = param.float()
+    value = exact if value is None else value.float()
+    if residue.dtype == torch.float32:
+        residue.copy_(value)
+    elif residue.dtype == torch.int16:
+        same = to_parameter(value, param.dtype) == param
+        residue.copy_(torch.where(same, low_bits(value), 0))
+    else:
+        residue.copy_(torch.where(value.isfinite() & exact.isfinite(), value - exact, 0.0))
