@@ -91,7 +91,7 @@ class GPT(nn.Module):
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats a byte."""
-        return F.cross_entropy(self(inputs).flatten(0, 1), targets.flatten())
+        return F.cross_entropy(self(inputs).flatten(0, 1).float(), targets.flatten())
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """Two groups, as usual: matrices decay; biases and the scales of norms do not."""
