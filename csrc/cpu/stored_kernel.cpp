@@ -41,9 +41,9 @@ RADAM_HD void widen_all(float* to, const void* from, int dtype, int64_t at, int 
 }
 
 // The random numbers of a block, as the words of its groups lie in memory: the lower half of each comes first.
-RADAM_HD void draw_all(Block& block, uint64_t first_group, uint32_t stream, const Row<float>& row) {
+RADAM_HD void draw_all(Block& block, uint64_t first_group, int groups, uint32_t stream, const Row<float>& row) {
   alignas(64) uint32_t words[kGroups][4];
-  for (int k = 0; k < kGroups; ++k) {
+  for (int k = 0; k < groups; ++k) {
     const Philox random = philox(first_group + uint64_t(k), row.step, stream, row.seed);
     for (int w = 0; w < 4; ++w) words[k][w] = random.word[w];
   }
@@ -204,13 +204,27 @@ RADAM_HD void write_moments(Block& block, const Forms& forms, const StateBuffers
   }
 }
 
+// Asks for an array's next block but one or two, as prefetch.h says.
+RADAM_HD void prefetch_block(const void* block, int64_t item) {
+  const char* ahead = static_cast<const char*>(block) + kPrefetchBytes;
+  for (int64_t line = 0; line < kBlockElements * item; line += kLineBytes) __builtin_prefetch(ahead + line);
+}
+
 // The elements of a block that begins at `at` in the flat buffers, or within one.
 RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad_dtype, int64_t grad_at,
                            const Forms& forms, const StateBuffers& state, int64_t at, int64_t origin,
                            const Row<float>& row) {
   char* residue = state.residue + at * forms.residue_item();
+  const int64_t moment_item = forms.moment_item();
+  prefetch_block(param, item_size(forms.param_dtype));
+  prefetch_block(static_cast<const char*>(grad) + grad_at * item_size(grad_dtype), item_size(grad_dtype));
+  prefetch_block(state.exp_avg + at * moment_item, moment_item);
+  prefetch_block(state.exp_avg_sq + at * moment_item, moment_item);
+  if (state.residue != nullptr) prefetch_block(residue, forms.residue_item());
+
   const int offset = int(origin % kDraws);
   const auto group = uint64_t(origin / kDraws);
+  const int groups = (offset + block.n + kDraws - 1) / kDraws;
   read_parameter(block, param, forms, residue);
   widen_all(block.g, grad, grad_dtype, grad_at, block.n);
   read_moments(block, forms, state, at);
@@ -220,10 +234,10 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(residue), row);
   } else {
     for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], row);
-    if (forms.stochastic) draw_all(block, group, kForParameter, row);
+    if (forms.stochastic) draw_all(block, group, groups, kForParameter, row);
     write_parameter(block, param, forms, residue, offset);
   }
-  if (forms.moments != Moments::kFloat32) draw_all(block, group, kForMoments, row);
+  if (forms.moments != Moments::kFloat32) draw_all(block, group, groups, kForMoments, row);
   write_moments(block, forms, state, at, offset);
 }
 
