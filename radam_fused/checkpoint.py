@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .options import GROUP_DEFAULTS, check_group
+from .sharded import check_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -110,6 +111,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
                 raise ValueError(
                     f"state_dict: {key!r} of {name} has shape {tuple(moment.shape)}: must be {tuple(param.shape)}"
                 )
+            check_part(param, moment, f"state_dict: {key!r} of {name}")
     for index, (group, own) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
         whole = {**GROUP_DEFAULTS, **group}
         check_group(whole)

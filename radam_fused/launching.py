@@ -73,4 +73,6 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
             run(placement, again, scalars, zero_grads)
             return
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
+    if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
+        torch.autograd.graph.increment_version(plan.params)
     placement.stepped(launch)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .host import upload
+from .sharded import is_sharded, local, part_of, wrapped
 
 ALIGNMENT = 256
 """Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
@@ -53,7 +54,8 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """A complex tensor as the real numbers it consists of, (..., 2); any other as it is."""
+    """What a step sees: of a DTensor this rank's part, of a complex tensor the real numbers in it, (..., 2)."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -105,7 +107,8 @@ class Plan:
 class Bucket:
     """The segments of one device and dtype.
 
-    Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does.
+    Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does, and
+    DTensors as their local tensors (sharded.py).
 
     Attributes:
         params: the parameters, in the order of their segments.
@@ -113,6 +116,7 @@ class Bucket:
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         device, dtype: the parameters' device, and the dtype of their real numbers.
+        is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, float32 (float64 for float64 parameters).
         steps: how many steps each parameter has taken, float32: on the CPU as in torch.optim, or with the moments once
@@ -124,15 +128,16 @@ class Bucket:
         self.params = params
         self.groups = groups
         self.is_complex = first.is_complex()
+        self.is_sharded = is_sharded(first)
         tensors = [as_real(p) for p in params]
         self.shapes = [tensor.shape for tensor in tensors]
         self.strides = [tuple(tensor.stride()) for tensor in tensors]
         self.moment_strides = [moment_strides(tensor) for tensor in tensors]
         self.starts, self.length = segment_starts([tensor.numel() for tensor in tensors])
-        self.device, self.dtype = first.device, tensors[0].dtype
+        self.device, self.dtype = tensors[0].device, tensors[0].dtype
         state_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.state_device = torch.device("cpu") if offload else first.device
-        pinned = offload and first.device.type == "cuda"
+        self.state_device = torch.device("cpu") if offload else self.device
+        pinned = offload and self.device.type == "cuda"
         self.exp_avg, self.exp_avg_sq = (
             torch.zeros(self.length, dtype=state_dtype, device=self.state_device, pin_memory=pinned) for _ in range(2)
         )
@@ -150,13 +155,14 @@ class Bucket:
         moments = {name: self.view(getattr(self, name), index) for name in ("exp_avg", "exp_avg_sq")}
         if self.is_complex:
             moments = {name: torch.view_as_complex(moment) for name, moment in moments.items()}
-        return {"step": self.steps[index], **moments}
+        param = self.params[index]
+        return {"step": self.steps[index], **{name: wrapped(param, moment) for name, moment in moments.items()}}
 
     def adopt(self, index: int, state: dict[str, Tensor]) -> None:
         """Copies a parameter's state, of the same shape, into this bucket."""
         self.steps[index] = float(state["step"])
-        self.view(self.exp_avg, index).copy_(as_real(state["exp_avg"]))
-        self.view(self.exp_avg_sq, index).copy_(as_real(state["exp_avg_sq"]))
+        for buffer, name in ((self.exp_avg, "exp_avg"), (self.exp_avg_sq, "exp_avg_sq")):
+            self.view(buffer, index).copy_(as_real(part_of(self.params[index], state[name])))
 
     def follow_strides(self) -> list[int]:
         """Moves moments along with parameters whose strides have changed; returns which segments that were.

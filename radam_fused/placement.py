@@ -20,6 +20,7 @@ from .layout import Bucket, Plan, as_real
 from .offload import Offloader
 from .ops import NATIVE_DTYPE, OPERATORS, Operators
 from .scalars import capturing
+from .sharded import is_sharded, local_gradients, refuse_flatten
 from .state import Journal, ParameterState
 
 DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
@@ -151,7 +152,7 @@ class Placement:
 
     def _kind(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
-        return p.device, p.dtype
+        return p.device, p.dtype, is_sharded(p)
 
     def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
@@ -162,6 +163,7 @@ class Placement:
             for p, _ in arrivals:
                 if p.is_complex():
                     raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
+            refuse_flatten(names)
             check_disjoint(list(names), list(names.values()))
             for p, _ in arrivals:
                 if p.grad is not None:
@@ -235,9 +237,12 @@ class Placement:
         if not plan.present:
             return None
         params = plan.params
+        if bucket.is_sharded:
+            grads = local_gradients(params, grads, self.names)
+            params = [p._local_tensor for p in params]  # type: ignore[attr-defined]
         if bucket.is_complex:
             names = self.names()
-            check_gradients(params, grads, [names[p] for p in params])
+            check_gradients(params, grads, [names[p] for p in plan.params])
             grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
             params, grads = list(map(as_real, params)), list(map(as_real, grads))
         return Launch(bucket, plan, params, grads, plan.segments, plan.row_of)
@@ -250,6 +255,7 @@ class Placement:
         if (
             self.ops[bucket].described is None
             or bucket.is_complex
+            or bucket.is_sharded
             or bucket.state_device != bucket.device
             or torch._C._len_torch_dispatch_stack()
             or torch._C._len_torch_function_stack()
@@ -292,10 +298,11 @@ class Placement:
         bucket = launch.bucket
         names = self.names()
         for segment, p in enumerate(bucket.params):
-            shape, is_double = as_real(p).shape, as_real(p).dtype == torch.float64
+            tensor = as_real(p)
+            shape, is_double = tensor.shape, tensor.dtype == torch.float64
             was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
-            if shape != bucket.shapes[segment] or p.device != bucket.device:
-                raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
+            if shape != bucket.shapes[segment] or tensor.device != bucket.device:
+                raise ValueError(f"{names[p]} is now {tuple(shape)} on {tensor.device}: {was}")
             if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
                 raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
         pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
@@ -307,6 +314,8 @@ class Placement:
                     "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
                 )
         check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
+        if bucket.is_sharded:
+            local_gradients([p for p, _ in pairs], [grad for _, grad in pairs], self.names)
 
     def amend(self, bucket: Bucket) -> bool:
         """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
