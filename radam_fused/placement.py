@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .backends import backend_for
-from .checks import check_disjoint, check_gradients
+from .checks import check_disjoint, check_gradients, gradient_dtypes
 from .flat import FlatBuffers
+from .global_norm import GlobalNorm
 from .host import describe, gradients, holds_exactly, identical
 from .layout import Bucket, Plan, as_real
 from .offload import Offloader
@@ -90,6 +91,7 @@ class Placement:
         self._flatten = flatten
         self.offload = offload
         self._offloaders: dict[torch.device, Offloader] = {}
+        self._norm: GlobalNorm | None = None
         self._journal = Journal()
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Operators] = {}
@@ -103,6 +105,7 @@ class Placement:
 
     def add(self, index: int) -> None:
         """Takes in a group that has just been added; on an error this is as it was."""
+        self._norm = None
         before = self._unplaced
         self._unplaced = before + [(p, index) for p in self._groups[index]["params"]]
         try:
@@ -271,20 +274,37 @@ class Placement:
             return None
         return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.described)
 
-    def squares(self, launches: Sequence[Launch]) -> Tensor:
-        """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`)."""
+    def global_norm(self, group: Any) -> GlobalNorm | None:
+        """How the gradients' norm is found where other ranks hold a part of them; None where none does.
+
+        Args:
+            group: the optimizer's ``grad_norm_group``.
+        """
+        if self._norm is None or self._norm.given is not group:
+            self._norm = GlobalNorm(self.names(), group)
+        return self._norm if self._norm.group is not None else None
+
+    def squares(self, launches: Sequence[Launch], norm: GlobalNorm | None = None) -> Tensor | None:
+        """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`).
+
+        With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
+        """
         partial = []
         for launch in launches:
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for grad in launch.grads:
                 by_dtype.setdefault(grad.dtype, []).append(grad)
+            if norm is not None:
+                if not set(by_dtype) <= set(gradient_dtypes(launch.bucket.dtype)):
+                    self.check(launch)  # which names it: after the all-reduce it would be too late for the others
+                by_dtype = norm.counted(launch.bucket, launch.plan, launch.grads)
             try:
                 partial += [self.ops[launch.bucket].squares(grads) for grads in by_dtype.values()]
             except Exception:
                 self.check(launch)  # a clearer error, where a tensor is at fault
                 raise
-        if len(partial) == 1:
-            return partial[0].unsqueeze(0)
+        if len(partial) <= 1:
+            return partial[0].unsqueeze(0) if partial else None
         device = partial[0].device
         return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
 
