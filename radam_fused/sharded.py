@@ -101,10 +101,9 @@ def local_gradients(
     """
     result = []
     for p, grad in zip(params, grads, strict=True):
-        spec = p._spec
-        own = getattr(grad, "_spec", None)
-        # FSDP2 gives the parameter's own spec; comparing two is slow enough to be seen in a step's time.
-        if own is not spec and (own is None or own.mesh != spec.mesh or own.placements != spec.placements):
+        if (
+            getattr(grad, "_spec", None) is not p._spec
+        ):  # FSDP2 gives the parameter's own; looking closer would be seen in a step's time
             grad = _as_placed(p, grad, names)
         part = grad._local_tensor
         result.append(part if type(part) is Tensor else _arrived(part))
@@ -122,8 +121,14 @@ def _as_placed(p: Any, grad: Any, names: Callable[[], dict[Tensor, str]]) -> Any
             f"gradient of {names()[p]} has shape {tuple(grad.shape)} on {grad.device_mesh}: must have its parameter's, "
             f"{tuple(p.shape)} on {p.device_mesh}"
         )
-    p.grad = grad.redistribute(placements=p.placements)
-    return p.grad
+    if grad.placements != p.placements:
+        p.grad = grad = grad.redistribute(placements=p.placements)
+    if local(grad).shape != local(p).shape:
+        raise ValueError(
+            f"gradient of {names()[p]} has shape {tuple(local(grad).shape)} on this rank: must be "
+            f"{tuple(local(p).shape)}, as its parameter's part"
+        )
+    return grad
 
 
 def _arrived(part: Any) -> Tensor:

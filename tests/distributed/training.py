@@ -82,7 +82,7 @@ class Record:
         """Notes how the run ended."""
         for p in model.parameters():
             self.last.append(whole(p))
-            self.states.append({key: whole(value) for key, value in optimizer.state.get(p, {}).items()})
+            self.states.append({key: whole(value) for key, value in (optimizer.state.get(p) or {}).items()})
         return self
 
 
@@ -166,7 +166,8 @@ def watched() -> Iterator[list[str]]:
 
 def collectives(ops: list[str]) -> list[str]:
     """Those of the operators that communicate."""
-    return [op for op in ops if op.startswith(("c10d", "_c10d"))]
+    found = [op for op in ops if op.startswith(("c10d", "_c10d"))]
+    return [op for op in found if not op.endswith(("wait_tensor", "_wrap_tensor_autograd"))]
 
 
 def fused(ops: list[str]) -> list[str]:
