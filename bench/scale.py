@@ -140,7 +140,7 @@ def simulated(world: int, rank: int = 0) -> dict[str, Any]:
 
 
 def computed(world: int, rank: int) -> dict[str, int]:
-    """This rank's elements, empty shards and bytes of state, by FSDP2's rule: ceil(rows / ranks) rows for each in turn."""
+    """This rank's elements, empty shards and bytes of state by FSDP2's rule: ceil(rows / ranks) rows each, in turn."""
     shapes = [shape for _ in range(LAYERS) for shape in layer_shapes()] + ENDS
     local = []
     for shape in shapes:
