@@ -119,17 +119,21 @@ Launch prepare(const TensorList& params, const TensorList& grads, const Tensor& 
   return launch;
 }
 
-Launch prepare_described(const Tensor& described, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                         const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
+DescribedPairs described_pairs(const Tensor& described) {
   STD_TORCH_CHECK(
       described.dim() == 2 && described.size(1) == 4 && is_int64(described.get()) && is_on_cpu(described.get()),
       "described must be contiguous int64 of shape (n, 4) on the CPU");
-  const auto count = size_t(described.size(0));
+  return {static_cast<const Described*>(described.const_data_ptr()), size_t(described.size(0))};
+}
+
+Launch prepare_described(const Tensor& described, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                         const Tensor& segments, const Tensor& row_of, const Tensor& rows) {
+  const DescribedPairs pairs = described_pairs(described);
+  const size_t count = pairs.size;
   Bounds bounds = check_buffers(count, count, exp_avg, exp_avg_sq, segments, row_of, rows);
   bounds.param_dtype = param_dtype;
   Launch launch = begin(bounds, exp_avg, exp_avg_sq, rows);
   launch.segments.resize(count);
-  const auto* pairs = static_cast<const Described*>(described.const_data_ptr());
   const auto* start_and_layout = static_cast<const int64_t*>(segments.const_data_ptr());
   const auto* row = static_cast<const int64_t*>(row_of.const_data_ptr());
   for (size_t i = 0; i < count; ++i) {

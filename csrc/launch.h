@@ -37,7 +37,15 @@ struct Described {
 };
 static_assert(sizeof(Described) == 4 * sizeof(int64_t), "a line of `described`");
 
-// The same from what was read already. The pairs' dtypes and layouts are not looked at again.
+// The lines of such a tensor; raises where it is another.
+struct DescribedPairs {
+  const Described* data;
+  size_t size;
+  const Described& operator[](size_t index) const { return data[index]; }
+};
+DescribedPairs described_pairs(const torch::stable::Tensor& described);
+
+// The same as `prepare` from what was read already. The pairs' dtypes and layouts are not looked at again.
 Launch prepare_described(const torch::stable::Tensor& described, int param_dtype, const torch::stable::Tensor& exp_avg,
                          const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
                          const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);

@@ -60,7 +60,7 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
             with span("step"):
                 if described is not None and ops.described is not None:
                     dtype = NATIVE_DTYPE[bucket.dtype]
-                    ops.described(described, dtype, *moments, segments, row_of, rows, zero_grads)
+                    ops.described.step(described, dtype, *moments, segments, row_of, rows, zero_grads)
                 else:
                     ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
         except Exception:

@@ -113,6 +113,7 @@ _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads) -> ()"
 )
+_library.define("squares_described(Tensor described, Tensor like) -> Tensor")  # on the device of `like`
 
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
 _PYTHON = {
@@ -132,21 +133,30 @@ cpu.load()
 cuda.load()
 
 
+class Described(NamedTuple):
+    """The operators that take the addresses of plain tensors."""
+
+    step: Callable[..., None]
+    squares: Callable[[Tensor, Tensor], Tensor]
+
+
 class Operators(NamedTuple):
     """What one implementation offers."""
 
     step: Callable[..., None]
     squares: Callable[[list[Tensor]], Tensor]
     rows: Callable[..., tuple[Tensor, Tensor]]
-    described: Callable[..., None] | None = None
-    """``step_described``, where there is one."""
+    described: Described | None = None
+    """By addresses, where there is that way."""
 
 
 def _operators(implementation: str) -> Operators:
     return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
 
 
-_native = _operators("native")._replace(described=torch.ops.radam_fused.step_described.default if DESCRIBES else None)
+_ops = torch.ops.radam_fused
+_described = Described(_ops.step_described.default, _ops.squares_described.default) if DESCRIBES else None
+_native = _operators("native")._replace(described=_described)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """``param_dtype`` of ``step_described``: csrc/dtypes.h."""
 OPERATORS: dict[str, Operators] = {

@@ -291,6 +291,12 @@ class Placement:
         """
         partial = []
         for launch in launches:
+            ops = self.ops[launch.bucket]
+            if ops.described is not None and launch.described is not None:
+                grad_dtypes = launch.described[:, -1]
+                if bool((grad_dtypes == grad_dtypes[0]).all()):
+                    partial.append(ops.described.squares(launch.described, launch.bucket.exp_avg))
+                    continue
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
             for grad in launch.grads:
                 by_dtype.setdefault(grad.dtype, []).append(grad)
@@ -299,7 +305,7 @@ class Placement:
                     self.check(launch)  # which names it: after the all-reduce it would be too late for the others
                 by_dtype = norm.counted(launch.bucket, launch.plan, launch.grads)
             try:
-                partial += [self.ops[launch.bucket].squares(grads) for grads in by_dtype.values()]
+                partial += [ops.squares(grads) for grads in by_dtype.values()]
             except Exception:
                 self.check(launch)  # a clearer error, where a tensor is at fault
                 raise

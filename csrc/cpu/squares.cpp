@@ -59,9 +59,7 @@ void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double*
   }
 }
 
-Tensor squares(StableListHandle list) {
-  const TensorList grad_list(list);
-  const Gradients grads = read_gradients(grad_list);
+Tensor add_up(const Gradients& grads) {
   std::vector<int64_t> ends;
   ends.reserve(grads.segments.size());
   int64_t tiles = 0;
@@ -77,8 +75,18 @@ Tensor squares(StableListHandle list) {
   return sums;
 }
 
+Tensor squares(StableListHandle list) {
+  const TensorList grads(list);
+  return add_up(read_gradients(grads));
+}
+
+Tensor squares_described(Tensor described, Tensor like) { return add_up(described_gradients(described, like)); }
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("squares_native", TORCH_BOX(&squares)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) {
+  m.impl("squares_native", TORCH_BOX(&squares));
+  m.impl("squares_described", TORCH_BOX(&squares_described));
+}
 
 }  // namespace radam_fused

@@ -12,9 +12,7 @@ namespace {
 using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 
-Tensor squares(StableListHandle list) {
-  const TensorList grad_list(list);
-  const Gradients grads = read_gradients(grad_list);
+Tensor add_up(const Gradients& grads) {
   LaunchBuilder builder(nullptr, nullptr, item_size(grads.dtype));
   builder.reserve(grads.segments.size());
   for (const Segment& grad : grads.segments) builder.add(grad);
@@ -39,8 +37,18 @@ Tensor squares(StableListHandle list) {
   return sums;
 }
 
+Tensor squares(StableListHandle list) {
+  const TensorList grads(list);
+  return add_up(read_gradients(grads));
+}
+
+Tensor squares_described(Tensor described, Tensor like) { return add_up(described_gradients(described, like)); }
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("squares_native", TORCH_BOX(&squares)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) {
+  m.impl("squares_native", TORCH_BOX(&squares));
+  m.impl("squares_described", TORCH_BOX(&squares_described));
+}
 
 }  // namespace radam_fused
