@@ -92,17 +92,22 @@ class GlobalNorm:
             and all(k == 0 for k, placed in zip(coordinate, param.placements, strict=True) if placed.is_replicate())
         )
 
-    def counted(self, bucket: Bucket, plan: Plan, grads: Sequence[Tensor]) -> dict[torch.dtype, list[Tensor]]:
-        """The gradients of a launch that this rank counts, by their dtypes."""
+    def _counts_of(self, bucket: Bucket) -> list[bool]:
         counts = self._counts.get(bucket)
         if counts is None:
             counts = self._counts[bucket] = [self.counts(p) for p in bucket.params]
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        # Under flatten launches have fewer gradients than segments; its parameters are plain, and count alike.
-        for segment, grad in zip(plan.present, grads, strict=False):
-            if counts[segment]:
-                by_dtype.setdefault(grad.dtype, []).append(grad)
-        return by_dtype
+        return counts
+
+    def counts_all(self, bucket: Bucket) -> bool:
+        """Whether this rank counts every parameter of a bucket."""
+        return all(self._counts_of(bucket))
+
+    def counted(self, bucket: Bucket, plan: Plan, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of a launch that this rank counts."""
+        counts = self._counts_of(bucket)
+        if all(counts):  # also under flatten, whose launches have fewer gradients than segments
+            return list(grads)
+        return [grad for segment, grad in zip(plan.present, grads, strict=True) if counts[segment]]
 
     @contextmanager
     def taking_part(self) -> Iterator[None]:

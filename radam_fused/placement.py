@@ -292,18 +292,20 @@ class Placement:
         partial = []
         for launch in launches:
             ops = self.ops[launch.bucket]
-            if ops.described is not None and launch.described is not None:
+            all_count = norm is None or norm.counts_all(launch.bucket)
+            if ops.described is not None and launch.described is not None and all_count:
                 grad_dtypes = launch.described[:, -1]
                 if bool((grad_dtypes == grad_dtypes[0]).all()):
                     partial.append(ops.described.squares(launch.described, launch.bucket.exp_avg))
                     continue
-            by_dtype: dict[torch.dtype, list[Tensor]] = {}
-            for grad in launch.grads:
-                by_dtype.setdefault(grad.dtype, []).append(grad)
+            grads = launch.grads
             if norm is not None:
-                if not set(by_dtype) <= set(gradient_dtypes(launch.bucket.dtype)):
+                if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
                     self.check(launch)  # which names it: after the all-reduce it would be too late for the others
-                by_dtype = norm.counted(launch.bucket, launch.plan, launch.grads)
+                grads = norm.counted(launch.bucket, launch.plan, grads)
+            by_dtype: dict[torch.dtype, list[Tensor]] = {}
+            for grad in grads:
+                by_dtype.setdefault(grad.dtype, []).append(grad)
             try:
                 partial += [ops.squares(grads) for grads in by_dtype.values()]
             except Exception:
