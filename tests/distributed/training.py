@@ -178,4 +178,5 @@ def fused(ops: list[str]) -> list[str]:
 def mean_loss(model: nn.Module, t: int, rank: int | None = None) -> Tensor:
     """Of this rank's batch, or of another's."""
     x = batch(t, dist.get_rank() if rank is None else rank)
-    return model(x.to(next(model.parameters()).dtype)).float().square().mean()
+    like = next(model.parameters())
+    return model(x.to(like.device, like.dtype)).float().square().mean()
