@@ -9,6 +9,7 @@ STAGES  ?= build test sanitize bench
 endif
 VENV    ?= .venv
 BACKEND ?= auto
+PROCESSES ?= 2
 
 ifeq ($(strip $(VENV)),)
 PY    := $(PYTHON)
@@ -23,7 +24,7 @@ endif
 
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help venv build demo test bench gpu cuda-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test bench gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -35,6 +36,9 @@ build: $(BUILT)  ## the package, installed in place with its extension; again wh
 
 demo: build  ## train a small GPT with FusedRAdam and with torch.optim.RAdam (BACKEND=auto|cpu|triton|reference)
 	$(PY) examples/train_gpt.py --backend $(BACKEND) $(DEMO_ARGS)
+
+pretrain: build  ## pre-train the demo's GPT with FSDP2 (PROCESSES=2, PRETRAIN_ARGS)
+	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain.py $(PRETRAIN_ARGS)
 
 test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
 	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)

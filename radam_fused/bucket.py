@@ -17,7 +17,8 @@ from torch import Tensor
 from .forms import PLAIN, Storage, second_dtype
 from .host import upload
 from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts
-from .precision import CODES, MOMENTS, decoded, encode, keep, master_name, master_value
+from .precision import CODES, MOMENTS, RATIO, decoded, encode, encode_ratio, keep, master_name, master_value, names_of
+from .sharded import is_sharded, part_of, wrapped
 
 
 @dataclass
@@ -49,13 +50,15 @@ class Plan:
 class Bucket:
     """The segments of one device and dtype.
 
-    Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does.
+    Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does, and
+    DTensors as their local tensors (sharded.py).
 
     Attributes:
         params: the parameters, in the order of their segments.
         groups: for each, the index of its parameter group.
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
+        is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
         device, dtype: the parameters' device, and the dtype of their real numbers.
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, in the dtype that `storage` asks for (`radam_fused.forms`).
@@ -78,15 +81,16 @@ class Bucket:
         self.params = params
         self.groups = groups
         self.is_complex = first.is_complex()
+        self.is_sharded = is_sharded(first)
         tensors = [as_real(p) for p in params]
         self.shapes = [tensor.shape for tensor in tensors]
         self.strides = [tuple(tensor.stride()) for tensor in tensors]
         self.moment_strides = [moment_strides(tensor) for tensor in tensors]
         self.starts, self.length = segment_starts([tensor.numel() for tensor in tensors])
-        self.device, self.dtype = first.device, tensors[0].dtype
+        self.device, self.dtype = tensors[0].device, tensors[0].dtype
         self._origins = self.starts if origins is None else origins
-        self.state_device = torch.device("cpu") if offload else first.device
-        pinned = offload and first.device.type == "cuda"
+        self.state_device = torch.device("cpu") if offload else self.device
+        pinned = offload and self.device.type == "cuda"
 
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.state_device, pin_memory=pinned)
@@ -115,7 +119,11 @@ class Bucket:
         if self.is_complex and self.exp_avg.dtype.itemsize >= 4:
             moments = {name: torch.view_as_complex(moment) for name, moment in moments.items()}
         kept = {} if self.residue is None else {master_name(self.residue.dtype): self.view(self.residue, index)}
-        return {"step": self.steps[index], **moments, **kept}
+        values = {**moments, **kept}
+        if self.is_sharded:  # the scales are of this rank's blocks: state_dict() has a form that can be spread anew
+            param = self.params[index]
+            values = {n: value if n in CODES[2:] else wrapped(param, value) for n, value in values.items()}
+        return {"step": self.steps[index], **values}
 
     def _moments(self, index: int) -> dict[str, Tensor]:
         """Views of a segment's moments, by their names in the state, of real numbers."""
@@ -132,6 +140,8 @@ class Bucket:
 
     def _adopt_values(self, index: int, state: Mapping[str, Any]) -> None:
         views = self._moments(index)
+        if self.is_sharded:
+            state = self._local_values(index, state)
         # Codes belong to blocks of one order of the elements.
         same_order = CODES[0] not in state or state[CODES[0]].stride() == self.moment_strides[index]
         if (
@@ -141,6 +151,8 @@ class Bucket:
         ):
             for name, view in views.items():
                 view.copy_(as_real(state[name]))
+        elif self.scales is not None and names_of(state) == RATIO:
+            encode_ratio(views, *(state[name] for name in RATIO))
         else:
             encode(views, *map(as_real, decoded(state)))
         if self.residue is not None:
@@ -150,10 +162,21 @@ class Bucket:
             else:
                 self._keep(index, state)
 
+    def _local_values(self, index: int, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A DTensor's entry with this rank's parts; codes of a whole parameter are decoded, as blocks would be cut."""
+        if CODES[0] in state and not is_sharded(state[CODES[0]]):
+            kept = {name: value for name, value in state.items() if name not in CODES}
+            state = {**kept, **dict(zip(MOMENTS[torch.float32], decoded(state), strict=True))}
+        whole = {"step", *CODES[2:]}
+        return {
+            name: part_of(self.params[index], value) if isinstance(value, Tensor) and name not in whole else value
+            for name, value in state.items()
+        }
+
     def _keep(self, index: int, state: Mapping[str, Any] | None) -> None:
         """Makes what is kept beside a parameter, from another form of it or from nothing."""
         assert self.residue is not None
-        param = self.params[index].detach().to(self.state_device)
+        param = as_real(self.params[index]).detach().to(self.state_device)
         keep(self.view(self.residue, index), param, None if state is None else master_value(state, param))
 
     def follow_strides(self) -> list[int]:

@@ -18,6 +18,7 @@ from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
 from .options import GROUP_DEFAULTS, check_group
 from .precision import CODES, MASTERS, names_of
+from .sharded import check_part
 
 
 class _Verbatim:
@@ -81,7 +82,7 @@ def _check_step(name: str, step: Any) -> None:
 
 def _check_tensor(what: str, key: str, value: Any, param: Tensor) -> None:
     """Raises for a tensor of an entry that is not what its name says, for this parameter."""
-    real = as_real(param).shape
+    real = param.shape if not param.is_complex() else as_real(param).shape
     expected, kind, fits = tuple(real), "dense", isinstance(value, Tensor) and value.layout == torch.strided
     if key in CODES:
         dtypes = torch.int8, second_dtype(torch.int8), torch.float32, torch.float32
@@ -129,6 +130,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
         _check_step(name, state["step"])
         for key in (*moments, *(name for name in MASTERS if name in state)):
             _check_tensor(f"state_dict: {key!r} of {name}", key, state[key], param)
+            check_part(param, state[key], f"state_dict: {key!r} of {name}")
     for index, (group, own) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
         whole = {**GROUP_DEFAULTS, **group}
         check_group(whole)

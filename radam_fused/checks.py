@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .layout import fingerprint
+from .sharded import check_placed, is_sharded, local
 
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 PARAMETER_DTYPES = (*HALF_OR_SINGLE, torch.float64, torch.complex64, torch.complex128)
@@ -24,11 +25,13 @@ def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Se
 
     Raises:
         RuntimeError: a sparse gradient (torch.optim's class for it).
-        TypeError: a gradient dtype that no kernel widens into the parameter's.
+        TypeError: a gradient dtype that no kernel widens into the parameter's, or a DTensor for a plain parameter.
         ValueError: a gradient of another shape or on another device.
     """
     for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
         name = names[index] if names is not None else f"parameter {index} of shape {tuple(param.shape)}"
+        if is_sharded(grad) and not is_sharded(param):
+            raise TypeError(f"gradient of {name} is a DTensor: must be a plain tensor, as its parameter is")
         if grad.layout != torch.strided:
             raise RuntimeError(
                 f"gradient of {name}: FusedRAdam does not support sparse gradients; "
@@ -111,7 +114,8 @@ def check_parameter(param: Tensor, name: str) -> None:
 
     Raises:
         TypeError: an integer or unsupported dtype, or a sparse parameter.
-        ValueError: a parameter whose elements share memory, or that is a lazy conjugate or negative of what lies there.
+        ValueError: a parameter whose elements share memory, or that is a lazy conjugate or negative of what lies there,
+            or a DTensor that is a pending sum.
     """
     if param.dtype not in PARAMETER_DTYPES:
         raise TypeError(f"{name} is {param.dtype}: must be one of {PARAMETER_DTYPES}")
@@ -119,5 +123,7 @@ def check_parameter(param: Tensor, name: str) -> None:
         raise TypeError(f"{name} has layout {param.layout}: must be torch.strided")
     if param.is_conj() or param.is_neg():
         raise ValueError(f"{name} is a lazy {'conjugate' if param.is_conj() else 'negative'}: pass it resolved")
+    check_placed(param, name)
+    param = local(param)
     if param.numel() and overlaps_itself(param):
         raise ValueError(f"{name} is expanded (strides {tuple(param.stride())}): several elements share memory")

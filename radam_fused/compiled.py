@@ -66,7 +66,7 @@ def choose(
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient or parameter that does not fit.
-        NotImplementedError: complex parameters, or offloaded ones.
+        NotImplementedError: complex parameters, DTensors, or offloaded ones.
     """
     placement.place_arrivals()
     placement.count_on_device()
@@ -80,6 +80,10 @@ def choose(
             )
         if placement.offload:  # dynamo would trace the ring of chunks, whose streams and order are its whole point
             raise NotImplementedError("offload=True under torch.compile: step outside of the compiled function")
+        if bucket.is_sharded:  # the operators would meet DTensors in the graph, which know no rule for them
+            raise NotImplementedError(
+                "DTensor parameters under torch.compile: step them outside of the compiled function"
+            )
         placement.amend(bucket)
         present, missing = gradients(bucket.params)
         plan = bucket.plan(missing)

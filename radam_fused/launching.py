@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,18 +15,19 @@ from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturin
 
 def choose_scalars(
     placement: Placement,
-    launches: Sequence[Launch],
     groups: list[dict[str, Any]],
     tables: DeviceTables,
     max_grad_norm: float | None,
+    squares: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> Scalars:
     """The host makes the rows of a step, unless one of the numbers is known to the device alone.
 
+    ``squares`` is what `Placement.squares` has found for ``max_grad_norm``, over all ranks.
+
     Raises:
-        RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers; or gradients that have no
-            common norm (see `Placement.squares`).
+        RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers.
     """
     if (
         max_grad_norm is None
@@ -40,7 +40,6 @@ def choose_scalars(
             raise RuntimeError("capturable = False: a CUDA graph that captures step() needs True, to replay it right")
         return HostScalars(groups)
     placement.count_on_device()
-    squares = None if max_grad_norm is None else placement.squares(launches)
     return DeviceScalars(groups, tables, squares, max_grad_norm or 0.0, grad_scale, found_inf)
 
 
@@ -74,4 +73,6 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
             run(placement, again, scalars, zero_grads)
             return
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
+    if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
+        torch.autograd.graph.increment_version(plan.params)
     placement.stepped(launch)

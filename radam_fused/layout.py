@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .sharded import local
+
 ALIGNMENT = 256
 """Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
 SMALL = 4096
@@ -45,7 +47,8 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """A complex tensor as the real numbers it consists of, (..., 2); any other as it is."""
+    """What a step sees: of a DTensor this rank's part, of a complex tensor the real numbers in it, (..., 2)."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
 
 

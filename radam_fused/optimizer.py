@@ -8,6 +8,7 @@ backend's operator (ops.py), once a bucket.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from .checkpoint import check_state_dict, unwrap, wrap
 from .checks import check_parameter
 from .differentiable import step as differentiable_step
 from .forms import Storage
+from .global_norm import GlobalNorm, partitioning_group
 from .launching import choose_scalars, run
 from .offload import check_capturable, check_device, check_offload
 from .options import (
@@ -30,7 +32,8 @@ from .options import (
     check_max_grad_norm,
     refuse_with_differentiable,
 )
-from .placement import Launch, Placement, group_names
+from .placement import Placement, group_names
+from .precision import portable
 from .reports import RectificationState, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, Scalars
 from .separate import SeparatePlacement
@@ -85,6 +88,9 @@ class FusedRAdam(Optimizer):
     Attributes:
         last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
             on their device (on the CPU under ``offload``); None before the first step.
+        grad_norm_group: a `torch.distributed.ProcessGroup` over which that norm is summed where the parameters do not
+            tell: pipeline stages, say. DTensors tell by their meshes, `ZeroRedundancyOptimizer` when it makes its local
+            optimizer. Under it each rank counts its own plain parameters. Process groups stay out of copies.
 
     `torch.amp.GradScaler` works as with torch's fused optimizers: the step unscales as it reads, and where infinities
     were found it leaves everything as it was, without the host ever waiting. The gradients themselves stay scaled.
@@ -143,6 +149,7 @@ class FusedRAdam(Optimizer):
         self._zero_grads = zero_grads
         self._max_grad_norm = max_grad_norm
         self.last_grad_norm: Tensor | None = None
+        self.grad_norm_group: Any = None if max_grad_norm is None else partitioning_group()
         self._compiled_norm: Tensor | None = None
         self._tables = DeviceTables()
         self._placement: Placement | None = None
@@ -224,27 +231,36 @@ class FusedRAdam(Optimizer):
         if self._in_backward is not None:
             self._in_backward.before_step(self)
         placement = self._current_placement()
-        placement.place_arrivals()
-        with span("collect"):
-            launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
-        if len(launches) > 1:  # a single launch checks its own tensors before it writes
-            for launch in launches:
-                placement.check(launch)
+        norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group)
+        with nullcontext() if norm is None else norm.taking_part():
+            placement.place_arrivals()
+            with span("collect"):
+                launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
+            if len(launches) > 1:  # a single launch checks its own tensors before it writes
+                for launch in launches:
+                    placement.check(launch)
+            squares = None if self._max_grad_norm is None else placement.squares(launches, norm)
+        if norm is not None:  # also on a rank that has nothing to step
+            squares = norm.total(squares)
         if launches:
             with span("scalars"):
-                scalars = self._scalars(placement, launches)
+                scalars = self._scalars(placement, squares, norm)
             for launch in launches:
                 run(placement, launch, scalars, self._zero_grads and self._in_backward is None)  # which frees them
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
+        elif norm is not None and squares is not None:
+            self.last_grad_norm = norm.of(squares, getattr(self, "grad_scale", None))
         if self._in_backward is not None:
             self._in_backward.after_step(self, launches)
 
-    def _scalars(self, placement: Placement, launches: list[Launch]) -> Scalars:
+    def _scalars(self, placement: Placement, squares: Tensor | None, norm: GlobalNorm | None) -> Scalars:
         """Who makes the rows of this step; GradScaler leaves what it knows in two attributes."""
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if norm is not None and squares is not None:
+            found_inf = norm.joined(squares, found_inf)
         return choose_scalars(
-            placement, launches, self.param_groups, self._tables, self._max_grad_norm, grad_scale, found_inf
+            placement, self.param_groups, self._tables, self._max_grad_norm, squares, grad_scale, found_inf
         )
 
     @property
@@ -292,7 +308,11 @@ class FusedRAdam(Optimizer):
         State in other forms keeps them, under names of their own (docs/precision.md).
         """
         packed = super().state_dict()
-        state = {key: dict(entry) if isinstance(entry, dict) else entry for key, entry in packed["state"].items()}
+        params: dict[Any, Tensor] = dict(enumerate(p for group in self.param_groups for p in group["params"]))
+        state = {
+            key: dict(portable(entry, params.get(key, key))) if isinstance(entry, dict) else entry
+            for key, entry in packed["state"].items()
+        }
         return {**packed, "state": state}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -330,7 +350,7 @@ class FusedRAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         unwrap(self.state)
-        self.last_grad_norm = self._compiled_norm = None
+        self.last_grad_norm = self._compiled_norm = self.grad_norm_group = None
         self._tables = DeviceTables()
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():

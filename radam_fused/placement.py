@@ -14,14 +14,16 @@ from torch import Tensor
 
 from .backends import backend_for
 from .bucket import Bucket, Plan
-from .checks import check_disjoint, check_gradients
+from .checks import check_disjoint, check_gradients, gradient_dtypes
 from .flat import FlatBuffers
 from .forms import PLAIN, Storage
+from .global_norm import GlobalNorm
 from .host import describe, gradients, holds_exactly, identical
 from .layout import as_real, segment_starts
 from .offload import Offloader
 from .ops import NATIVE_DTYPE, OPERATORS, Operators
 from .scalars import capturing
+from .sharded import is_sharded, local_gradients, refuse_flatten
 from .state import Journal, ParameterState
 
 DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
@@ -96,6 +98,7 @@ class Placement:
         self.offload = offload
         self._storage = storage
         self._offloaders: dict[torch.device, Offloader] = {}
+        self._norm: GlobalNorm | None = None
         self._journal = Journal()
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Operators] = {}
@@ -109,6 +112,7 @@ class Placement:
 
     def add(self, index: int) -> None:
         """Takes in a group that has just been added; on an error this is as it was."""
+        self._norm = None
         before = self._unplaced
         self._unplaced = before + [(p, index) for p in self._groups[index]["params"]]
         try:
@@ -158,7 +162,7 @@ class Placement:
 
     def _kind(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
-        return p.device, p.dtype, self._moments(p)
+        return p.device, p.dtype, is_sharded(p), self._moments(p)
 
     def _moments(self, p: Tensor) -> torch.dtype:
         real = as_real(p)
@@ -178,6 +182,7 @@ class Placement:
             for p, _ in arrivals:
                 if p.is_complex():
                     raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
+            refuse_flatten(names)
             check_disjoint(list(names), list(names.values()))
             for p, _ in arrivals:
                 if p.grad is not None:
@@ -254,9 +259,12 @@ class Placement:
         if not plan.present:
             return None
         params = plan.params
+        if bucket.is_sharded:
+            grads = local_gradients(params, grads, self.names)
+            params = [p._local_tensor for p in params]  # type: ignore[attr-defined]
         if bucket.is_complex:
             names = self.names()
-            check_gradients(params, grads, [names[p] for p in params])
+            check_gradients(params, grads, [names[p] for p in plan.params])
             grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
             params, grads = list(map(as_real, params)), list(map(as_real, grads))
         return Launch(bucket, plan, params, grads, plan.segments, plan.row_of, plan.origins)
@@ -269,6 +277,7 @@ class Placement:
         if (
             self.ops[bucket].described is None
             or bucket.is_complex
+            or bucket.is_sharded
             or bucket.state_device != bucket.device
             or torch._C._len_torch_dispatch_stack()
             or torch._C._len_torch_function_stack()
@@ -284,26 +293,45 @@ class Placement:
             return None
         return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.origins, plan.described)
 
-    def squares(self, launches: Sequence[Launch]) -> Tensor:
-        """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`)."""
+    def global_norm(self, group: Any) -> GlobalNorm | None:
+        """How the gradients' norm is found where other ranks hold a part of them; None where none does.
+
+        Args:
+            group: the optimizer's ``grad_norm_group``.
+        """
+        if self._norm is None or self._norm.given is not group:
+            self._norm = GlobalNorm(self.names(), group)
+        return self._norm if self._norm.group is not None else None
+
+    def squares(self, launches: Sequence[Launch], norm: GlobalNorm | None = None) -> Tensor | None:
+        """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`).
+
+        With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
+        """
         partial = []
         for launch in launches:
             ops = self.ops[launch.bucket]
-            if ops.described is not None and launch.described is not None:
+            all_count = norm is None or norm.counts_all(launch.bucket)
+            if ops.described is not None and launch.described is not None and all_count:
                 grad_dtypes = launch.described[:, -1]
                 if bool((grad_dtypes == grad_dtypes[0]).all()):
                     partial.append(ops.described.squares(launch.described, launch.bucket.exp_avg))
                     continue
+            grads = launch.grads
+            if norm is not None:
+                if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
+                    self.check(launch)  # which names it: after the all-reduce it would be too late for the others
+                grads = norm.counted(launch.bucket, launch.plan, grads)
             by_dtype: dict[torch.dtype, list[Tensor]] = {}
-            for grad in launch.grads:
+            for grad in grads:
                 by_dtype.setdefault(grad.dtype, []).append(grad)
             try:
                 partial += [ops.squares(grads) for grads in by_dtype.values()]
             except Exception:
                 self.check(launch)  # a clearer error, where a tensor is at fault
                 raise
-        if len(partial) == 1:
-            return partial[0].unsqueeze(0)
+        if len(partial) <= 1:
+            return partial[0].unsqueeze(0) if partial else None
         device = partial[0].device
         return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
 
@@ -317,10 +345,11 @@ class Placement:
         bucket = launch.bucket
         names = self.names()
         for segment, p in enumerate(bucket.params):
-            shape, is_double = as_real(p).shape, as_real(p).dtype == torch.float64
+            tensor = as_real(p)
+            shape, is_double = tensor.shape, tensor.dtype == torch.float64
             was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
-            if shape != bucket.shapes[segment] or p.device != bucket.device:
-                raise ValueError(f"{names[p]} is now {tuple(p.shape)} on {p.device}: {was}")
+            if shape != bucket.shapes[segment] or tensor.device != bucket.device:
+                raise ValueError(f"{names[p]} is now {tuple(shape)} on {tensor.device}: {was}")
             if bucket.residue is not None and p.dtype != bucket.dtype:
                 raise TypeError(f"{names[p]} is now {p.dtype}: its master weights were made for {bucket.dtype}")
             if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
@@ -334,6 +363,8 @@ class Placement:
                     "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
                 )
         check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
+        if bucket.is_sharded:
+            local_gradients([p for p, _ in pairs], [grad for _, grad in pairs], self.names)
 
     def amend(self, bucket: Bucket) -> bool:
         """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.

@@ -20,6 +20,7 @@ from .backends.reference_stored import (
 )
 from .backends.reference_update import square_root
 from .layout import is_dense
+from .sharded import is_sharded, local, wrapped
 
 CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
 MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
@@ -28,6 +29,8 @@ MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
     torch.int8: CODES,
 }
 """Under which names ``optimizer.state`` holds moments of each dtype."""
+RATIO = ("exp_avg_ratio", "root_exp_avg_sq")
+"""What codes stand for, in float32: m / sqrt(v) and sqrt(v). Exact, and with no blocks that have to stay together."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
 """Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
 _NEAREST = 0x8000
@@ -41,7 +44,8 @@ def master_name(residue: torch.dtype) -> str:
 
 def names_of(entry: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Which of the `MOMENTS` an entry holds, or None."""
-    return next((names for names in dict.fromkeys(MOMENTS.values()) if all(name in entry for name in names)), None)
+    forms = dict.fromkeys((*MOMENTS.values(), RATIO))
+    return next((names for names in forms if all(name in entry for name in names)), None)
 
 
 def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -51,6 +55,8 @@ def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     if names == CODES:
         return _from_codes(*(entry[name] for name in names))
     m, second = entry[names[0]], entry[names[1]]
+    if names == RATIO:
+        return m * second, second.square()
     if names[1] == "exp_avg_sq":
         return (m, second) if m.dtype == torch.float64 or m.is_complex() else (m.float(), second.float())
     return m.float(), second.float().square()
@@ -62,11 +68,29 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
 
 
 def _from_codes(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
+    ratio, root = _values(code, sq_code, scale, sq_scale)
+    return ratio * root, root * root
+
+
+def portable(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
+    """An entry of ``optimizer.state`` as a checkpoint holds it, which ranks may spread over other ranks.
+
+    Codes of a DTensor become what they stand for: their blocks are this rank's own, and would be cut elsewhere.
+    """
+    if CODES[0] not in entry or not is_sharded(param):
+        return entry
+    values = _values(*(local(entry[name]) for name in CODES))
+    kept = {name: value for name, value in entry.items() if name not in CODES}
+    return {**kept, **{name: wrapped(param, value) for name, value in zip(RATIO, values, strict=True)}}
+
+
+def _values(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What codes stand for: m / sqrt(v), and sqrt(v)."""
     scale, sq_scale = scale[:, None].to(code.device), sq_scale[:, None].to(code.device)
     root = decode_root(blocks(_in_memory_order(sq_code).float()), sq_scale)
-    m = decode_first(blocks(_in_memory_order(code).float()), scale, root)
+    ratio = decode_first(blocks(_in_memory_order(code).float()), scale, torch.ones_like(root))
     result = []
-    for values in (m, root * root):
+    for values in (ratio, root):
         flat = values.reshape(-1)[: code.numel()]
         result.append(flat.as_strided(code.shape, code.stride()) if is_dense(code) else flat.view(code.shape))
     return result[0], result[1]
@@ -81,18 +105,39 @@ def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
         v: the second.
     """
     if "exp_avg_code" not in views:
-        second = "exp_avg_sq" if "exp_avg_sq" in views else "root_exp_avg_sq"
+        name = "exp_avg_sq" if "exp_avg_sq" in views else "root_exp_avg_sq"
         views["exp_avg"].copy_(m)
-        views[second].copy_(v if second == "exp_avg_sq" else square_root(v.float()))
+        views[name].copy_(v if name == "exp_avg_sq" else square_root(v.float()))
         return
+    first, second = (_ordered(moment, views) for moment in (m, v))
+    roots, scale = encode_root(square_root(second), torch.full_like(first, _NEAREST, dtype=torch.int64))
+    _write(views, roots, scale, first, decode_root(roots, scale))
+
+
+def encode_ratio(views: Mapping[str, Tensor], ratio: Tensor, root: Tensor) -> None:
+    """Writes what codes stood for as codes again: the same ones, where the blocks are the same.
+
+    Args:
+        views: the codes of an entry.
+        ratio: of `RATIO`, the first.
+        root: the second.
+    """
+    first, second = _ordered(ratio, views), _ordered(root, views)
+    roots, scale = encode_root(second, torch.full_like(first, _NEAREST, dtype=torch.int64))
+    _write(views, roots, scale, first, torch.ones_like(first))
+
+
+def _ordered(values: Tensor, views: Mapping[str, Tensor]) -> Tensor:
+    """Values of a moment in the blocks of an entry's codes."""
+    code = views[CODES[0]]
+    same = torch.empty_strided(code.shape, code.stride(), dtype=torch.float32, device=code.device)
+    return blocks(_in_memory_order(same.copy_(values)))
+
+
+def _write(views: Mapping[str, Tensor], roots: Tensor, root_scale: Tensor, first: Tensor, by: Tensor) -> None:
+    """Writes codes of the root, and of the first moment's quotient with ``by``, rounded to nearest."""
+    firsts, first_scale = encode_first(first, by, torch.full_like(first, _NEAREST, dtype=torch.int64))
     code, sq_code, scale, sq_scale = (views[name] for name in CODES)
-    ordered = []
-    for moment in (m, v):
-        same = torch.empty_strided(code.shape, code.stride(), dtype=torch.float32, device=code.device)
-        ordered.append(blocks(_in_memory_order(same.copy_(moment))))
-    nearest = torch.full_like(ordered[0], _NEAREST, dtype=torch.int64)
-    roots, root_scale = encode_root(square_root(ordered[1]), nearest)
-    firsts, first_scale = encode_first(ordered[0], decode_root(roots, root_scale), nearest)
     count = code.numel()
     _in_memory_order(sq_code).copy_(roots.reshape(-1)[:count])
     _in_memory_order(code).copy_(firsts.reshape(-1)[:count])

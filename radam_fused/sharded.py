@@ -1,0 +1,144 @@
+"""DTensor parameters (FSDP2's ``fully_shard``, tensor parallel): the step runs on what this rank holds of them.
+
+A DTensor is a wrapper around this rank's local tensor. Every operation on the wrapper goes through a dispatcher that
+works out placements, tens of microseconds a call and at times a collective; an elementwise step needs none of that.
+So the step sees local tensors alone, and only ``optimizer.state`` shows DTensors again: views of the flat buffers,
+wrapped with the parameter's own mesh and placements, as checkpoints expect them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether this is a DTensor, without importing them for those who have none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Any) -> Tensor:
+    """What this rank holds of a DTensor, sharing its memory; any other tensor as it is."""
+    return tensor._local_tensor if is_sharded(tensor) else tensor
+
+
+def check_placed(param: Any, name: str) -> None:
+    """Raises for a DTensor parameter that cannot be stepped where it lies.
+
+    Raises:
+        ValueError: a parameter whose value is a pending sum over ranks (``Partial``).
+    """
+    if is_sharded(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"{name} has placements {param.placements}: must be Shard or Replicate on every mesh dimension; a Partial "
+            "one has no value yet"
+        )
+
+
+def wrapped(param: Any, tensor: Tensor) -> Tensor:
+    """A local tensor of this rank's part of a parameter as the parameter is: a DTensor where that is one.
+
+    Without `DTensor.from_local`, which would move a state that is kept on the CPU to the mesh's device.
+    """
+    if not is_sharded(param):
+        return tensor
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._dtensor_spec import TensorMeta
+
+    meta = TensorMeta(param.shape, param.stride(), tensor.dtype)
+    make: Any = DTensor  # what its metaclass makes of the constructor has no signature
+    return make(tensor, param._spec.shallow_copy_with_tensor_meta(meta), requires_grad=False)
+
+
+def part_of(param: Any, tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor of the parameter's shape: a DTensor's local one, or a piece of a whole tensor."""
+    if not is_sharded(param) or is_sharded(tensor):
+        return local(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = tensor.to(local(param).device)
+    return local(distribute_tensor(whole, param.device_mesh, param.placements, src_data_rank=None))
+
+
+def check_part(param: Any, tensor: Any, what: str) -> None:
+    """Raises where a tensor, of the parameter's shape, is not spread over ranks as the parameter is.
+
+    Raises:
+        ValueError: another mesh or other placements, or a DTensor for a parameter that is none.
+    """
+    if not is_sharded(tensor):
+        return
+    if not is_sharded(param):
+        raise ValueError(f"{what} is a DTensor with placements {tensor.placements}: must be a plain tensor")
+    if tensor.device_mesh != param.device_mesh or tensor.placements != param.placements:
+        raise ValueError(
+            f"{what} lies on {tensor.device_mesh} with placements {tensor.placements}: must lie as its parameter, on "
+            f"{param.device_mesh} with placements {param.placements}"
+        )
+
+
+def local_gradients(
+    params: Sequence[Any], grads: Sequence[Any], names: Callable[[], dict[Tensor, str]]
+) -> list[Tensor]:
+    """This rank's part of each gradient.
+
+    A gradient that lies as its parameter does is taken as it is; FSDP2 gives no others. Tensor parallel by itself may
+    leave one that is a pending sum (of a norm's weight under sequence parallel, say): it is reduced here, which
+    torch.optim's operators do as well, and ``p.grad`` is then the reduced one.
+
+    Args:
+        params: DTensors.
+        grads: a gradient of each.
+        names: what errors call each parameter.
+
+    Raises:
+        TypeError: a gradient that is no DTensor.
+        ValueError: a gradient on another mesh, or of another shape.
+    """
+    result = []
+    for p, grad in zip(params, grads, strict=True):
+        if (
+            getattr(grad, "_spec", None) is not p._spec
+        ):  # FSDP2 gives the parameter's own; looking closer would be seen in a step's time
+            grad = _as_placed(p, grad, names)
+        part = grad._local_tensor
+        result.append(part if type(part) is Tensor else _arrived(part))
+    return result
+
+
+def _as_placed(p: Any, grad: Any, names: Callable[[], dict[Tensor, str]]) -> Any:
+    if not is_sharded(grad):
+        raise TypeError(
+            f"gradient of {names()[p]} is a {type(grad).__name__} of shape {tuple(grad.shape)}: must be a DTensor with "
+            f"placements {p.placements}, as its parameter is"
+        )
+    if grad.device_mesh != p.device_mesh or grad.shape != p.shape:
+        raise ValueError(
+            f"gradient of {names()[p]} has shape {tuple(grad.shape)} on {grad.device_mesh}: must have its parameter's, "
+            f"{tuple(p.shape)} on {p.device_mesh}"
+        )
+    if grad.placements != p.placements:
+        p.grad = grad = grad.redistribute(placements=p.placements)
+    if local(grad).shape != local(p).shape:
+        raise ValueError(
+            f"gradient of {names()[p]} has shape {tuple(local(grad).shape)} on this rank: must be "
+            f"{tuple(local(p).shape)}, as its parameter's part"
+        )
+    return grad
+
+
+def _arrived(part: Any) -> Tensor:
+    """A tensor that a collective may still be filling, complete."""
+    wait = getattr(part, "wait", None)
+    return part if wait is None else wait()
+
+
+def refuse_flatten(names: dict[Tensor, str]) -> None:
+    """Raises ValueError for a DTensor under ``flatten``: FSDP2 gathers from the memory that it gave the parameter."""
+    for p, name in names.items():
+        if is_sharded(p):
+            raise ValueError(f"flatten=True: {name} is a DTensor, whose memory is FSDP2's: use flatten=False")
