@@ -67,7 +67,7 @@ class GlobalNorm:
             self.group = None
 
     def _find_group(self) -> Any:
-        if self._largest is None:
+        if self._largest is None or self._largest.get_coordinate() is None:  # of a mesh of others it holds nothing
             return None
         if self._largest.ndim == 1:
             return self._largest.get_group()

@@ -278,6 +278,10 @@ class FusedRAdam(Optimizer):
             )
         placement = self._current_placement()
         if self._max_grad_norm is not None:
+            if placement.global_norm(self.grad_norm_group) is not None:
+                raise NotImplementedError(
+                    "max_grad_norm over several ranks under torch.compile: step outside of the compiled function"
+                )
             if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
                 device = self.param_groups[0]["params"][0].device
                 self._compiled_norm = torch.zeros(1, dtype=torch.float64, device=device)

@@ -171,6 +171,35 @@ def test_zero_redundancy_optimizer(ranks: Ranks) -> None:
         assert all(torch.equal(p, q) for p, q in zip(record.last, alone.last, strict=True))
 
 
+def more_ranks_than_parameters() -> tuple[float, float]:
+    p = nn.Parameter(torch.zeros(4))
+    optimizer = ZeroRedundancyOptimizer([p], FusedRAdam, **CLIP)
+    p.grad = torch.ones(4)
+    optimizer.step()
+    return float(optimizer.optim.last_grad_norm), float(p[0])
+
+
+def test_a_rank_without_parameters_takes_part(ranks: Ranks) -> None:
+    first, second = ranks.run(2, more_ranks_than_parameters)
+    assert first == second
+    assert first[0] == 2.0
+    assert first[1] < 0.0
+
+
+def compiled() -> None:
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.ones(4)
+    optimizer = FusedRAdam([p], **CLIP)
+    optimizer.grad_norm_group = dist.group.WORLD
+    torch.compile(optimizer.step, backend="eager")()
+
+
+def test_compile_is_refused(ranks: Ranks) -> None:
+    for outcome in ranks.outcomes(2, compiled):
+        assert isinstance(outcome, Failed)
+        assert "max_grad_norm over several ranks under torch.compile" in outcome.message
+
+
 def stages() -> float:
     """Each rank has a stage of its own, and says so."""
     p = nn.Parameter(torch.zeros(3))
