@@ -145,6 +145,4 @@ def chosen(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in CASES and name not in SETS:
             raise ValueError(f"no case {name!r}: {', '.join([*SETS, *CASES])}")
-    return [
-        name for name, case in CASES.items() if name in names or any(s in SETS and SETS[s](case) for s in names)
-    ]
+    return [name for name, case in CASES.items() if name in names or any(s in SETS and SETS[s](case) for s in names)]
