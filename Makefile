@@ -48,8 +48,8 @@ test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST
 bench: build $(RIVALS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" PEERS="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
 
-readme:  ## the README's numbers, from the files under bench/results
-	$(PYTHON) -m bench.readme
+readme: $(TOOLS)  ## the README's numbers, rewritten from the files under bench/results
+	$(PY) -m bench.readme
 
 cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
 	$(PY) tests/cuda_code.py

@@ -35,8 +35,11 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--threads", type=int, help="torch's threads (torch's choice)")
     parser.add_argument("--caches", choices=STATES, help="for all cases, instead of each one's own: see caches.py")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu", help="folder of the results (bench/results/cpu)")
+    parser.add_argument("--out", type=Path, help="folder (bench/results/cpu; out/bench for chosen cases or peers)")
     options, rest = parser.parse_known_args(arguments)
+    if options.out is None:  # what is kept is whole
+        whole = (options.cases, options.peers) == (["default"], ["all"])
+        options.out = RESULTS / "cpu" if whole else Path("out") / "bench"
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
     try:

@@ -70,7 +70,7 @@ def _parameters(start: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
 def _peer(peer: Peer, case: Case, start: list[Tensor], grads: list[Tensor]) -> Runner:
     """A peer that has taken its first steps, so that whatever it compiles then is compiled."""
     peer.check(case.tensors, "cpu")
-    params = _parameters(start, grads)
+    params = _parameters(start, [grad.clone() for grad in grads] if peer.writes_grads else grads)
     try:
         with time_limit((peer.setup or {}).get("cpu")):
             optimizer = peer.make(case.grouped(params))

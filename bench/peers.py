@@ -44,6 +44,7 @@ class Peer:
         most_tensors: by device, above so many it is not tried: it compiles, or launches dozens of kernels, for each.
         setup: by device, seconds that its first steps may take, where they compile something.
         same_update: whether its parameters have to be torch.optim.RAdam's.
+        writes_grads: whether it needs gradients of its own, because its step leaves something else in them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Peer:
     most_tensors: dict[str, int] | None = None
     setup: dict[str, float] | None = None
     same_update: bool = False
+    writes_grads: bool = False
 
     @property
     def from_torch(self) -> bool:
@@ -185,7 +187,7 @@ PEERS = {
             arrays=6,
             most_tensors=_SLOW,
         ),
-        Peer("schedule-free", "schedule_free RAdam", _schedule_free, "schedule-free", arrays=6),
+        Peer("schedule-free", "schedule_free RAdam", _schedule_free, "schedule-free", arrays=7, writes_grads=True),
         Peer(
             "bitsandbytes",
             "bitsandbytes Adam8bit",

@@ -121,12 +121,13 @@ def markdown(found: dict[str, Any], plots: list[str]) -> str:
     """The report as Markdown; `plots` are the names of the pictures beside it."""
     lines = ["# One optimizer step", "", *(f"- {line}" for line in header(found)), ""]
     lines += [
-        "Medians (and quartiles) over rounds in which the contestants take turns. The floor of a step in ms is the bytes",
-        "that it has to move (28 an element; fewer, in brackets, with 8-bit moments) over the bandwidth of the ceiling, a",
-        "loop over the same four arrays that only adds, in the same rounds. × says how many times as long as FusedRAdam",
-        "with and without `flatten` each took in the same round. Checked: the parameters after the rounds against",
-        "torch.optim.RAdam's, the largest difference relative to the largest; FusedRAdam's have the bits of `reference`;",
-        "those of an Adam only have to move. `make bench` makes this file; `bench/measure.py` has the method.",
+        "Medians (and quartiles) over rounds in which the contestants take turns. The floor of a step in ms is the",
+        "bytes that it has to move (28 an element; fewer, in brackets, with 8-bit moments) over the bandwidth of the",
+        "ceiling, a loop over the same four arrays that only adds, in the same rounds. × says how many times as long",
+        "as FusedRAdam with and without `flatten` each took in the same round. Checked: the parameters after the rounds",
+        "against torch.optim.RAdam's, the largest difference relative to the largest parameter; FusedRAdam's have the",
+        "bits of `reference`; those of an Adam only have to move. `make bench` makes this file; the method is in",
+        "`bench/measure.py`.",
         "",
         "## Claims",
         "",

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from bench import agreement
 from bench.agreement import Agreement, compare, drawn, pieces
+from bench.cases import CASES
 from bench.contestants import CONTESTANTS, Runner
+from bench.peers import PEERS, Absent
 
 STEPS = 8
 SHAPES = ((5,), (3, 4), (), (0,), (30,))
@@ -80,6 +82,21 @@ def test_other_bits_are_noticed() -> None:
     found = compare([fused], {"fused": Runner(lambda: None, ends, STEPS)}, start, grads)
     assert found.bits == {"fused": False}
     assert found.agrees is False
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_gradients_are_left_alone(name: str) -> None:
+    """They are shared; a peer that writes them has to say so, and then gets its own."""
+    case = CASES["tiny"]
+    start, grads = case.values(0.02, 0), case.values(0.01, 1)
+    if PEERS[name].setup is not None:
+        pytest.skip("compiles for a minute; a run notices, as then nothing agrees")
+    try:
+        CONTESTANTS[name].build(case, start, grads)
+    except Absent as reason:
+        pytest.skip(str(reason))
+    assert all(map(torch.equal, start, case.values(0.02, 0)))
+    assert all(map(torch.equal, grads, case.values(0.01, 1)))
 
 
 def test_verdicts() -> None:
