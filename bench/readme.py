@@ -70,8 +70,8 @@ def cpu(found: Found) -> list[str]:
     on = found["machine"]
     names = " ".join(case["name"] for case in cases)
     return [
-        f"Milliseconds a step on {on['cores']} cores ({on['cpu']}, {on['vector']}, fp32), medians of rounds in which all take",
-        f'turns; the fastest in bold. `make bench CASES="{names}"` reproduces it ({_where(found)});',
+        f"Milliseconds a step on {on['cores']} cores ({on['cpu']}, {on['vector']}, fp32), medians of rounds in which",
+        f'all take turns; the fastest in bold. `make bench CASES="{names}"` reproduces it ({_where(found)});',
         "[step.md](bench/results/cpu/step.md) has quartiles, the floor, and who did not run and why.",
         "",
         *table(["ms a step", *(case["title"] for case in cases)], columns, labels),
