@@ -48,26 +48,26 @@ def _panel(panel: Any, case: dict[str, Any]) -> None:
     # Everybody's place is the same in all panels, from the top; matplotlib counts upwards.
     rows = [case["contestants"][name] for name in reversed(CONTESTANTS) if name in case["contestants"]]
     ours = [row["ms"]["median"] for row in rows if row["role"] == "ours"]
-    longest = max(row["ms"]["q3"] for row in rows)
+    longest = max(row["ms"]["median"] for row in rows)
     # Where one takes hundreds of times as long, the others would be a line.
     edge = min(longest, 12 * max(ours)) if ours else longest
     for place, row in enumerate(rows):
         ms, ceiling = row["ms"], row["role"] == "ceiling"
-        within = ms["q3"] <= edge
+        low, middle, high = (min(ms[name], edge) for name in ("q1", "median", "q3"))
         panel.barh(
             place,
-            ms["median"] if within else edge,
+            middle,
             height=0.7,
             color=COLOURS[row["role"]],
             edgecolor=QUIET if ceiling else "none",
             hatch="////" if ceiling else None,
             linewidth=0.8,
-            xerr=[[ms["median"] - ms["q1"]], [ms["q3"] - ms["median"]]] if within else None,
+            xerr=[[middle - low], [high - middle]],
             error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
         )
         panel.annotate(
             _caption(row),
-            (min(ms["q3"], edge), place),
+            (high, place),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def finish(figure: Any, title: str, found: dict[str, Any], footer: str, path: Pa
     on = found["machine"]
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
     machine = f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32."
-    figure.supxlabel(f"{machine}\n{footer}", x=0.01, ha="left", fontsize=7.5, color=QUIET)
+    wide = int(17 * figure.get_size_inches()[0])  # characters of the footer's size
+    figure.supxlabel("\n".join([machine, *textwrap.wrap(footer, wide)]), x=0.01, ha="left", fontsize=7.5, color=QUIET)
     figure.savefig(path, dpi=150)
     pyplot().close(figure)
