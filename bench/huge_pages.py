@@ -71,7 +71,7 @@ def huge_mib() -> float:
 
 
 def optimizer(elements: int, tensors: int, flatten: bool) -> tuple[Callable[[], object], float]:
-    """A step, after the first ones, and the seconds that the very first took, which lays out and touches the buffers."""
+    """A step, after the first ones, and the seconds of the very first, which lays out and touches the buffers."""
     from radam_fused import FusedRAdam
 
     params = [torch.nn.Parameter(torch.full((elements // tensors,), 0.02)) for _ in range(tensors)]
