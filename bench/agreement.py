@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +108,19 @@ def stepped(
     return param.detach()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Pieces are small: on a busy machine, threads would wait for each other after each operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
+@one_thread()
 def compare(
     contestants: list[Contestant], runners: dict[str, Runner], start: list[Tensor], grads: list[Tensor]
 ) -> Agreement:

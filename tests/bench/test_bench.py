@@ -132,6 +132,19 @@ def test_peers_come_in_heats_where_memory_is_short(monkeypatch):
         heats.divide(case, everybody)
 
 
+def test_a_case_in_heats_is_one_measurement(monkeypatch):
+    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.measure.divide", lambda *_: ([with_peers([name]) for name in QUICK], {}))
+    found = measure(CASES["tiny"], with_peers(QUICK), Plan(rounds=2, patience=0))
+    assert len(found.heats) == len(QUICK)
+    assert found.absent == {"apex": "serves cuda alone"}
+    assert len(found.seconds("fused")) == 2 * len(QUICK)
+    for name in QUICK:
+        if name not in found.absent:
+            assert len(found.ratios(name, "fused")) == len(found.seconds(name)) == 2
+    assert found.agreement.agrees is True
+
+
 @pytest.mark.parametrize("caches", STATES)
 def test_radams_agree_after_the_rounds(caches, monkeypatch):
     monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
