@@ -7,6 +7,10 @@ ifneq ($(filter gpu,$(MAKECMDGOALS)),)
 VENV    ?= $(shell $(PYTHON) -c 'import importlib.util as u; print("" if u.find_spec("torch") else ".venv")')
 STAGES  ?= build test sanitize bench
 endif
+# The peers bring dozens of packages along, so `make bench` has an environment of its own.
+ifneq ($(filter bench,$(MAKECMDGOALS)),)
+VENV    ?= .venv-bench
+endif
 VENV    ?= .venv
 BACKEND ?= auto
 PROCESSES ?= 2
@@ -15,16 +19,18 @@ ifeq ($(strip $(VENV)),)
 PY    := $(PYTHON)
 TOOLS :=
 BUILT := build/.always
+RIVALS :=
 else
 PY    := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
+RIVALS := $(VENV)/.peers
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help venv build demo pretrain test bench gpu cuda-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test bench readme gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -43,8 +49,11 @@ pretrain: build  ## pre-train the demo's GPT with FSDP2 (PROCESSES=2, PRETRAIN_A
 test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
 	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
 
-bench: build  ## the benchmarks, saved under bench/results (BENCH_ARGS)
-	$(PY) -m bench $(BENCH_ARGS)
+bench: build $(RIVALS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" PEERS="torch optimi" BENCH_ARGS)
+	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
+
+readme: $(TOOLS)  ## the README's numbers, rewritten from the files under bench/results
+	$(PY) -m bench.readme
 
 cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
 	$(PY) tests/cuda_code.py
@@ -65,13 +74,21 @@ format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
 
 clean:  ## everything that make made
-	rm -rf .venv .venv-cuda build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-cuda .venv-bench build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "PYTHON=$(PYTHON) is older than 3.10")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --requirement $<
+	@touch $@
+
+# One after the other where they do not install together: what does not is absent from the tables, with the reason.
+$(RIVALS): $(TOOLS) requirements/peers.txt
+	@$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/peers.txt || \
+	sed '/^#/d' requirements/peers.txt | while read -r peer; do \
+	  $(PY) -m pip install --quiet --constraint requirements/dev.txt "$$peer" || echo "$$peer: left out"; \
+	done
 	@touch $@
 
 $(BUILT): $(TOOLS) setup.py pyproject.toml $(shell find csrc -type f)

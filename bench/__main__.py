@@ -1,4 +1,4 @@
-"""``python -m bench``: one optimizer step beside its peers and the ceiling, as a table, JSON, Markdown and PNG."""
+"""``python -m bench``: one optimizer step beside its peers and the floor, as tables, JSON, Markdown and pictures."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from pathlib import Path
 
 import torch
 
-from bench import plot, report
+from bench import cases, peers, plot, report, results, training
 from bench.caches import STATES
-from bench.cases import CASES
 from bench.measure import Plan
-from bench.peers import CONTESTANTS
 from bench.run import Run
 
 RESULTS = Path(__file__).with_name("results")
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    shown = [name for name, case in CASES.items() if case.shown]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, epilog="The rest goes to pytest.")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=shown, metavar="NAME", help=", ".join(CASES))
     parser.add_argument(
-        "--contestants",
+        "--cases",
         nargs="+",
-        choices=list(CONTESTANTS),
-        default=list(CONTESTANTS),
+        default=["default"],
         metavar="NAME",
-        help=", ".join(CONTESTANTS),
+        help=f"default, {', '.join([*cases.SETS, 'training', *cases.CASES, *training.MODELS])}",
+    )
+    parser.add_argument(
+        "--peers", nargs="+", default=["all"], metavar="NAME", help=f"all, torch, none, {', '.join(peers.PEERS)}"
     )
     parser.add_argument("--rounds", type=int, help="a fixed number, in place of as many as the budget allows")
     parser.add_argument("--budget", type=float, default=Plan.budget, help="seconds of rounds a case (%(default)s)")
@@ -37,10 +35,19 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--threads", type=int, help="torch's threads (torch's choice)")
     parser.add_argument("--caches", choices=STATES, help="for all cases, instead of each one's own: see caches.py")
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu", help="folder of the results (bench/results/cpu)")
+    parser.add_argument("--out", type=Path, help="folder (bench/results/cpu; out/bench for chosen cases or peers)")
     options, rest = parser.parse_known_args(arguments)
+    if options.out is None:  # what is kept is whole
+        whole = (options.cases, options.peers) == (["default"], ["all"])
+        options.out = RESULTS / "cpu" if whole else Path("out") / "bench"
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
+    try:
+        options.models, names = training.chosen(options.cases)
+        options.cases = cases.chosen(names)
+        options.peers = peers.chosen(options.peers)
+    except ValueError as error:
+        parser.error(str(error))
     return options, rest
 
 
@@ -48,21 +55,19 @@ def main(arguments: list[str]) -> int:
     options, rest = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    run = Run(
-        cases=options.cases,
-        contestants=options.contestants,
-        plan=Plan(options.rounds, budget=options.budget, patience=options.patience, caches=options.caches),
-    )
+    plan = Plan(options.rounds, budget=options.budget, patience=options.patience, caches=options.caches)
+    run = Run(cases=options.cases, models=options.models, peers=options.peers, plan=plan)
     status = run.start(rest)
 
-    if run.measurements:
-        found = report.results(run)
+    if run.measurements or run.trained:
+        found = results.results(run)
         options.out.mkdir(parents=True, exist_ok=True)
-        report.write_json(found, options.out / "step.json")
-        plot.draw(found, options.out / "step.png")
-        (options.out / "step.md").write_text(report.markdown(found, plot="step.png"))
+        results.write(found, options.out / "step.json")
+        pictures = plot.draw(found, options.out)
+        (options.out / "step.md").write_text(report.markdown(found, pictures))
         report.show(found, run.console)
-        run.console.print(f"in {options.out}: step.json, step.md, step.png", style="dim", highlight=False)
+        files = ", ".join(["step.json", "step.md", *pictures])
+        run.console.print(f"in {options.out}: {files}", style="dim", highlight=False)
     for name, reason in run.skipped.items():
         run.console.print(f"{name} was not measured: {reason}")
     for failure in run.failures:

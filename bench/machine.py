@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,7 +69,23 @@ def machine() -> dict[str, object]:
     }
 
 
-def versions() -> dict[str, str | None]:
+PEERS = (
+    "apex",
+    "bitsandbytes",
+    "deepspeed",
+    "flashoptim",
+    "pytorch_optimizer",
+    "schedulefree",
+    "torch-optimi",
+    "torchao",
+    "transformer_engine",
+    "triton",
+)
+
+
+def versions() -> dict[str, Any]:
+    """Of what takes part in a benchmark; None for what is not installed."""
+
     def of(package: str) -> str | None:
         try:
             return importlib.metadata.version(package)
@@ -81,6 +98,7 @@ def versions() -> dict[str, str | None]:
         "radam_fused": of("radam_fused"),
         "pytest-benchmark": of("pytest-benchmark"),
         "compiler": compiler_version(),
+        "peers": {name: of(name) for name in PEERS},
     }
 
 

@@ -1,92 +1,86 @@
-"""The results as a picture: one panel a case, one bar a contestant."""
+"""The results as pictures: bars against the peers, the share of the floor, growth."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from bench.peers import CONTESTANTS
+from bench import growth, roofline
+from bench.contestants import CONTESTANTS
 from bench.report import plain
+from bench.style import COLOURS, INK, QUIET, clean, finish, pyplot
 
-# Everybody's colour by role; the ceiling is not a contestant to be beaten, and is hatched.
-COLOURS = {"ours": "#d1495b", "peer": "#8d99ae", "ceiling": "#ffffff"}
-INK = "#22262e"
-QUIET = "#6c757d"
+COLUMNS = 2
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
-    """Writes bars of milliseconds a step, with quartiles, as PNG; nothing where nobody took part."""
-    import matplotlib  # here, because it takes a second to import
+def draw(found: dict[str, Any], folder: Path) -> list[str]:
+    """Writes the pictures that there is something for, and returns their names."""
+    pictures = {"step.png": bars, "roofline.png": roofline.draw, "growth.png": growth.draw}
+    return [name for name, picture in pictures.items() if picture(found, folder / name)]
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    cases = [case for case in found["cases"] if case["contestants"]]
+def bars(found: dict[str, Any], path: Path) -> bool:
+    """Milliseconds a step with quartiles, a panel a case; False where nobody took part."""
+    cases = [case for case in found["cases"] if case["contestants"] and not case["series"]]
     if not cases:
-        return
-    bars = [len(case["contestants"]) for case in cases]
-    figure, panels = plt.subplots(
-        len(cases),
-        1,
-        figsize=(8.5, 1.2 + sum(0.3 * count + 0.7 for count in bars)),
-        height_ratios=bars,
-        squeeze=False,
-        layout="constrained",
-    )
-    figure.suptitle("One optimizer step, milliseconds", x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-    for panel, case in zip(panels[:, 0], cases, strict=True):
+        return False
+    columns = min(COLUMNS, len(cases))
+    lines = -(-len(cases) // columns)
+    tallest = max(len(case["contestants"]) for case in cases)
+    size = (7.2 * columns, 1.0 + lines * (0.24 * tallest + 0.6))
+    figure, panels = pyplot().subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for panel, case in zip(panels.flat, cases, strict=False):
         _panel(panel, case)
-    on = found["machine"]
-    figure.supxlabel(
-        f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32.\n"
-        "Bars: medians over rounds in which the contestants take turns; "
-        "whiskers: quartiles; ×: how many times as long as the faster FusedRAdam.",
-        x=0.01,
-        ha="left",
-        fontsize=7.5,
-        color=QUIET,
+    for panel in panels.flat[len(cases) :]:
+        panel.set_visible(False)
+    finish(
+        figure,
+        "One optimizer step, milliseconds",
+        found,
+        "Bars: medians over rounds in which the contestants take turns; whiskers: quartiles; ×: how many times as long "
+        "as the faster FusedRAdam. Bars cut off at the right are longer.",
+        path,
     )
-    figure.get_layout_engine().set(hspace=0.06)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    return True
 
 
 def _panel(panel: Any, case: dict[str, Any]) -> None:
     # Everybody's place is the same in all panels, from the top; matplotlib counts upwards.
     rows = [case["contestants"][name] for name in reversed(CONTESTANTS) if name in case["contestants"]]
-    widest = max(row["ms"]["q3"] for row in rows)
+    ours = [row["ms"]["median"] for row in rows if row["role"] == "ours"]
+    longest = max(row["ms"]["median"] for row in rows)
+    # Where one takes hundreds of times as long, the others would be a line.
+    edge = min(longest, 12 * max(ours)) if ours else longest
     for place, row in enumerate(rows):
         ms, ceiling = row["ms"], row["role"] == "ceiling"
+        low, middle, high = (min(ms[name], edge) for name in ("q1", "median", "q3"))
         panel.barh(
             place,
-            ms["median"],
+            middle,
             height=0.7,
             color=COLOURS[row["role"]],
             edgecolor=QUIET if ceiling else "none",
             hatch="////" if ceiling else None,
             linewidth=0.8,
-            xerr=[[ms["median"] - ms["q1"]], [ms["q3"] - ms["median"]]],
+            xerr=[[middle - low], [high - middle]],
             error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
         )
         panel.annotate(
             _caption(row),
-            (ms["q3"], place),
-            xytext=(6, 0),
+            (high, place),
+            xytext=(5, 0),
             textcoords="offset points",
             va="center",
-            fontsize=8.5,
+            fontsize=7.5,
             color=INK,
         )
-    panel.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=9, color=INK)
+    panel.set_xlim(0, 1.3 * edge)
+    panel.set_title(case["title"], loc="left", fontsize=10, color=INK)
+    clean(panel, "left")
+    panel.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8, color=INK)
+    panel.tick_params(axis="y", length=0)
     for label, row in zip(panel.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row["role"] == "ours" else "normal")
-    panel.set_xlim(0, 1.25 * widest)
-    panel.set_title(case["title"], loc="left", fontsize=10, color=INK)
-    panel.tick_params(axis="x", labelsize=8, colors=QUIET)
-    panel.tick_params(axis="y", length=0)
-    for side in ("top", "right", "left"):
-        panel.spines[side].set_visible(False)
-    panel.spines["bottom"].set_color(QUIET)
 
 
 def _caption(row: dict[str, Any]) -> str:
@@ -94,6 +88,6 @@ def _caption(row: dict[str, Any]) -> str:
     text = f"{plain(row['ms']['median'])} ms"
     if row["role"] == "peer" and row["times_ours"]:
         return f"{text}  ·  {plain(max(ratio['median'] for ratio in row['times_ours'].values()))} ×"
-    if row["role"] == "ours" and "share_of_ceiling" in row:
-        return f"{text}  ·  {100 * row['share_of_ceiling']['median']:.0f} % of the ceiling"
+    if row["role"] == "ours" and "share_of_floor" in row:
+        return f"{text}  ·  floor {100 * row['share_of_floor']['median']:.0f} %"
     return text

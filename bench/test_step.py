@@ -1,41 +1,25 @@
-"""The pytest-benchmark suite: one row a case and contestant.
+"""The pytest-benchmark suite of one optimizer step: one row a case and contestant.
 
 pytest-benchmark would run one contestant after another, and what is wanted are rounds in which they take turns
 (`bench.measure`). So a fixture measures a case whole, and each test plays its contestant's times back to
-pytest-benchmark through a clock, `Tape`: statistics, groups and files (``--benchmark-json``, ``--benchmark-compare``)
-are pytest-benchmark's, as of any other suite.
+pytest-benchmark through a clock (`bench.tape`): statistics, groups and files (``--benchmark-json``,
+``--benchmark-compare``) are pytest-benchmark's, as of any other suite.
 
 ``python -m bench`` runs this file with the options of its command line; ``python -m pytest bench`` with the defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from bench.cases import CASES
-from bench.measure import Measurement, NotEnoughMemory, measure
-from bench.peers import CONTESTANTS
+from bench.contestants import ALWAYS, with_peers
+from bench.heats import NotEnoughMemory
+from bench.measure import Measurement, measure
 from bench.run import Run
-
-
-class Tape:
-    """A timer that plays durations back: read before and after each round, it advances by what the round had taken."""
-
-    __name__ = "interleaved_rounds"
-
-    def __init__(self) -> None:
-        self._readings: Iterator[float] = iter(())
-
-    def load(self, durations: list[float]) -> None:
-        self._readings = (reading for duration in durations for reading in (0.0, duration))
-
-    def __call__(self) -> float:
-        return next(self._readings)
-
-
-TAPE = Tape()
+from bench.tape import TAPE, play
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -43,20 +27,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", run.cases, scope="module")
     if "contestant" in metafunc.fixturenames:
-        metafunc.parametrize("contestant", run.contestants)
+        metafunc.parametrize("contestant", [*ALWAYS, *run.peers])
 
 
 @pytest.fixture(scope="module")
-def run(pytestconfig: pytest.Config) -> Run:
-    return Run.of(pytestconfig)
-
-
-@pytest.fixture(scope="module")
-def measured(case: str, run: Run) -> Measurement:
-    contestants = [CONTESTANTS[name] for name in run.contestants]
+def measured(case: str, pytestconfig: pytest.Config) -> Measurement:
+    run = Run.of(pytestconfig)
     try:
         with run.progress(CASES[case].title) as progress:
-            result = measure(CASES[case], contestants, run.plan, progress)
+            result = measure(CASES[case], with_peers(run.peers), run.plan, progress)
     except NotEnoughMemory as reason:
         run.skipped[case] = str(reason)
         pytest.skip(str(reason))
@@ -65,16 +44,12 @@ def measured(case: str, run: Run) -> Measurement:
 
 
 @pytest.mark.benchmark(timer=TAPE)
-def test_step(benchmark, measured: Measurement, case: str, contestant: str) -> None:
+def test_step(benchmark: Any, measured: Measurement, case: str, contestant: str) -> None:
     if contestant in measured.absent:
         pytest.skip(measured.absent[contestant])
     benchmark.group = measured.case.title
-    durations = measured.seconds[contestant]
-    TAPE.load(durations)
-    benchmark.pedantic(lambda: None, rounds=len(durations))
+    play(benchmark, measured.seconds(contestant))
 
 
-def test_parameters_agree_with_torch(measured: Measurement, case: str) -> None:
-    if measured.agreement.agrees is None:
-        pytest.skip("no torch.optim.RAdam among the contestants")
+def test_parameters_are_right(measured: Measurement, case: str) -> None:
     assert measured.agreement.agrees, measured.agreement

@@ -70,6 +70,7 @@ def one_minus_exp(y: float) -> float:
     return e
 
 
+@functools.lru_cache(maxsize=1024)  # as rectification's
 def bias_correction(t: float, beta: float) -> float:
     """``1 - beta**t`` without cancellation (Adam, Kingma & Ba, section 3)."""
     return one_minus_exp(t * decay_rate(beta))

@@ -3,22 +3,28 @@
 The contestant's parameters and moments, as the timed steps left them, are copied into one flat array each; reference
 takes one step from there (it computes every element by itself, so the layout does not matter), the contestant another.
 For FusedRAdam the bits must be equal. A contestant that moves nothing passes nothing.
+
+Of more than `MOST` elements, whole tensors from both ends are compared: the copies of the largest cases would not fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.gpu.contestants import HYPERPARAMETERS, Runner
+from bench.gpu.contestants import Runner
+from bench.peers import HYPERPARAMETERS
 from radam_fused import FusedRAdam
 
 TOLERANCE = 1e-5
 """For peers in fp32: the largest difference relative to the largest parameter, which a step moves by 1e-3 and more."""
+
+MOST = 2**31
+"""Elements; Llama-3.2-1B is compared whole."""
 
 
 @dataclass
@@ -49,21 +55,34 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.view(integer), b.view(integer))
 
 
-def _moments(runner: Runner, name: str) -> Tensor:
-    return _flat(runner.optimizer.state[p][name] for p in runner.params)
+def compared(params: Sequence[Tensor], most: int = MOST) -> list[Tensor]:
+    """All parameters, or those that come first from either end, in turns, as long as they have `most` elements."""
+    left, right = 0, len(params)
+    room = most
+    while left < right:
+        from_left = left + right <= len(params)
+        room -= params[left if from_left else right - 1].numel()
+        if room < 0:
+            break
+        left, right = (left + 1, right) if from_left else (left, right - 1)
+    return [*params[:left], *params[right:]]
+
+
+def _moments(runner: Runner, params: Iterable[Tensor], name: str) -> Tensor:
+    return _flat(runner.optimizer.state[p][name] for p in params)
 
 
 @torch.no_grad()
-def _expected(runner: Runner) -> tuple[int, Tensor, dict[str, Tensor]]:
+def _expected(runner: Runner, params: Sequence[Tensor]) -> tuple[int, Tensor, dict[str, Tensor]]:
     """Which step comes next, the parameters before it, and what reference makes of parameters and moments."""
-    before = _flat(runner.params)
+    before = _flat(params)
     param = torch.nn.Parameter(before.clone())
-    grads = [p.grad for p in runner.params if p.grad is not None]
+    grads = [p.grad for p in params if p.grad is not None]
     param.grad = _flat(grads)
-    taken = int(runner.optimizer.state[runner.params[0]]["step"])
+    taken = int(runner.optimizer.state[params[0]]["step"])
     state: dict[str, Any] = {"step": torch.tensor(float(taken))}
     for name in ("exp_avg", "exp_avg_sq"):
-        state[name] = _moments(runner, name)
+        state[name] = _moments(runner, params, name)
     reference = FusedRAdam([param], backend="reference", **HYPERPARAMETERS)
     reference.load_state_dict({"state": {0: state}, "param_groups": reference.state_dict()["param_groups"]})
     del state, grads
@@ -75,9 +94,10 @@ def _expected(runner: Runner) -> tuple[int, Tensor, dict[str, Tensor]]:
 @torch.no_grad()
 def against_reference(runner: Runner) -> Check:
     """Takes one more step of the contestant and of reference."""
-    step, before, expected = _expected(runner)
+    params = compared(runner.params)
+    step, before, expected = _expected(runner, params)
     runner.step()
-    after = _flat(runner.params)
+    after = _flat(params)
     moved = float((after != before).sum(dtype=torch.int64)) / max(after.numel(), 1)
     del before
     same = _equal(after, expected["param"])
@@ -85,5 +105,5 @@ def against_reference(runner: Runner) -> Check:
     difference = float((after - expected.pop("param")).abs().max()) / largest
     del after
     for name in ("exp_avg", "exp_avg_sq"):
-        same = same and _equal(_moments(runner, name), expected.pop(name))
+        same = same and _equal(_moments(runner, params, name), expected.pop(name))
     return Check(step, moved, same, difference)

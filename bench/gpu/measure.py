@@ -27,7 +27,8 @@ from bench.cases import Case
 from bench.gpu import check, clock, traces
 from bench.gpu.cases import DTYPES, pass_bytes, values
 from bench.gpu.clock import Clock
-from bench.gpu.contestants import Contestant, Runner, TimeUp, time_limit
+from bench.gpu.contestants import Contestant, Runner
+from bench.limits import TimeUp, time_limit
 from bench.peers import Absent
 
 WARMUP = 8
@@ -139,7 +140,7 @@ def measure(contestant: Contestant, case: Case, dtype_name: str, on: Clock, plan
         "kind": contestant.kind,
         "case": case.name,
         "dtype": dtype_name,
-        "bytes": pass_bytes(case, dtype, contestant.moment_dtype(dtype)),
+        "bytes": contestant.pass_bytes(case, dtype),
         "gpu_ms": quartiles(busy, 1e3),
         "gpu_ms_from": "events" if busy else None,
         "host_us": quartiles(host, 1e6),

@@ -26,6 +26,8 @@ from bench.gpu.cases import CASES, DTYPES, SHOWN
 from bench.gpu.clock import Clock
 from bench.gpu.contestants import CONTESTANTS, Contestant
 
+BY_NAME = ("radam-single", "adam-fused", "optimi")
+"""Peers that take part when they are named: each has a faster sibling, and time is short."""
 LATER = 0.3
 """The part of the time that is kept for counting launches and for contestants that compile."""
 PLOTTING = 15.0
@@ -116,6 +118,8 @@ class Suite:
         for dtype, case in product(self.dtypes, map(CASES.__getitem__, self.cases)):
             if not contestants:
                 return
+            if dtype not in case.dtypes:
+                continue
             found["copies"].append(measure.yardstick(case, dtype, on, plan))
             rows = [timing.attempt(timed, contestant, case, dtype) for contestant in contestants]
             found["rows"] += [row for row in rows if row is not None]
@@ -170,7 +174,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=SHOWN, metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     names = list(CONTESTANTS)
-    parser.add_argument("--contestants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    shown = [name for name in names if name not in BY_NAME]
+    parser.add_argument("--contestants", nargs="+", choices=names, default=shown, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seconds", type=float, default=220.0, help="for everything (%(default)s)")
     parser.add_argument("--seconds-a-time", type=float, default=measure.Plan.seconds, help="%(default)s")
     return parser.parse_args(arguments)

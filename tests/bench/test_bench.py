@@ -1,5 +1,6 @@
 """The benchmarks' machinery on small cases: what they measure is right, whatever the times are."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,12 +15,17 @@ pytest.importorskip("pytest_benchmark")
 
 import torch
 
-from bench import ceiling, machine, report
+from bench import cases, ceiling, heats, machine, peers, results
 from bench.__main__ import main
 from bench.caches import STATES
 from bench.cases import CASES
-from bench.measure import WARMUP, Agreement, Measurement, Plan, measure
-from bench.peers import CONTESTANTS
+from bench.contestants import ALWAYS, CONTESTANTS, FIRST_STEPS, with_peers
+from bench.measure import WARMUP, Measurement, Plan, measure
+from bench.peers import PEERS
+from bench.training import SHOWN, chosen
+
+QUICK = ["radam-foreach", "adamw-fused", "optimi", "apex"]
+"""Peers that compile nothing, and one that serves no CPU."""
 
 
 def test_gpt2_has_the_published_shapes():
@@ -81,10 +87,11 @@ def test_rounds_fit_the_budget_within_bounds():
 
 def test_rounds_end_when_they_take_longer_than_planned():
     calls = []
-    plan = Plan(budget=0.05, least=2, most=10**6, patience=0, caches="warm")
+    plan = Plan(budget=0.05, least=2, most=10**6, patience=0, caches="used")
     found = measure(CASES["tiny"], [CONTESTANTS["radam-single"]], plan, lambda *now: calls.append(now))
-    assert len(found.seconds["radam-single"]) >= 2
-    assert calls[-1][0] == calls[-1][1]
+    assert len(found.seconds("radam-single")) >= 2
+    steps = [(done, total) for doing, done, total in calls if doing == "rounds"]
+    assert steps[-1][0] == steps[-1][1]
 
 
 def test_waiting_for_quiet_ends():
@@ -93,82 +100,144 @@ def test_waiting_for_quiet_ends():
     assert machine.wait_for_quiet(60.0, calm=2.0) < 1.0
 
 
-def test_ratios_are_taken_within_rounds():
-    found = Measurement(CASES["tiny"], "cold", {"a": [2.0, 30.0], "b": [1.0, 10.0]}, {}, Agreement(None, 0), None)
+def test_ratios_are_taken_within_rounds_and_heats():
+    heats = [{"a": [2.0, 30.0], "b": [1.0, 10.0]}, {"b": [7.0], "c": [14.0]}]
+    found = Measurement(CASES["tiny"], "cold", heats)
     assert found.ratios("a", "b") == [2.0, 3.0]
+    assert found.ratios("c", "b") == [2.0]
+    assert found.ratios("c", "a") == []
+    assert found.seconds("b") == [1.0, 10.0, 7.0]
+    assert found.contestants == ["a", "b", "c"]
 
 
-def test_agreement_notices_parameters_that_differ_and_that_stand_still():
-    assert Agreement("radam-single", 9, moved=1e-2, differences={"fused": 1e-8}).agrees is True
-    assert Agreement("radam-single", 9, moved=1e-2, differences={"fused": 1e-5}).agrees is False
-    assert Agreement("radam-single", 9, moved=1e-7, differences={"fused": 0.0}).agrees is False
-    assert Agreement(None, 9).agrees is None
+def test_peers_come_in_heats_where_memory_is_short(monkeypatch):
+    case, everybody = CASES["16M"], with_peers(list(PEERS))
+    free = heats.bytes_needed(case, everybody) / 2**30 / 2
+    monkeypatch.setattr(heats, "available_gib", lambda: free)
+    divided, left_out = heats.divide(case, everybody)
+    assert not left_out
+    assert len(divided) > 1
+    for heat in divided:
+        assert [c.name for c in heat if c.role != "peer"] == ALWAYS
+        assert heats.bytes_needed(case, heat) <= free * 2**30
+    assert [c.name for heat in divided for c in heat if c.role == "peer"] == list(PEERS)
+
+    constant = heats.bytes_needed(case, with_peers([])) / 2**30
+    monkeypatch.setattr(heats, "available_gib", lambda: (constant + 0.001) / (1 - heats.SPARE))
+    divided, left_out = heats.divide(case, everybody)
+    assert [c.name for c in divided[0]] == ALWAYS
+    assert left_out.keys() == PEERS.keys()
+    monkeypatch.setattr(heats, "available_gib", lambda: 0.1)
+    with pytest.raises(heats.NotEnoughMemory, match="needs about"):
+        heats.divide(case, everybody)
+
+
+def test_a_case_in_heats_is_one_measurement(monkeypatch):
+    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.measure.divide", lambda *_: ([with_peers([name]) for name in QUICK], {}))
+    found = measure(CASES["tiny"], with_peers(QUICK), Plan(rounds=2, patience=0))
+    assert len(found.heats) == len(QUICK)
+    assert found.absent == {"apex": "serves cuda alone"}
+    assert len(found.seconds("fused")) == 2 * len(QUICK)
+    for name in QUICK:
+        if name not in found.absent:
+            assert len(found.ratios(name, "fused")) == len(found.seconds(name)) == 2
+    assert found.agreement.agrees is True
 
 
 @pytest.mark.parametrize("caches", STATES)
 def test_radams_agree_after_the_rounds(caches, monkeypatch):
     monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
-    radams = [contestant for contestant in CONTESTANTS.values() if contestant.radam]
+    radams = with_peers(["radam-foreach", "radam-single", "optimi"])
     calls = []
     plan = Plan(rounds=3, patience=0, caches=caches)
-    found = measure(CASES["tiny"], radams, plan, lambda done, total: calls.append((done, total)))
-    assert found.agreement.agrees
-    assert found.agreement.steps == (WARMUP + 3) * (2 if caches == "used" else 1)
-    assert all(len(seconds) == 3 and min(seconds) > 0 for seconds in found.seconds.values())
-    total = (WARMUP + 3) * len(found.seconds)
-    assert calls[-1] == (total, total)
-    assert set(found.seconds) | set(found.absent) == {contestant.name for contestant in radams}
+    found = measure(CASES["tiny"], radams, plan, lambda *now: calls.append(now))
+    agreement = found.agreement
+    assert agreement.agrees
+    steps = FIRST_STEPS + (WARMUP + 3) * (2 if caches == "used" else 1)
+    assert agreement.steps == {c.name: steps for c in radams if c.name in found.contestants and c.role != "ceiling"}
+    assert agreement.bits == {"fused": True, "fused-flat": True}
+    assert all(len(heat[name]) == 3 and min(heat[name]) > 0 for heat in found.heats for name in heat)
+    total = (WARMUP + 3) * len(found.contestants)
+    assert [now for now in calls if now[0] == "rounds"][-1] == ("rounds", total, total)
+    assert {*found.contestants, *found.absent} == {contestant.name for contestant in radams}
 
 
 def test_a_wrong_update_does_not_agree(monkeypatch):
     monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
-    adamw = CONTESTANTS["adamw-fused"]
-    impostor = type(adamw)(adamw.name, adamw.label, adamw.role, adamw.build, adamw.arrays, radam=True)
+    impostor = dataclasses.replace(CONTESTANTS["adamw-fused"], radam=True)
     found = measure(CASES["tiny"], [impostor, CONTESTANTS["radam-single"]], Plan(rounds=1, patience=0))
     assert found.agreement.agrees is False
+
+
+def test_names_stand_for_cases_models_and_peers():
+    assert cases.chosen(["small", "16M"]) == ["16M", "small"]
+    assert set(cases.chosen(["growth"])) == {name for name, case in CASES.items() if case.series}
+    assert "llama" not in cases.chosen(["default"])
+    assert chosen(["default", "train-tiny"]) == ([*SHOWN, "train-tiny"], ["default"])
+    assert chosen(["16M"]) == ([], ["16M"])
+    assert peers.chosen(["torch"]) == [name for name in PEERS if "radam-" in name or name.endswith("-fused")]
+    assert peers.chosen(["none"]) == []
+    with pytest.raises(ValueError, match="no case 'oh'"):
+        cases.chosen(["oh"])
+    with pytest.raises(ValueError, match="no peer 'oh'"):
+        peers.chosen(["oh"])
 
 
 def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stands still under xdist
     own = tmp_path / "pytest-benchmark.json"
-    command = ["--cases", "tiny", "--rounds", "3", "--patience", "0", "--out", str(tmp_path), f"--benchmark-json={own}"]
+    options = ["--rounds", "3", "--patience", "0", "--out", str(tmp_path), f"--benchmark-json={own}"]
+    command = ["--cases", "tiny", "elements-6400", "elements-64000", "train-tiny", "--peers", *QUICK, *options]
     assert main(command) == 0, capsys.readouterr().out
 
     found = json.loads((tmp_path / "step.json").read_text())
-    assert found["schema"] == report.SCHEMA
+    assert found["schema"] == results.SCHEMA
     assert found["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"] == torch.__version__
     assert {"cpu", "cores", "caches"} <= found["machine"].keys()
     assert {"hash", "modified"} == found["commit"].keys()
-    [case] = found["cases"]
-    assert (case["tensors"], case["elements"], case["rounds"]) == (3, 1346, 3)
-    assert case["agreement"]["agrees"] is True
-    assert case["contestants"].keys() | case["absent"].keys() == CONTESTANTS.keys()
+    *_, case = found["cases"]
+    assert [c["name"] for c in found["cases"]] == ["elements-6400", "elements-64000", "tiny"]
+    assert (case["tensors"], case["elements"], case["heats"], case["agrees"]) == (3, 1346, 1, True)
+    assert case["contestants"].keys() | case["absent"].keys() == {*ALWAYS, *QUICK}
+    assert case["absent"]["apex"] == "serves cuda alone"
     for name, row in case["contestants"].items():
         ms = row["ms"]
         assert 0 < ms["min"] <= ms["q1"] <= ms["median"] <= ms["q3"] <= ms["max"]
-        assert len(row["all_ms"]) == 3
+        assert len(row["all_ms"]) == row["rounds"] == 3
         assert math.isclose(row["gb_per_s"], 28 * 1346 / ms["median"] / 1e6, rel_tol=1e-3)
-        assert row["times_ours"].keys() == {ours for ours in report.OURS if ours in case["contestants"]}
+        assert row["times_ours"].keys() == {ours for ours in results.OURS if ours in case["contestants"]}
         if name == "ceiling":
-            assert row["share_of_ceiling"]["median"] == 1.0
+            assert row["share_of_floor"]["median"] == 1.0
 
     # pytest-benchmark saw the same times.
     rows = json.loads(own.read_text())["benchmarks"]
-    theirs = {row["params"]["contestant"]: row["stats"]["median"] for row in rows}
+    theirs = {
+        row["params"]["contestant"]: row["stats"]["median"] for row in rows if row["params"].get("case") == "tiny"
+    }
     assert theirs.keys() == case["contestants"].keys()
     for name, median in theirs.items():
         assert math.isclose(1e3 * median, case["contestants"][name]["ms"]["median"], rel_tol=1e-3)
 
-    assert "| torch RAdam, foreach |" in (tmp_path / "step.md").read_text()
-    assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+    [trained] = found["training"]
+    assert trained["agrees"] is True
+    for row in trained["optimizers"].values():
+        assert 0 < row["optimizer_share"]["min"] <= row["optimizer_share"]["max"] < 1
+        assert len(row["losses"]) == FIRST_STEPS + 3
+
+    text = (tmp_path / "step.md").read_text()
+    assert "| torch RAdam, foreach |" in text
+    for name in ("step.png", "roofline.png", "growth.png"):
+        assert f"({name})" in text
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "FusedRAdam" in capsys.readouterr().out
 
 
 def test_a_case_too_large_for_the_machine_is_reported(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.measure.available_gib", lambda: 0.1)
-    assert main(["--cases", "tiny", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr("bench.heats.available_gib", lambda: 0.1)
+    assert main(["--cases", "tiny", "--peers", "none", "--rounds", "1", "--out", str(tmp_path)]) == 0
     assert "needs about" in capsys.readouterr().out
 
 

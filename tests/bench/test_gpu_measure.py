@@ -9,9 +9,11 @@ import time
 import pytest
 import torch
 
+from bench import peers
 from bench.gpu import check, contestants, exercise, installed, machine, measure, step, traces, tune, tune_cuda
 from bench.gpu.cases import CASES, DTYPES, pass_bytes, values
 from bench.gpu.clock import HostClock
+from bench.limits import TimeUp, time_limit
 from bench.peers import Absent
 
 TINY = CASES["tiny"]
@@ -24,7 +26,7 @@ HERE = {
         contestants.fused("reference", False),
         contestants.CONTESTANTS["radam-foreach"],
         contestants.CONTESTANTS["adamw-fused"],
-        contestants.CONTESTANTS["optimi"],
+        contestants.CONTESTANTS["apex"],
     )
 }
 
@@ -47,6 +49,8 @@ def test_bytes_of_a_pass():
     assert pass_bytes(TINY, torch.float32, torch.float32) == 28 * TINY.elements
     assert pass_bytes(TINY, torch.bfloat16, torch.float32) == 22 * TINY.elements
     assert pass_bytes(TINY, torch.bfloat16, torch.bfloat16) == 14 * TINY.elements
+    of = {name: c.pass_bytes(TINY, torch.bfloat16) / TINY.elements for name, c in contestants.CONTESTANTS.items()}
+    assert (of["cuda"], of["apex"], of["adamw-fused"], of["bitsandbytes"]) == (22, 22, 14, 10)
 
 
 def test_values_repeat():
@@ -109,6 +113,13 @@ def test_torch_radam_agrees_within_tolerance_and_not_in_bits():
     assert 0 < found.difference < check.TOLERANCE
 
 
+def test_too_many_elements_are_compared_from_both_ends():
+    params = [torch.zeros(n) for n in (3, 4, 100, 2, 1)]
+    assert check.compared(params, 110) == params
+    assert [p.numel() for p in check.compared(params, 50)] == [3, 4, 2, 1]
+    assert [p.numel() for p in check.compared(params, 5)] == [3, 1]
+
+
 def test_a_step_that_moves_nothing_is_noticed():
     runner = measure.start(HERE["cpu"], TINY, torch.float32, HostClock())
     runner.step = lambda: None
@@ -119,16 +130,16 @@ def test_a_step_that_moves_nothing_is_noticed():
 
 def test_peers_that_are_not_installed_are_absent():
     with pytest.raises(Absent, match="ModuleNotFoundError"):
-        contestants._elsewhere("no_such_package", "FusedAdam")([])
+        peers._elsewhere("no_such_package", "FusedAdam")([])
 
 
 def test_time_limits_ring():
-    with pytest.raises(contestants.TimeUp, match="longer than"), contestants.time_limit(0.05):
+    with pytest.raises(TimeUp, match="longer than"), time_limit(0.05):
         time.sleep(5)
-    with contestants.time_limit(0.05):
+    with time_limit(0.05):
         pass
     time.sleep(0.1)  # no alarm is left behind
-    with contestants.time_limit(None):
+    with time_limit(None):
         pass
 
 
@@ -176,9 +187,9 @@ def test_whole_run(tmp_path, monkeypatch, capsys):
     assert step.main(arguments, on=HostClock()) == 0, capsys.readouterr().out
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert {(row["contestant"], row["dtype"]) for row in found["rows"]} == {
-        (name, dtype) for name in HERE if name not in ("reference", "optimi") for dtype in DTYPES
+        (name, dtype) for name in HERE if name not in ("reference", "apex") for dtype in DTYPES
     }
-    assert {entry["contestant"] for entry in found["missing"]} == {"reference", "optimi"}
+    assert {entry["contestant"] for entry in found["missing"]} == {"reference", "apex"}
     assert found["uncounted"] == []
     assert len(found["copies"]) == 4  # before and after, in two dtypes
     for row in found["rows"]:

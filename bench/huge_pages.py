@@ -1,0 +1,135 @@
+"""``python -m bench.huge_pages``: whether huge pages for FusedRAdam's own buffers would pay; an experiment.
+
+The package leaves its buffers to torch's allocator. Here half of the optimizers get theirs by madvise(MADV_HUGEPAGE),
+before the first touch; all take turns, and ratios are those of a round, as in `bench.measure`. Linux only, and only
+where the system's transparent huge pages are set to "madvise": under "always" everybody has them, under "never" nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import mmap
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.caches import before_step
+from bench.contestants import FIRST_STEPS
+from bench.peers import HYPERPARAMETERS
+from bench.results import quartiles
+
+LEAST = 4 * 2**20
+"""Bytes of a buffer that is worth advising: two huge pages."""
+FORMS = {"tensors": False, "flatten": True}
+
+
+def advise(tensor: Tensor) -> None:
+    """Asks for huge pages for what the tensor's memory has of whole pages.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    size = tensor.numel() * tensor.element_size()
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end <= begin:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE) != 0:
+        raise OSError(ctypes.get_errno(), "madvise")
+
+
+@contextmanager
+def advised_zeros() -> Iterator[None]:
+    """In here, torch.zeros asks for huge pages for large CPU tensors, before anything touches them."""
+    plain = torch.zeros
+
+    def zeros(*size: Any, **options: Any) -> Tensor:
+        made = torch.empty(*size, **options)
+        if made.device.type == "cpu" and made.numel() * made.element_size() >= LEAST:
+            advise(made)
+        return made.zero_()
+
+    torch.zeros = zeros
+    try:
+        yield
+    finally:
+        torch.zeros = plain
+
+
+def huge_mib() -> float:
+    """MiB of this process in huge pages."""
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("AnonHugePages:"))
+
+
+def optimizer(elements: int, tensors: int, flatten: bool) -> tuple[Callable[[], object], float]:
+    """A step, after the first ones, and the seconds of the very first, which lays out and touches the buffers."""
+    from radam_fused import FusedRAdam
+
+    params = [torch.nn.Parameter(torch.full((elements // tensors,), 0.02)) for _ in range(tensors)]
+    for param in params:
+        param.grad = torch.full_like(param, 0.01)
+    began = time.perf_counter()
+    made = FusedRAdam(params, backend="cpu", flatten=flatten, **HYPERPARAMETERS)
+    made.step()
+    first = time.perf_counter() - began
+    for _ in range(FIRST_STEPS - 1):
+        made.step()
+    return made.step, first
+
+
+def compare(elements: int, tensors: int, rounds: int) -> tuple[float, dict[str, dict[str, Any]]]:
+    """MiB in huge pages, and by form: milliseconds without and with them, the ratio of a round, the first step's."""
+    before = huge_mib()
+    steps: dict[tuple[str, bool], Callable[[], object]] = {}
+    first: dict[tuple[str, bool], float] = {}
+    for form, flatten in FORMS.items():
+        steps[form, False], first[form, False] = optimizer(elements, tensors, flatten)
+        with advised_zeros():
+            steps[form, True], first[form, True] = optimizer(elements, tensors, flatten)
+    seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
+    prepare, order = before_step("cold"), list(steps)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for key in order:
+            prepare(steps[key])
+            began = time.perf_counter()
+            steps[key]()
+            seconds[key].append(time.perf_counter() - began)
+    return huge_mib() - before, {
+        form: {
+            "ms": [quartiles([1e3 * value for value in seconds[form, huge]]) for huge in (False, True)],
+            "ratio": quartiles([b / a for a, b in zip(seconds[form, False], seconds[form, True], strict=True)]),
+            "first_ms": [1e3 * first[form, huge] for huge in (False, True)],
+        }
+        for form in FORMS
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.huge_pages", description=__doc__)
+    parser.add_argument("--elements", type=int, default=2**24)
+    parser.add_argument("--tensors", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args(arguments)
+    mib, found = compare(options.elements, options.tensors, options.rounds)
+    print(f"{options.tensors} x {options.elements // options.tensors} elements, {mib:.0f} MiB in huge pages")
+    for form, row in found.items():
+        (plain, huge), ratio = row["ms"], row["ratio"]
+        print(
+            f"{form}: {plain['median']} ms, huge pages {huge['median']} ms, {ratio['median']} times as long "
+            f"({ratio['q1']} to {ratio['q3']}); first step {row['first_ms'][0]:.0f} and {row['first_ms'][1]:.0f} ms"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

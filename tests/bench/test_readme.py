@@ -1,0 +1,81 @@
+"""The README's numbers are those of the result files, and come from nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich")
+
+from bench import readme
+
+
+def test_the_readme_is_what_the_files_say() -> None:
+    """``make readme`` puts it right."""
+    text = readme.README.read_text()
+    assert readme.rewritten(text) == text
+    for name in ("cpu", "training", "gpu"):
+        assert f"<!-- bench {name} -->" in text
+
+
+def case(name: str, **rows: float) -> dict:
+    contestants = {
+        contestant: {
+            "label": contestant,
+            "role": {"ceiling": "ceiling", "fused": "ours"}.get(contestant, "peer"),
+            "bytes_per_element": 16 if contestant == "eight" else 28,
+            "ms": {"median": ms},
+        }
+        for contestant, ms in rows.items()
+    }
+    return {"name": name, "title": name.upper(), "contestants": contestants}
+
+
+FOUND = {
+    "commit": {"hash": "0123456789abcdef", "modified": True},
+    "versions": {"torch": "2.0"},
+    "date": "2026-01-02T00:00:00",
+    "machine": {"cores": 2, "cpu": "CPU", "vector": "AVX"},
+    "cases": [case("16M", peer=1.5, ceiling=1.0, fused=2.0), case("small", fused=0.1, eight=1234.5)],
+}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "step.json").write_text(json.dumps(FOUND))
+    return tmp_path
+
+
+def test_rows_where_a_peer_wins_stay(results: Path) -> None:
+    text = readme.rewritten("a\n<!-- bench cpu -->\nstale\n<!-- end cpu -->\nz\n", results)
+    assert text.startswith("a\n<!-- bench cpu -->\nMilliseconds")
+    assert text.endswith("\n<!-- end cpu -->\nz\n")
+    assert "stale" not in text
+    assert '`make bench CASES="16M small"` reproduces it (0123456789ab with changes, torch 2.0, 2026-01-02)' in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows == [
+        "| ms a step | 16M | SMALL |",
+        "| :-- | --: | --: |",
+        "| ceiling | 1 | – |",
+        "| fused | 2 | **0.1** |",
+        "| peer | **1.5** | – |",
+        "| eight (8-bit moments) | – | 1,234 |",
+    ]
+    assert readme.rewritten(text, results) == text
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    text = readme.rewritten("<!-- bench gpu -->\n<!-- end gpu -->", tmp_path)
+    assert text == "<!-- bench gpu -->\n" + readme.BLOCKS["gpu"][2] + "\n<!-- end gpu -->"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("<!-- bench oh -->\n<!-- end oh -->", "no block 'oh'"), ("<!-- bench cpu -->\n", "0 ends for its beginning")],
+)
+def test_wrong_markers_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        readme.rewritten(text, tmp_path)

@@ -1,0 +1,157 @@
+"""What a step costs the host, in counts that no machine changes: calls, operators, allocations.
+
+Times would depend on the machine; these only depend on the code. Each bound is what a step takes today, rounded up a
+little; what must not grow with the number of tensors is compared between two numbers of them.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from radam_fused import FusedRAdam
+
+FORMS = pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
+WARM = 8
+"""Steps after which everything lazy has been built and RAdam is rectified."""
+
+
+def optimizer(tensors: int, groups: int = 1, make: Any = FusedRAdam, **options: object) -> torch.optim.Optimizer:
+    """A CPU optimizer that has taken its first steps over tensors of five elements."""
+    params = [torch.nn.Parameter(torch.full((5,), float(k))) for k in range(tensors)]
+    for param in params:
+        param.grad = torch.ones(5)
+    if make is FusedRAdam:
+        options["backend"] = "cpu"
+    opt = make([{"params": params[k::groups]} for k in range(groups)], **options)
+    for _ in range(WARM):
+        opt.step()
+    return opt
+
+
+@contextmanager
+def collected() -> Iterator[None]:
+    """Without the garbage of other tests, whose collection calls functions and frees memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def calls(opt: torch.optim.Optimizer) -> Counter[str]:
+    """How many Python functions ("call") and how many in C ("c_call") a step calls."""
+    found: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        found[event] += 1
+
+    # r_t of a step is computed once in a process: another optimizer takes that step before.
+    optimizer(1).step()
+    before = sys.getprofile()
+    with collected():
+        sys.setprofile(note)
+        try:
+            opt.step()
+        finally:
+            sys.setprofile(before)
+    return found
+
+
+@FORMS
+def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool) -> None:
+    """`flatten` looks at 32 parameters and gradients a step, in turns, and above 512 tensors at no more."""
+    few, many = (calls(optimizer(n, flatten=flatten)) for n in (600, 1200))
+    for event in ("call", "c_call"):
+        assert few[event] == many[event]
+    assert many["call"] <= (140 if flatten else 100)
+    assert many["c_call"] <= (300 if flatten else 60)
+
+
+def test_calls_of_a_group() -> None:
+    """A group costs its row, and no power or logarithm of its own."""
+    one, many = (calls(optimizer(200, groups)) for groups in (1, 101))
+    assert (many["call"] - one["call"]) / 100 <= 5
+    assert (many["c_call"] - one["c_call"]) / 100 <= 5
+
+
+def test_torch_calls_more_for_each_tensor() -> None:
+    """The negative control: the same counting sees a walk over parameters in Python."""
+    few, many = (calls(optimizer(n, make=torch.optim.RAdam)) for n in (100, 200))
+    assert many["c_call"] - few["c_call"] > 10 * 100
+
+
+def operators(opt: torch.optim.Optimizer) -> tuple[Counter[str], int]:
+    """The operators of a step by name, and how many of them allocated or freed memory for tensors."""
+    with profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as taken:
+        opt.step()
+    events = taken.events() or []
+    names = Counter(event.name for event in events)
+    memory = sum(event.self_cpu_memory_usage > 0 for event in events)
+    return names, memory
+
+
+@FORMS
+@pytest.mark.parametrize(("tensors", "groups"), [(1, 1), (1000, 1), (1000, 50)])
+def test_one_operator_a_step(tensors: int, groups: int, flatten: bool) -> None:
+    """One launch for the whole bucket, and besides it only its rows and the group's step counts."""
+    names, _ = operators(optimizer(tensors, groups, flatten=flatten))
+    steps = {name: count for name, count in names.items() if name.startswith("radam_fused::")}
+    assert sum(steps.values()) == 1, names
+    assert sum(count for name, count in names.items() if name.startswith("aten::")) <= 10 + 4 * groups, names
+
+
+def test_two_dtypes_are_two_operators() -> None:
+    """The negative control: a second bucket shows."""
+    params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    opt = FusedRAdam(params, backend="cpu")
+    opt.step()
+    names, _ = operators(opt)
+    assert sum(count for name, count in names.items() if name.startswith("radam_fused::")) == 2
+
+
+@FORMS
+def test_torch_allocates_as_often_for_many_tensors(flatten: bool) -> None:
+    """The rows, and a step count: two allocations of a few bytes."""
+    _, few = operators(optimizer(10, flatten=flatten))
+    _, many = operators(optimizer(1000, flatten=flatten))
+    assert few == many <= 3
+
+
+def peak(opt: torch.optim.Optimizer) -> int:
+    """Bytes that Python holds at most during a step beyond what it held before."""
+    with collected():
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            opt.step()
+            return tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+
+
+@FORMS
+def test_python_allocates_an_address_a_tensor_at_most(flatten: bool) -> None:
+    few, many = (peak(optimizer(n, flatten=flatten)) for n in (600, 1200))
+    assert (many - few) / 600 <= (1 if flatten else 16)
+    assert few <= 20_000
+
+
+def test_python_allocations_of_torch_show() -> None:
+    """The negative control."""
+    few, many = (peak(optimizer(n, make=torch.optim.RAdam)) for n in (100, 200))
+    assert (many - few) / 100 > 30
