@@ -22,6 +22,7 @@ from .host import describe, gradients, holds_exactly, identical
 from .layout import as_real, segment_starts
 from .offload import Offloader
 from .ops import NATIVE_DTYPE, OPERATORS, Operators
+from .precision import NAMES
 from .scalars import capturing
 from .sharded import is_sharded, local_gradients, refuse_flatten
 from .state import Journal, ParameterState
@@ -217,7 +218,8 @@ class Placement:
     def _show(self, bucket: Bucket, segment: int) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
         p = bucket.params[segment]
-        self._state[p] = ParameterState({**self._state.get(p, {}), **bucket.state(segment)}, self._journal)
+        others = {name: value for name, value in self._state.get(p, {}).items() if name not in NAMES}
+        self._state[p] = ParameterState({**others, **bucket.state(segment)}, self._journal)
 
     def _show_all(self, bucket: Bucket) -> None:
         for segment, p in enumerate(bucket.params):

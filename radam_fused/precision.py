@@ -16,7 +16,6 @@ from .backends.reference_stored import (
     encode_root,
     join,
     low_bits,
-    to_parameter,
 )
 from .backends.reference_update import square_root
 from .layout import is_dense
@@ -33,6 +32,8 @@ RATIO = ("exp_avg_ratio", "root_exp_avg_sq")
 """What codes stand for, in float32: m / sqrt(v) and sqrt(v). Exact, and with no blocks that have to stay together."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
 """Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
+NAMES = frozenset((*RATIO, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
+"""Everything that some form has in an entry, beside ``step``."""
 _NEAREST = 0x8000
 """The random number that makes stochastic rounding of codes one to nearest."""
 
@@ -75,13 +76,19 @@ def _from_codes(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) 
 def portable(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
     """An entry of ``optimizer.state`` as a checkpoint holds it, which ranks may spread over other ranks.
 
-    Codes of a DTensor become what they stand for: their blocks are this rank's own, and would be cut elsewhere.
+    Codes of a DTensor become what they stand for: their blocks are this rank's own, and would be cut elsewhere. The
+    bits of ``"split"`` become the float32 that they make up: neither gloo nor NCCL gathers 16-bit integers.
     """
-    if CODES[0] not in entry or not is_sharded(param):
+    if not is_sharded(param):
         return entry
-    values = _values(*(local(entry[name]) for name in CODES))
-    kept = {name: value for name, value in entry.items() if name not in CODES}
-    return {**kept, **{name: wrapped(param, value) for name, value in zip(RATIO, values, strict=True)}}
+    entry = dict(entry)
+    if CODES[0] in entry:
+        values = _values(*(local(entry.pop(name)) for name in CODES))
+        entry.update((name, wrapped(param, value)) for name, value in zip(RATIO, values, strict=True))
+    if "master_low" in entry:
+        low = local(entry.pop("master_low"))
+        entry["master"] = wrapped(param, join(local(param).detach().to(low.device), low))
+    return entry
 
 
 def _values(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,8 +162,7 @@ def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:
     if "master" in entry:
         return entry["master"].to(param.device)
     if "master_low" in entry and param.dtype == torch.bfloat16:
-        low = entry["master_low"].to(param.device)
-        return join(param.detach().contiguous(), low.contiguous())
+        return join(param.detach(), entry["master_low"].to(param.device))
     if "compensation" in entry:
         return param.detach().float() + entry["compensation"].to(param.device).float()
     return None
@@ -175,8 +181,7 @@ def keep(residue: Tensor, param: Tensor, value: Tensor | None) -> None:
     value = exact if value is None else value.float()
     if residue.dtype == torch.float32:
         residue.copy_(value)
-    elif residue.dtype == torch.int16:
-        same = to_parameter(value, param.dtype) == param
-        residue.copy_(torch.where(same, low_bits(value), 0))
+    elif residue.dtype == torch.int16:  # whether the parameter is already the value's, or will be loaded next
+        residue.copy_(low_bits(value))
     else:
         residue.copy_(torch.where(value.isfinite() & exact.isfinite(), value - exact, 0.0))

@@ -66,6 +66,8 @@ def gradients(shapes: list[torch.Size], dtype: torch.dtype, seed: int) -> list[T
 
 def bits(tensor: Tensor) -> Tensor:
     """The tensor's bits as integers, with every NaN made the same: hardware is free in the payload."""
+    if not tensor.is_floating_point():
+        return tensor
     canonical = torch.where(tensor.isnan(), torch.full_like(tensor, float("nan")), tensor)
     return canonical.contiguous().view(INTEGER[tensor.dtype])
 

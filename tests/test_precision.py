@@ -117,6 +117,10 @@ def test_checkpoint_of_another_form_is_converted(before: dict, after: dict) -> N
     copies = [copy.deepcopy(p) for p in params]
     loaded = FusedRAdam(copies, lr=0.01, **after)
     loaded.load_state_dict(opt.state_dict())
+    fresh = parameters()
+    made = FusedRAdam(fresh, **after)
+    train(made, fresh, 0, 1)
+    assert [loaded.state[p].keys() for p in copies] == [made.state[p].keys() for p in fresh]
     plain = FusedRAdam([copy.deepcopy(p) for p in params], lr=0.01)
     plain.load_state_dict(loaded.state_dict())
     whole = FusedRAdam([copy.deepcopy(p) for p in params], lr=0.01)
@@ -312,7 +316,7 @@ def test_a_model_that_changes_its_dtype_is_told() -> None:
     model.float()
     model.zero_grad()
     model(torch.ones(1, 64)).sum().backward()
-    with pytest.raises(TypeError, match="is now torch.float32: its master weights were made for torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"is now torch\.float32: its master weights were made for torch\.bfloat16"):
         opt.step()
 
 

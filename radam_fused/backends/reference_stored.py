@@ -101,7 +101,7 @@ def to_parameter(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def join(high: Tensor, low: Tensor) -> Tensor:
     """The float32 that a bfloat16 and the int16 of ``"split"`` make up."""
-    bits = (high.view(torch.int16).int() << 16) + low.int()
+    bits = (high.contiguous().view(torch.int16).int() << 16) + low.int()
     return bits.view(torch.float32)
 
 

@@ -28,7 +28,12 @@ from tests.distributed.training import (
     train,
 )
 
-PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {"dtype": torch.float32}}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {"dtype": torch.float32},
+    "bf16-split": {"dtype": torch.bfloat16, "master_weights": "split"},
+    "bf16-fp32": {"dtype": torch.bfloat16, "master_weights": "fp32"},
+    "bf16-kahan": {"dtype": torch.bfloat16, "master_weights": "kahan"},
+}
 """The parameters' dtype and options of the optimizer."""
 
 

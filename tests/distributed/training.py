@@ -64,6 +64,8 @@ def batch(step: int, rank: int = 0) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A copy of the whole tensor, by a collective where it is sharded."""
+    if isinstance(tensor, DTensor) and tensor.dtype == torch.int16:  # which gloo does not gather
+        return tensor.int().full_tensor().short()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
