@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
-from ..layout import SMALL_ALIGNMENT
+from ..forms import HALF, check_forms
+from ..layout import ALIGNMENT, SMALL_ALIGNMENT
 from ..rows import Row
 from .triton_segments import Segment, segment_table, tile_map
 from .triton_tables import Table, facts, on_device
@@ -29,6 +30,8 @@ SLICE = 32 * WARPS
 INTERPRETED_TILE = 32768
 INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
+STORED_SLICE = 256
+"""On the general path of stored forms: a block that shares a scale."""
 PROGRAMS_PER_SM = 8
 
 
@@ -67,7 +70,7 @@ def programs(work: int, device: torch.device) -> int:
 
 
 def stored(dtype: torch.dtype) -> Any:
-    """What a kernel takes a tensor's elements for: bfloat16 travels as its bits (`_narrow` in the step's kernel)."""
+    """What a kernel takes a tensor's elements for: bfloat16 travels as its bits (`narrow` in the step's kernel)."""
     import triton.language as tl
 
     return {
@@ -78,11 +81,48 @@ def stored(dtype: torch.dtype) -> Any:
     }[dtype]
 
 
-def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor) -> None:
-    if not (exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()) or (
-        (exp_avg.shape, exp_avg.dtype, exp_avg.device) != (exp_avg_sq.shape, exp_avg_sq.dtype, exp_avg_sq.device)
-    ):
-        raise ValueError("exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device")
+def _bits(buffer: Tensor | None) -> Tensor | None:
+    """A buffer as a kernel is given it: `stored`."""
+    return buffer.view(torch.int16) if buffer is not None and buffer.dtype == torch.bfloat16 else buffer
+
+
+class _State(NamedTuple):
+    """The state of a bucket as the operator is given it."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    scales: Tensor | None
+    residue: Tensor | None
+    stochastic: bool
+
+    def facts(self) -> object:
+        given = [buffer for buffer in self[:4] if buffer is not None]
+        return facts(given), self.scales is None, self.residue is None, self.stochastic
+
+    def check(self, params: Sequence[Tensor], segments: Tensor) -> None:
+        """Raises where the buffers do not go together, or not with the parameters."""
+        exp_avg, exp_avg_sq, scales, residue, stochastic = self
+        if not (exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()) or (
+            (exp_avg.shape, exp_avg.device) != (exp_avg_sq.shape, exp_avg_sq.device)
+        ):
+            raise ValueError("exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device")
+        check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic)
+        if scales is not None and (exp_avg.numel() % ALIGNMENT or scales.device != exp_avg.device):
+            raise ValueError(f"scales must be on {exp_avg.device}, and int8 moments of whole blocks of {ALIGNMENT}")
+
+    def plain(self) -> bool:
+        """Whether the kernel for state in the dtype of the arithmetic serves it."""
+        in_full = self.exp_avg.dtype in (torch.float32, torch.float64)
+        return in_full and self.residue is None and not self.stochastic
+
+    def master(self) -> str | None:
+        """What the residue is, as the kernel over stored forms calls it."""
+        if self.residue is None:
+            return None
+        return {torch.float32: "fp32", torch.int16: "split"}.get(self.residue.dtype, "kahan")
+
+
+def _check_tables(exp_avg: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor) -> None:
     if rows.dtype != torch.float64 or rows.dim() != 2 or rows.shape[1] != len(Row._fields):
         raise ValueError(f"rows must be float64 of shape (rows, {len(Row._fields)})")
     if rows.device not in (exp_avg.device, torch.device("cpu")):
@@ -114,22 +154,28 @@ def step(
     row_of: Tensor,
     rows: Tensor,
     zero_grads: bool = False,
+    scales: Tensor | None = None,
+    residue: Tensor | None = None,
+    stochastic: bool = False,
 ) -> None:
     """``radam_fused::step_triton``; arguments and errors as `radam_fused.ops` says. One launch a gradient dtype."""
     device = exp_avg.device
     require("step", device)
-    _check_buffers(exp_avg, exp_avg_sq, segments, row_of, rows)
+    _check_tables(exp_avg, segments, row_of, rows)
     places, row = segments.tolist(), row_of.tolist()
     if not len(params) == len(grads) == len(places) == len(row):
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
+    state = _State(exp_avg, exp_avg_sq, scales, residue, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
     zeroed_by_kernel = zero_grads and not shared
-    known = facts(params), facts(grads), facts([exp_avg, exp_avg_sq]), places, row, len(rows), zero_grads
+    known = facts(params), facts(grads), state.facts(), places, row, len(rows), zero_grads
 
     @functools.cache
     def checked() -> list[Segment]:
+        state.check(params, segments)
         check_layouts(params, segments, exp_avg.dtype)
         check_gradients(params, grads)
         described = [Segment(*parts) for parts in zip(params, grads, (start for start, _ in places), row, strict=True)]
@@ -148,7 +194,7 @@ def step(
         tables = on_device(device, wanted)
         rows = rows.contiguous() if rows.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
-            launch.start(table, tile_segment, rows, exp_avg, exp_avg_sq, params[0].dtype, zeroed_by_kernel)
+            launch.start(table, tile_segment, rows, state, params[0].dtype, zeroed_by_kernel)
     if shared:
         for grad in grads:
             one_of_each(grad).zero_()
@@ -166,8 +212,12 @@ class _Launch(NamedTuple):
             return segment_table([s for s in checked() if s.grad.dtype == self.dtype], self.tile)
 
         return [
-            Table(segments, ("segments", bucket, self.dtype), known),
-            Table(functools.partial(tile_map, self.lengths, self.tile), ("tiles", bucket, self.dtype), self.lengths),
+            Table(segments, ("segments", bucket, self.dtype), (self.tile, known)),
+            Table(
+                functools.partial(tile_map, self.lengths, self.tile),
+                ("tiles", bucket, self.dtype),
+                (self.tile, self.lengths),
+            ),
         ]
 
     def start(
@@ -175,33 +225,41 @@ class _Launch(NamedTuple):
         table: Tensor,
         tile_segment: Tensor,
         rows: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
+        state: _State,
         param_dtype: torch.dtype,
         zero_grads: bool,
     ) -> None:
-        import triton.language as tl
-
-        from .triton_kernel import step_kernel
-
         tiles = sum(-(-length // self.tile) for length in self.lengths)
         if tiles == 0:
             return
-        on_gpu = exp_avg.is_cuda
-        step_kernel[(programs(tiles, exp_avg.device),)](
-            table,
-            tile_segment.view(torch.int32),
-            table,  # the walks lie behind the segments
-            rows,
-            exp_avg,
-            exp_avg_sq,
-            tiles,
-            PARAM=stored(param_dtype),
-            GRAD=stored(self.dtype),
-            COMPUTE=tl.float64 if param_dtype == torch.float64 else tl.float32,
-            TILE=self.tile,
-            SLICE=SLICE if on_gpu else INTERPRETED_SLICE,
-            ZERO_GRADS=zero_grads,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+        exp_avg = state.exp_avg
+        grid = (programs(tiles, exp_avg.device),)
+        # The walks lie behind the segments.
+        common = (table, tile_segment.view(torch.int32), table, rows, _bits(exp_avg), _bits(state.exp_avg_sq), tiles)
+        constants = {
+            "PARAM": stored(param_dtype),
+            "GRAD": stored(self.dtype),
+            "TILE": self.tile,
+            "ZERO_GRADS": zero_grads,
+            "num_warps": WARPS,
+            "enable_fp_fusion": False,
+        }
+        if state.plain():
+            from .triton_kernel import step_kernel
+
+            compute = stored(torch.float64 if param_dtype == torch.float64 else torch.float32)
+            lanes = SLICE if exp_avg.is_cuda else INTERPRETED_SLICE
+            step_kernel[grid](*common, COMPUTE=compute, SLICE=lanes, **constants)
+        else:
+            from .triton_stored_kernel import stored_step_kernel
+
+            stored_step_kernel[grid](
+                *common,
+                state.scales,
+                _bits(state.residue),
+                exp_avg.numel() // ALIGNMENT,
+                MASTER=state.master(),
+                STOCHASTIC=state.stochastic,
+                SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
+                **constants,
+            )
