@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from radam_fused.backends.triton import SLICE, STORED_SLICE, TILE, WARPS
+from radam_fused.backends.triton import SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
 from radam_fused.backends.triton_kernel import step_kernel
 from radam_fused.backends.triton_rows import BLOCK, COUNT_BLOCK
 from radam_fused.backends.triton_rows_kernel import rows_kernel
@@ -81,7 +81,7 @@ def stored(form: str):
     }
     missing = [name for name, kind in arguments.items() if kind is None]
     signature = {name: kind or "constexpr" for name, kind in arguments.items()}
-    return stored_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {}
+    return stored_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {"maxnreg": STORED_REGISTERS}
 
 
 def squares(grad: str):

@@ -9,17 +9,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
-from ..forms import HALF, check_forms
-from ..layout import ALIGNMENT, SMALL_ALIGNMENT
-from ..rows import Row
+from ..forms import HALF
+from ..layout import ALIGNMENT
 from .triton_segments import Segment, segment_table, tile_map
+from .triton_state import State, as_stored, check_segments, check_tables
 from .triton_tables import Table, facts, on_device
 
 TILE = 1024
@@ -32,6 +32,8 @@ INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
 STORED_SLICE = 256
 """On the general path of stored forms: a block that shares a scale."""
+STORED_REGISTERS = 128
+"""The most that leave four blocks to a multiprocessor; without a limit, ptxas spills some to make room for five."""
 PROGRAMS_PER_SM = 8
 
 
@@ -81,70 +83,6 @@ def stored(dtype: torch.dtype) -> Any:
     }[dtype]
 
 
-def _bits(buffer: Tensor | None) -> Tensor | None:
-    """A buffer as a kernel is given it: `stored`."""
-    return buffer.view(torch.int16) if buffer is not None and buffer.dtype == torch.bfloat16 else buffer
-
-
-class _State(NamedTuple):
-    """The state of a bucket as the operator is given it."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    scales: Tensor | None
-    residue: Tensor | None
-    stochastic: bool
-
-    def facts(self) -> object:
-        given = [buffer for buffer in self[:4] if buffer is not None]
-        return facts(given), self.scales is None, self.residue is None, self.stochastic
-
-    def check(self, params: Sequence[Tensor], segments: Tensor) -> None:
-        """Raises where the buffers do not go together, or not with the parameters."""
-        exp_avg, exp_avg_sq, scales, residue, stochastic = self
-        if not (exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()) or (
-            (exp_avg.shape, exp_avg.device) != (exp_avg_sq.shape, exp_avg_sq.device)
-        ):
-            raise ValueError("exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device")
-        check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic)
-        if scales is not None and (exp_avg.numel() % ALIGNMENT or scales.device != exp_avg.device):
-            raise ValueError(f"scales must be on {exp_avg.device}, and int8 moments of whole blocks of {ALIGNMENT}")
-
-    def plain(self) -> bool:
-        """Whether the kernel for state in the dtype of the arithmetic serves it."""
-        in_full = self.exp_avg.dtype in (torch.float32, torch.float64)
-        return in_full and self.residue is None and not self.stochastic
-
-    def master(self) -> str | None:
-        """What the residue is, as the kernel over stored forms calls it."""
-        if self.residue is None:
-            return None
-        return {torch.float32: "fp32", torch.int16: "split"}.get(self.residue.dtype, "kahan")
-
-
-def _check_tables(exp_avg: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor) -> None:
-    if rows.dtype != torch.float64 or rows.dim() != 2 or rows.shape[1] != len(Row._fields):
-        raise ValueError(f"rows must be float64 of shape (rows, {len(Row._fields)})")
-    if rows.device not in (exp_avg.device, torch.device("cpu")):
-        raise ValueError(f"rows are on {rows.device}: must be on the CPU or on {exp_avg.device}")
-    if segments.dim() != 2 or segments.shape[1] != 2 or row_of.dim() != 1:
-        raise ValueError("segments must be of shape (n, 2) and row_of of shape (n): one entry a segment")
-
-
-def _check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int) -> None:
-    """Raises for a segment whose step would read or write where it must not."""
-    for i, (param, _, start, row) in enumerate(segments):
-        if param.device != exp_avg.device or param.dtype != segments[0].param.dtype:
-            raise ValueError(
-                f"tensor {i} of the lists is {param.dtype} on {param.device}: "
-                f"must be {segments[0].param.dtype} on {exp_avg.device}"
-            )
-        if start < 0 or start % SMALL_ALIGNMENT or start + param.numel() > exp_avg.numel():
-            raise ValueError(f"tensor {i} of the lists: start {start} out of the buffer, or not a multiple of 64")
-        if not 0 <= row < rows:
-            raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
-
-
 def step(
     params: list[Tensor],
     grads: list[Tensor],
@@ -161,12 +99,12 @@ def step(
     """``radam_fused::step_triton``; arguments and errors as `radam_fused.ops` says. One launch a gradient dtype."""
     device = exp_avg.device
     require("step", device)
-    _check_tables(exp_avg, segments, row_of, rows)
+    check_tables(exp_avg, segments, row_of, rows)
     places, row = segments.tolist(), row_of.tolist()
     if not len(params) == len(grads) == len(places) == len(row):
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
     rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
-    state = _State(exp_avg, exp_avg_sq, scales, residue, rounds)
+    state = State(exp_avg, exp_avg_sq, scales, residue, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
@@ -179,7 +117,7 @@ def step(
         check_layouts(params, segments, exp_avg.dtype)
         check_gradients(params, grads)
         described = [Segment(*parts) for parts in zip(params, grads, (start for start, _ in places), row, strict=True)]
-        _check_segments(described, exp_avg, len(rows))
+        check_segments(described, exp_avg, len(rows))
         return described
 
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
@@ -225,7 +163,7 @@ class _Launch(NamedTuple):
         table: Tensor,
         tile_segment: Tensor,
         rows: Tensor,
-        state: _State,
+        state: State,
         param_dtype: torch.dtype,
         zero_grads: bool,
     ) -> None:
@@ -235,7 +173,15 @@ class _Launch(NamedTuple):
         exp_avg = state.exp_avg
         grid = (programs(tiles, exp_avg.device),)
         # The walks lie behind the segments.
-        common = (table, tile_segment.view(torch.int32), table, rows, _bits(exp_avg), _bits(state.exp_avg_sq), tiles)
+        common = (
+            table,
+            tile_segment.view(torch.int32),
+            table,
+            rows,
+            as_stored(exp_avg),
+            as_stored(state.exp_avg_sq),
+            tiles,
+        )
         constants = {
             "PARAM": stored(param_dtype),
             "GRAD": stored(self.dtype),
@@ -256,10 +202,11 @@ class _Launch(NamedTuple):
             stored_step_kernel[grid](
                 *common,
                 state.scales,
-                _bits(state.residue),
+                as_stored(state.residue),
                 exp_avg.numel() // ALIGNMENT,
                 MASTER=state.master(),
                 STOCHASTIC=state.stochastic,
                 SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
+                maxnreg=STORED_REGISTERS,
                 **constants,
             )

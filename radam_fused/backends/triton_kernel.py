@@ -66,12 +66,13 @@ def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def moved(p, d, row_ptr, COMPUTE: tl.constexpr):
-    """The parameter after its step along d."""
+def update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+    """Parameter and both moments after the step."""
     shrink = tl.load(row_ptr + 5).to(COMPUTE)
     alpha = tl.load(row_ptr + 6).to(COMPUTE)
     direction = tl.load(row_ptr + 8)
-    return tl.where(direction == HOLD, p, p * shrink - alpha * d)
+    m, v, d = advance(p, g, m, v, row_ptr, COMPUTE)
+    return tl.where(direction == HOLD, p, p * shrink - alpha * d), m, v
 
 
 @triton.jit
@@ -148,9 +149,8 @@ def step_kernel(
             g = tl.load(g_at)
             m = tl.load(m_ptr + lane)
             v = tl.load(v_ptr + lane)
-            x = widen(p, COMPUTE)
-            m, v, d = advance(x, widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
-            tl.store(p_at, narrow(moved(x, d, row_ptr, COMPUTE), PARAM))
+            p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            tl.store(p_at, narrow(p_new, PARAM))
             tl.store(m_ptr + lane, m)
             tl.store(v_ptr + lane, v)
         else:
@@ -167,9 +167,8 @@ def step_kernel(
                 g = tl.load(g_ptr + g_index, mask=inside)
                 m = tl.load(m_ptr + lane, mask=inside)
                 v = tl.load(v_ptr + lane, mask=inside)
-                x = widen(p, COMPUTE)
-                m, v, d = advance(x, widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
-                tl.store(p_ptr + p_index, narrow(moved(x, d, row_ptr, COMPUTE), PARAM), mask=inside)
+                p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+                tl.store(p_ptr + p_index, narrow(p_new, PARAM), mask=inside)
                 tl.store(m_ptr + lane, m, mask=inside)
                 tl.store(v_ptr + lane, v, mask=inside)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_kernel import COLUMNS, HOLD, ROW_COLUMNS, SKIP, advance, moved, narrow, strided, widen, zero
+from .triton_kernel import COLUMNS, HOLD, ROW_COLUMNS, SKIP, advance, narrow, strided, update, widen, zero
 from .triton_stored import (
     BLOCK,
     FOR_MOMENTS,
@@ -111,15 +111,14 @@ def _step_elements(
         x = widen(p, tl.float32)
     m, v = _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT)
 
-    m, v, d = advance(x, g, m, v, row_ptr, tl.float32)
-
     if MASTER == "kahan":
+        m, v, d = advance(x, g, m, v, row_ptr, tl.float32)
         # Updates are added up, so what decoupled decay takes is one of them.
         decay = (1.0 - tl.load(row_ptr + 5)).to(tl.float32)
         alpha = tl.load(row_ptr + 6).to(tl.float32)
         after, rest = compensated(p, widen(residue, tl.float32), decay * x + alpha * d, PARAM)
     else:
-        x = moved(x, d, row_ptr, tl.float32)
+        x, m, v = update(x, g, m, v, row_ptr, tl.float32)
         if MASTER is not None:
             after = to_parameter(x, PARAM)
         elif STOCHASTIC:
