@@ -2,7 +2,8 @@
 
 A process of its own, as the tests' has Triton interpreting. Each job is (kernel, dtypes, architecture, whether
 multiplications and additions may fuse); FOLDER receives a cubin and the PTX of each. The dtypes are those of parameter
-and gradient for ``step`` and ``step_zero``, of the gradients for ``squares`` and of a learning rate for ``rows``.
+and gradient for ``step`` and ``step_zero``, of the gradients for ``squares`` and of a learning rate for ``rows``. Those
+of ``stored`` are of parameter, gradient and moments, and what is kept beside the parameter or ``stochastic``.
 """
 
 import json
@@ -14,12 +15,13 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from radam_fused.backends.triton import SLICE, TILE, WARPS
+from radam_fused.backends.triton import SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
 from radam_fused.backends.triton_kernel import step_kernel
 from radam_fused.backends.triton_rows import BLOCK, COUNT_BLOCK
 from radam_fused.backends.triton_rows_kernel import rows_kernel
 from radam_fused.backends.triton_squares import REGISTERS
 from radam_fused.backends.triton_squares_kernel import squares_kernel
+from radam_fused.backends.triton_stored_kernel import stored_step_kernel
 from radam_fused.layout import PARTIAL_SUMS
 
 STORED = {"fp32": tl.float32, "fp64": tl.float64, "fp16": tl.float16, "bf16": tl.int16}
@@ -46,6 +48,40 @@ def step(pair: str, zero_grads: bool = False):
         "exp_avg_sq_ptr": moment,
     }
     return step_kernel, {**pointers, "tiles": "i32"}, constants, {}
+
+
+MOMENTS = {"fp32": ("*fp32", "*fp32"), "fp16": ("*fp16", "*fp16"), "bf16": ("*i16", "*i16"), "int8": ("*i8", "*u8")}
+
+
+def stored(form: str):
+    param, grad, state, kept = form.split("-")
+    master = kept if kept in ("fp32", "split", "kahan") else None
+    own = {"fp16": "*fp16", "bf16": "*i16"}.get(param)
+    exp_avg, exp_avg_sq = MOMENTS[state]
+    arguments = {
+        "segments_ptr": "*i64",
+        "tile_segment_ptr": "*i32",
+        "walks_ptr": "*i64",
+        "rows_ptr": "*fp64",
+        "exp_avg_ptr": exp_avg,
+        "exp_avg_sq_ptr": exp_avg_sq,
+        "tiles": "i32",
+        "scales_ptr": "*fp32" if state == "int8" else None,
+        "residue_ptr": {"fp32": "*fp32", "split": "*i16", "kahan": own}.get(kept),
+        "blocks": "i32",
+    }
+    constants = {
+        "PARAM": STORED[param],
+        "GRAD": STORED[grad],
+        "MASTER": master,
+        "STOCHASTIC": kept == "stochastic",
+        "TILE": TILE,
+        "SLICE": STORED_SLICE,
+        "ZERO_GRADS": False,
+    }
+    missing = [name for name, kind in arguments.items() if kind is None]
+    signature = {name: kind or "constexpr" for name, kind in arguments.items()}
+    return stored_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {"maxnreg": STORED_REGISTERS}
 
 
 def squares(grad: str):
@@ -75,7 +111,7 @@ def rows(lr: str):
     return rows_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {}
 
 
-KERNELS = {"step": step, "step_zero": lambda pair: step(pair, True), "squares": squares, "rows": rows}
+KERNELS = {"step": step, "step_zero": lambda pair: step(pair, True), "stored": stored, "squares": squares, "rows": rows}
 
 
 def compile_kernel(name: str, dtypes: str, arch: int, fusion: bool):

@@ -24,6 +24,15 @@ TOOLS = Path(__import__("triton").__file__).parent / "backends" / "nvidia" / "bi
 ARCHITECTURES = (80, 90, 100)
 PAIRS = ("fp32-fp32", "bf16-bf16", "fp16-fp16", "bf16-fp32", "fp64-fp64")
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
+STORED = (
+    "fp32-fp32-int8-alone",
+    "bf16-bf16-bf16-stochastic",
+    "fp16-fp16-fp16-stochastic",
+    "bf16-fp16-int8-fp32",
+    "bf16-bf16-fp32-split",
+    "bf16-bf16-bf16-kahan",
+)
+"""Forms of parameter, gradient and moments, and what is kept or drawn: each way of storing, and the most registers."""
 THREADS, TILE = 128, 1024
 ADDS, MULTIPLIES = 6, 8
 """Of the numeric contract, an element: the additions and multiplications outside of the division and the root."""
@@ -46,9 +55,11 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int, 
     """Every kernel for every architecture, and some with fusion allowed, compiled once in a process of their own."""
     folder = tmp_path_factory.mktemp("cubins")
     kernels = [(name, pair) for name in ("step", "step_zero") for pair in PAIRS]
+    kernels += [("stored", form) for form in STORED]
     kernels += [("squares", grad) for grad in BYTES] + [("rows", "fp32")]
     jobs = [(*kernel, arch, False) for kernel in kernels for arch in ARCHITECTURES]
-    jobs += [(*kernel, 90, True) for kernel in (("step", "fp32-fp32"), ("squares", "fp32"), ("rows", "fp32"))]
+    fused = ("step", "fp32-fp32"), ("stored", STORED[0]), ("squares", "fp32"), ("rows", "fp32")
+    jobs += [(*kernel, 90, True) for kernel in fused]
     compiling = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, str(COMPILE), str(folder), json.dumps(jobs)], check=True, env=compiling)
     return {job: read(folder / "-".join(map(str, job))) for job in jobs}
@@ -100,6 +111,58 @@ def test_nothing_spills(pair: str, arch: int, code: dict) -> None:
 def spills(found: Code) -> bool:
     local = [name for name in found.instructions if name.startswith(("LDL", "STL"))]
     return bool(found.stack or found.local or local)
+
+
+STORED_FORMS = pytest.mark.parametrize("form", STORED)
+ON_A_THREAD = TILE // THREADS + 2
+"""Elements of a full tile, and of the slice that the general path takes at a time."""
+
+
+@ARCHS
+@STORED_FORMS
+def test_stored_forms_are_moved_as_wide_as_a_thread_s_share(form: str, arch: int, code: dict) -> None:
+    """128 bits at a time; 8 codes of 8 bits are no more than 64. No part of a full tile is moved any other way."""
+    param, grad, state, kept = form.split("-")
+    written = BYTES[param] + {"fp32": 4, "split": 2, "kahan": 2}.get(kept, 0)
+    codes = state == "int8"
+    written += 0 if codes else 2 * BYTES[state]
+    found = code["stored", form, arch, False]
+    share = TILE // THREADS
+    assert found.count("LDG.E.128") == share * (written + BYTES[grad]) // 16
+    assert found.count("STG.E.128") == share * written // 16
+    # Scalars of 64 bits are loaded too, but one by one; in PTX the codes are pairs of 32 bits.
+    assert found.ptx.count("ld.global.v2.b32") == found.count("STG.E.64") == 2 * codes
+
+
+@ARCHS
+@STORED_FORMS
+def test_stored_forms_spill_nothing(form: str, arch: int, code: dict) -> None:
+    found = code["stored", form, arch, False]
+    assert not spills(found)
+    assert found.registers <= 128  # which leaves four blocks to a multiprocessor
+
+
+@ARCHS
+@STORED_FORMS
+def test_stored_forms_round_every_operation_by_itself(form: str, arch: int, code: dict) -> None:
+    found = code["stored", form, arch, False]
+    adds, multiplies = arithmetic(found)
+    assert adds >= ADDS * ON_A_THREAD
+    assert multiplies >= MULTIPLIES * ON_A_THREAD
+    assert not re.search(r"fma\.r[nzmp]|\.ftz|\.approx|div\.full", found.ptx)
+    # Codes take another division and another root an element, and some a block: its two factors, by two paths. The
+    # second moment's own root is the update's.
+    codes = "int8" in form
+    assert found.ptx.count("div.rn.f32") == (2 * ON_A_THREAD + 4 if codes else ON_A_THREAD)
+    assert found.ptx.count("sqrt.rn.f32") == (2 * ON_A_THREAD + 2 if codes else ON_A_THREAD)
+
+
+@ARCHS
+@pytest.mark.parametrize(("form", "streams"), [(STORED[1], 2), (STORED[4], 0), (STORED[5], 1)])
+def test_eight_neighbours_share_their_random_numbers(form: str, streams: int, arch: int, code: dict) -> None:
+    """10 rounds of Philox a stream, once for a thread's 8 elements and once on the general path, not for each."""
+    factors = len(re.findall(r"\b(?:3528531795|-766435501|0xD2511F53)\b", code["stored", form, arch, False].ptx))
+    assert 20 * streams <= factors <= 30 * streams
 
 
 @ARCHS
@@ -167,6 +230,7 @@ def test_fusion_is_noticed(code: dict) -> None:
     adds, multiplies = arithmetic(code["step", "fp32-fp32", 90, True])
     assert adds < ADDS * (TILE // THREADS + 1)
     assert multiplies < MULTIPLIES * (TILE // THREADS + 1)
+    assert "fma.rn.f32" in code["stored", STORED[0], 90, True].ptx
     assert code["squares", "fp32", 90, True].count("DFMA") > 0
     assert code["rows", "fp32", 90, True].count("DFMA") > code["rows", "fp32", 90, False].count("DFMA")
     assert "fma.rn.f64" in code["rows", "fp32", 90, True].ptx

@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
-from ..layout import SMALL_ALIGNMENT
-from ..rows import Row
+from ..forms import HALF
+from ..layout import ALIGNMENT
 from .triton_segments import Segment, segment_table, tile_map
+from .triton_state import State, as_stored, check_segments, check_tables
 from .triton_tables import Table, facts, on_device
 
 TILE = 1024
@@ -29,6 +30,10 @@ SLICE = 32 * WARPS
 INTERPRETED_TILE = 32768
 INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
+STORED_SLICE = 256
+"""On the general path of stored forms: a block that shares a scale."""
+STORED_REGISTERS = 128
+"""The most that leave four blocks to a multiprocessor; without a limit, ptxas spills some to make room for five."""
 PROGRAMS_PER_SM = 8
 
 
@@ -67,7 +72,7 @@ def programs(work: int, device: torch.device) -> int:
 
 
 def stored(dtype: torch.dtype) -> Any:
-    """What a kernel takes a tensor's elements for: bfloat16 travels as its bits (`_narrow` in the step's kernel)."""
+    """What a kernel takes a tensor's elements for: bfloat16 travels as its bits (`narrow` in the step's kernel)."""
     import triton.language as tl
 
     return {
@@ -76,33 +81,6 @@ def stored(dtype: torch.dtype) -> Any:
         torch.float16: tl.float16,
         torch.bfloat16: tl.int16,
     }[dtype]
-
-
-def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor) -> None:
-    if not (exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()) or (
-        (exp_avg.shape, exp_avg.dtype, exp_avg.device) != (exp_avg_sq.shape, exp_avg_sq.dtype, exp_avg_sq.device)
-    ):
-        raise ValueError("exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device")
-    if rows.dtype != torch.float64 or rows.dim() != 2 or rows.shape[1] != len(Row._fields):
-        raise ValueError(f"rows must be float64 of shape (rows, {len(Row._fields)})")
-    if rows.device not in (exp_avg.device, torch.device("cpu")):
-        raise ValueError(f"rows are on {rows.device}: must be on the CPU or on {exp_avg.device}")
-    if segments.dim() != 2 or segments.shape[1] != 2 or row_of.dim() != 1:
-        raise ValueError("segments must be of shape (n, 2) and row_of of shape (n): one entry a segment")
-
-
-def _check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int) -> None:
-    """Raises for a segment whose step would read or write where it must not."""
-    for i, (param, _, start, row) in enumerate(segments):
-        if param.device != exp_avg.device or param.dtype != segments[0].param.dtype:
-            raise ValueError(
-                f"tensor {i} of the lists is {param.dtype} on {param.device}: "
-                f"must be {segments[0].param.dtype} on {exp_avg.device}"
-            )
-        if start < 0 or start % SMALL_ALIGNMENT or start + param.numel() > exp_avg.numel():
-            raise ValueError(f"tensor {i} of the lists: start {start} out of the buffer, or not a multiple of 64")
-        if not 0 <= row < rows:
-            raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
 
 
 def step(
@@ -114,26 +92,32 @@ def step(
     row_of: Tensor,
     rows: Tensor,
     zero_grads: bool = False,
+    scales: Tensor | None = None,
+    residue: Tensor | None = None,
+    stochastic: bool = False,
 ) -> None:
     """``radam_fused::step_triton``; arguments and errors as `radam_fused.ops` says. One launch a gradient dtype."""
     device = exp_avg.device
     require("step", device)
-    _check_buffers(exp_avg, exp_avg_sq, segments, row_of, rows)
+    check_tables(exp_avg, segments, row_of, rows)
     places, row = segments.tolist(), row_of.tolist()
     if not len(params) == len(grads) == len(places) == len(row):
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
+    state = State(exp_avg, exp_avg_sq, scales, residue, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
     zeroed_by_kernel = zero_grads and not shared
-    known = facts(params), facts(grads), facts([exp_avg, exp_avg_sq]), places, row, len(rows), zero_grads
+    known = facts(params), facts(grads), state.facts(), places, row, len(rows), zero_grads
 
     @functools.cache
     def checked() -> list[Segment]:
+        state.check(params, segments)
         check_layouts(params, segments, exp_avg.dtype)
         check_gradients(params, grads)
         described = [Segment(*parts) for parts in zip(params, grads, (start for start, _ in places), row, strict=True)]
-        _check_segments(described, exp_avg, len(rows))
+        check_segments(described, exp_avg, len(rows))
         return described
 
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
@@ -148,7 +132,7 @@ def step(
         tables = on_device(device, wanted)
         rows = rows.contiguous() if rows.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
-            launch.start(table, tile_segment, rows, exp_avg, exp_avg_sq, params[0].dtype, zeroed_by_kernel)
+            launch.start(table, tile_segment, rows, state, params[0].dtype, zeroed_by_kernel)
     if shared:
         for grad in grads:
             one_of_each(grad).zero_()
@@ -166,8 +150,12 @@ class _Launch(NamedTuple):
             return segment_table([s for s in checked() if s.grad.dtype == self.dtype], self.tile)
 
         return [
-            Table(segments, ("segments", bucket, self.dtype), known),
-            Table(functools.partial(tile_map, self.lengths, self.tile), ("tiles", bucket, self.dtype), self.lengths),
+            Table(segments, ("segments", bucket, self.dtype), (self.tile, known)),
+            Table(
+                functools.partial(tile_map, self.lengths, self.tile),
+                ("tiles", bucket, self.dtype),
+                (self.tile, self.lengths),
+            ),
         ]
 
     def start(
@@ -175,33 +163,50 @@ class _Launch(NamedTuple):
         table: Tensor,
         tile_segment: Tensor,
         rows: Tensor,
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
+        state: State,
         param_dtype: torch.dtype,
         zero_grads: bool,
     ) -> None:
-        import triton.language as tl
-
-        from .triton_kernel import step_kernel
-
         tiles = sum(-(-length // self.tile) for length in self.lengths)
         if tiles == 0:
             return
-        on_gpu = exp_avg.is_cuda
-        step_kernel[(programs(tiles, exp_avg.device),)](
+        exp_avg = state.exp_avg
+        grid = (programs(tiles, exp_avg.device),)
+        # The walks lie behind the segments.
+        common = (
             table,
             tile_segment.view(torch.int32),
-            table,  # the walks lie behind the segments
+            table,
             rows,
-            exp_avg,
-            exp_avg_sq,
+            as_stored(exp_avg),
+            as_stored(state.exp_avg_sq),
             tiles,
-            PARAM=stored(param_dtype),
-            GRAD=stored(self.dtype),
-            COMPUTE=tl.float64 if param_dtype == torch.float64 else tl.float32,
-            TILE=self.tile,
-            SLICE=SLICE if on_gpu else INTERPRETED_SLICE,
-            ZERO_GRADS=zero_grads,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
         )
+        constants = {
+            "PARAM": stored(param_dtype),
+            "GRAD": stored(self.dtype),
+            "TILE": self.tile,
+            "ZERO_GRADS": zero_grads,
+            "num_warps": WARPS,
+            "enable_fp_fusion": False,
+        }
+        if state.plain():
+            from .triton_kernel import step_kernel
+
+            compute = stored(torch.float64 if param_dtype == torch.float64 else torch.float32)
+            lanes = SLICE if exp_avg.is_cuda else INTERPRETED_SLICE
+            step_kernel[grid](*common, COMPUTE=compute, SLICE=lanes, **constants)
+        else:
+            from .triton_stored_kernel import stored_step_kernel
+
+            stored_step_kernel[grid](
+                *common,
+                state.scales,
+                as_stored(state.residue),
+                exp_avg.numel() // ALIGNMENT,
+                MASTER=state.master(),
+                STOCHASTIC=state.stochastic,
+                SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
+                maxnreg=STORED_REGISTERS,
+                **constants,
+            )

@@ -31,7 +31,8 @@ def widen(stored, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def _narrow(value, STORED: tl.constexpr):
+def narrow(value, STORED: tl.constexpr):
+    """A computed value as it is stored, rounded to nearest even."""
     if STORED == tl.int16:  # a bfloat16: round to nearest even by hand, for the interpreter's cast truncates
         bits = value.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -42,15 +43,14 @@ def _narrow(value, STORED: tl.constexpr):
 
 
 @triton.jit
-def _update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+    """Both moments after the step, and the update's direction d."""
     # The rows are float64; this is where they are rounded, once, to the dtype of the computation.
     one_minus_beta1 = tl.load(row_ptr + 0).to(COMPUTE)
     beta2 = tl.load(row_ptr + 1).to(COMPUTE)
     one_minus_beta2 = tl.load(row_ptr + 2).to(COMPUTE)
     eps = tl.load(row_ptr + 3).to(COMPUTE)
     coupled_decay = tl.load(row_ptr + 4).to(COMPUTE)
-    shrink = tl.load(row_ptr + 5).to(COMPUTE)
-    alpha = tl.load(row_ptr + 6).to(COMPUTE)
     grad_factor = tl.load(row_ptr + 7).to(COMPUTE)
     direction = tl.load(row_ptr + 8)
 
@@ -62,13 +62,21 @@ def _update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
         adaptive = m / (tl.sqrt(v) + eps)
     else:
         adaptive = tl.math.div_rn(m, tl.math.sqrt_rn(v) + eps)
-    d = tl.where(direction == ADAPTIVE, adaptive, m)
-    p = tl.where(direction == HOLD, p, p * shrink - alpha * d)
-    return p, m, v
+    return m, v, tl.where(direction == ADAPTIVE, adaptive, m)
 
 
 @triton.jit
-def _strided(position, walk_ptr):
+def update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+    """Parameter and both moments after the step."""
+    shrink = tl.load(row_ptr + 5).to(COMPUTE)
+    alpha = tl.load(row_ptr + 6).to(COMPUTE)
+    direction = tl.load(row_ptr + 8)
+    m, v, d = advance(p, g, m, v, row_ptr, COMPUTE)
+    return tl.where(direction == HOLD, p, p * shrink - alpha * d), m, v
+
+
+@triton.jit
+def strided(position, walk_ptr):
     """Offsets of parameter and gradient elements from their positions in the order of the moments."""
     p_index = tl.zeros_like(position)
     g_index = tl.zeros_like(position)
@@ -82,7 +90,7 @@ def _strided(position, walk_ptr):
 
 
 @triton.jit
-def _zero(segment_ptr, tile, walks_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr):
+def zero(segment_ptr, tile, walks_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr):
     """Leaves zeros in a tile of a gradient, by the same two paths; reads its segment again, to spare registers."""
     g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
     offset = (tile - tl.load(segment_ptr + 5)) * TILE
@@ -96,7 +104,7 @@ def _zero(segment_ptr, tile, walks_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, 
             lane = begin + tl.arange(0, SLICE)
             g_index = offset + lane
             if walk >= 0:
-                _, g_index = _strided(g_index, walks_ptr + walk)
+                _, g_index = strided(g_index, walks_ptr + walk)
             tl.store(g_ptr + g_index, tl.zeros([SLICE], GRAD), mask=lane < count)
 
 
@@ -141,8 +149,8 @@ def step_kernel(
             g = tl.load(g_at)
             m = tl.load(m_ptr + lane)
             v = tl.load(v_ptr + lane)
-            p_new, m, v = _update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
-            tl.store(p_at, _narrow(p_new, PARAM))
+            p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            tl.store(p_at, narrow(p_new, PARAM))
             tl.store(m_ptr + lane, m)
             tl.store(v_ptr + lane, v)
         else:
@@ -154,17 +162,17 @@ def step_kernel(
                 p_index = offset + lane
                 g_index = p_index
                 if walk >= 0:
-                    p_index, g_index = _strided(p_index, walks_ptr + walk)
+                    p_index, g_index = strided(p_index, walks_ptr + walk)
                 p = tl.load(p_ptr + p_index, mask=inside)
                 g = tl.load(g_ptr + g_index, mask=inside)
                 m = tl.load(m_ptr + lane, mask=inside)
                 v = tl.load(v_ptr + lane, mask=inside)
-                p_new, m, v = _update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
-                tl.store(p_ptr + p_index, _narrow(p_new, PARAM), mask=inside)
+                p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+                tl.store(p_ptr + p_index, narrow(p_new, PARAM), mask=inside)
                 tl.store(m_ptr + lane, m, mask=inside)
                 tl.store(v_ptr + lane, v, mask=inside)
 
         if ZERO_GRADS:
             # Threads store other elements than they have loaded where parameter and gradient differ in width.
             tl.debug_barrier()
-            _zero(segment_ptr, tile, walks_ptr, GRAD, TILE, SLICE)
+            zero(segment_ptr, tile, walks_ptr, GRAD, TILE, SLICE)
