@@ -58,7 +58,8 @@ extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, int64
   }
   const std::vector<unsigned char> rounded = round_rows(rows, row_count, int(param_dtype));
   for (const int grad_dtype : gradient_dtypes(segments)) {
-    LaunchBuilder builder(exp_avg, exp_avg_sq, item_size(moment_dtype(int(param_dtype))));
+    const int64_t moment = item_size(moment_dtype(int(param_dtype)));
+    LaunchBuilder builder({{static_cast<char*>(exp_avg), moment}, {static_cast<char*>(exp_avg_sq), moment}});
     for (const Segment& segment : segments) {
       if (segment.grad_dtype == grad_dtype) builder.add(segment);
     }
