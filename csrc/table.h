@@ -9,7 +9,7 @@
 
 #include "forms.h"
 #include "segments.h"
-#include "tiles.h"
+#include "stored_tiles.h"
 
 namespace radam_fused {
 
@@ -143,9 +143,9 @@ struct ByValue {
   bool grads = false;
 };
 
-template <typename Tables>
+template <typename Arguments>
 ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<const void*>& grads, size_t capacity,
-                      Large<Tables>& arguments) {
+                      Arguments& arguments) {
   ByValue passed;
   if (rows.size() <= capacity) {
     std::memcpy(arguments.by_value, rows.data(), rows.size());
@@ -160,6 +160,21 @@ ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<
     passed.bytes += bytes;
   }
   return passed;
+}
+
+// What a step is told of the state; more of it where that is not stored plainly.
+inline void describe_state(const Forms&, const StateBuffers& state, int, StepTables& tables) {
+  tables.exp_avg = state.exp_avg;
+  tables.exp_avg_sq = state.exp_avg_sq;
+}
+
+inline void describe_state(const Forms& forms, const StateBuffers& state, int grad_dtype, StoredTables& tables) {
+  describe_state(forms, state, grad_dtype, static_cast<StepTables&>(tables));
+  tables.scales = state.scales;
+  tables.sq_scales = state.sq_scales;
+  tables.residue = state.residue;
+  tables.forms = forms;
+  tables.grad_dtype = grad_dtype;
 }
 
 }  // namespace radam_fused
