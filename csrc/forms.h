@@ -18,7 +18,7 @@ struct Forms {
   int64_t moment_item() const {
     return moments == Moments::kInt8 ? 1 : moments != Moments::kFloat32 ? 2 : item_size(moment_dtype(param_dtype));
   }
-  int64_t residue_item() const { return master == Master::kNone ? 0 : master == Master::kFloat32 ? 4 : 2; }
+  RADAM_HD int64_t residue_item() const { return master == Master::kNone ? 0 : master == Master::kFloat32 ? 4 : 2; }
 };
 
 // The flat buffers of a bucket's state.

@@ -56,8 +56,9 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
 // The forms of the buffers beside parameters of this dtype; raises where they do not go together.
 Forms forms_of(const StateTensors& state, int param_dtype) {
   Forms forms;
+  const bool half = param_dtype == kBFloat16 || param_dtype == kFloat16;
   forms.param_dtype = param_dtype;
-  forms.stochastic = state.stochastic;
+  forms.stochastic = state.stochastic && half;  // others have nothing to round
   const AtenTensorHandle exp_avg = state.exp_avg.get(), exp_avg_sq = state.exp_avg_sq.get();
   const int dtype = dtype_of(exp_avg);
   const bool codes = has_dtype(exp_avg, aoti_torch_dtype_int8()) && has_dtype(exp_avg_sq, aoti_torch_dtype_uint8());
@@ -73,7 +74,6 @@ Forms forms_of(const StateTensors& state, int param_dtype) {
   STD_TORCH_CHECK(state.scales.has_value() == codes, "scales belong to int8 moments, and to no others");
   if (!state.residue.has_value()) return forms;
   const AtenTensorHandle residue = state.residue->get();
-  const bool half = param_dtype == kBFloat16 || param_dtype == kFloat16;
   if (none || (half && dtype_of(residue) == kFloat32)) {
     forms.master = Master::kFloat32;
   } else if (param_dtype == kBFloat16 && has_dtype(residue, aoti_torch_dtype_int16())) {
@@ -82,7 +82,7 @@ Forms forms_of(const StateTensors& state, int param_dtype) {
     STD_TORCH_CHECK(half && dtype_of(residue) == param_dtype, "no form has such a residue beside these parameters");
     forms.master = Master::kKahan;
   }
-  STD_TORCH_CHECK(!forms.stochastic, "stochastic: parameters with a residue are rounded to nearest");
+  STD_TORCH_CHECK(!state.stochastic, "stochastic: parameters with a residue are rounded to nearest");
   return forms;
 }
 

@@ -8,8 +8,10 @@
 #if defined(__CUDACC__)
 #define RADAM_HD __host__ __device__ __forceinline__
 #define RADAM_UNROLL _Pragma("unroll")
+#define RADAM_ROLL _Pragma("unroll 1")
 #else
 #define RADAM_UNROLL
+#define RADAM_ROLL
 #define RADAM_HD inline __attribute__((always_inline))
 #endif
 

@@ -4,11 +4,12 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
-#include "dtypes.h"
+#include "forms.h"
 #include "segments.h"
-#include "tiles.h"
+#include "stored_tiles.h"
 
 namespace radam_fused {
 
@@ -48,11 +49,24 @@ struct SegmentTable {
   }
 };
 
+// One that all segments share, each its own stretch of it.
+struct FlatBuffer {
+  const char* data;
+  int64_t item;
+
+  bool aligned_at(int64_t start) const { return is_aligned(data + start * item); }
+};
+
+// Those of a bucket's state, in which every element has its own place.
+inline std::vector<FlatBuffer> flat_buffers(const Forms& forms, const StateBuffers& state) {
+  const int64_t moment = forms.moment_item();
+  return {{state.exp_avg, moment}, {state.exp_avg_sq, moment}, {state.residue, forms.residue_item()}};
+}
+
 // Builds the table and the list of gradients of one launch, which takes segments of one gradient dtype.
 class LaunchBuilder {
  public:
-  LaunchBuilder(void* exp_avg, void* exp_avg_sq, int64_t moment_item)
-      : exp_avg_(static_cast<char*>(exp_avg)), exp_avg_sq_(static_cast<char*>(exp_avg_sq)), moment_item_(moment_item) {}
+  explicit LaunchBuilder(std::vector<FlatBuffer> buffers) : buffers_(std::move(buffers)) {}
 
   void reserve(size_t segments) {
     table.segments.reserve(segments);
@@ -64,7 +78,6 @@ class LaunchBuilder {
     if (end > kMaxTiles || table.strides.size() > INT32_MAX) {
       throw std::length_error("radam_fused: more than 2^41 elements in one bucket");
     }
-    const int64_t offset = segment.start * moment_item_;
     TileSegment entry{};
     entry.param = segment.param;
     entry.start = segment.start;
@@ -72,7 +85,8 @@ class LaunchBuilder {
     entry.first_tile = uint32_t(tiles_);
     entry.row = uint32_t(segment.row);
     entry.strides = kPlain;
-    entry.aligned = is_aligned(segment.param) && is_aligned(exp_avg_ + offset) && is_aligned(exp_avg_sq_ + offset);
+    entry.aligned = is_aligned(segment.param);
+    for (const FlatBuffer& buffer : buffers_) entry.aligned = entry.aligned && buffer.aligned_at(segment.start);
     entry.overlapping = segment.overlapping;
     if (segment.strides != nullptr) entry.strides = describe(*segment.strides);
     table.segments.push_back(entry);
@@ -95,9 +109,7 @@ class LaunchBuilder {
     return at;
   }
 
-  char* exp_avg_;
-  char* exp_avg_sq_;
-  int64_t moment_item_;
+  std::vector<FlatBuffer> buffers_;
   int64_t tiles_ = 0;
 };
 
@@ -131,9 +143,9 @@ struct ByValue {
   bool grads = false;
 };
 
-template <typename Tables>
+template <typename Arguments>
 ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<const void*>& grads, size_t capacity,
-                      Large<Tables>& arguments) {
+                      Arguments& arguments) {
   ByValue passed;
   if (rows.size() <= capacity) {
     std::memcpy(arguments.by_value, rows.data(), rows.size());
@@ -148,6 +160,21 @@ ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<
     passed.bytes += bytes;
   }
   return passed;
+}
+
+// What a step is told of the state; more of it where that is not stored plainly.
+inline void describe_state(const Forms&, const StateBuffers& state, int, StepTables& tables) {
+  tables.exp_avg = state.exp_avg;
+  tables.exp_avg_sq = state.exp_avg_sq;
+}
+
+inline void describe_state(const Forms& forms, const StateBuffers& state, int grad_dtype, StoredTables& tables) {
+  describe_state(forms, state, grad_dtype, static_cast<StepTables&>(tables));
+  tables.scales = state.scales;
+  tables.sq_scales = state.sq_scales;
+  tables.residue = state.residue;
+  tables.forms = forms;
+  tables.grad_dtype = grad_dtype;
 }
 
 }  // namespace radam_fused

@@ -24,7 +24,7 @@ struct alignas(16) TileSegment {
   // Where its strides are described: the number of dimensions, then size, parameter stride and gradient stride of each,
   // inner dimension first. kPlain when parameter, gradient and moments share one dense order.
   int32_t strides;
-  uint32_t aligned;  // whether parameter and moments allow 16-byte accesses
+  uint32_t aligned;  // whether parameter and state allow 16-byte accesses
   uint32_t
       overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
   uint32_t unused;  // no padding: tables are compared as bytes

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import cuda_code_rows
+import cuda_code_stored
 from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, setting, with_code
 
 KERNELS = 20
@@ -213,7 +214,8 @@ def main() -> int:
     good = next(k for k in kernels if (k.param, k.grad, k.argument_bytes, k.arch) == ("fp32", "fp32", 4096, 90))
     noticed = controls(flags, good)
     print("\n" + ("\n".join(wrong) if wrong else f"{len(kernels)} kernels: nothing wrong"))
-    return int(bool(wrong) or not noticed or not cuda_code_rows.check(flags))
+    others = [part.check(flags) for part in (cuda_code_rows, cuda_code_stored)]
+    return int(bool(wrong) or not noticed or not all(others))
 
 
 if __name__ == "__main__":

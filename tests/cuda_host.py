@@ -26,6 +26,9 @@ HERE = Path(__file__).parent
 NUMERIC_FLAGS = ("-ffp-contract=off", "-fno-fast-math")
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """The extension's own numbering (csrc/dtypes.h)."""
+MOMENTS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+MASTERS = {torch.float32: 1, torch.int16: 2, torch.bfloat16: 3, torch.float16: 3}
+"""The same of forms (csrc/stored.h); without a residue 0."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class _HostTensor(ctypes.Structure):
         ("grad", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("start", "row", "grad_dtype", "dim")),
         *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("size", "param_stride", "grad_stride")),
+    )
+
+
+class _HostState(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("exp_avg", "exp_avg_sq", "scales", "sq_scales", "residue")),
+        *((name, ctypes.c_int64) for name in ("param_dtype", "moments", "master", "stochastic")),
     )
 
 
@@ -89,7 +99,7 @@ def compile_walk(folder: Path) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
     library = folder / "walk.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
-    sources = [str(HERE / name) for name in ("cuda_walk.cpp", "cuda_walk_rows.cpp")]
+    sources = [str(HERE / name) for name in ("cuda_walk.cpp", "cuda_walk_rows.cpp", "cuda_walk_stored.cpp")]
     command = [*compiler, *flags, f"-I{HERE.parent / 'csrc'}", *sources, "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
@@ -107,8 +117,19 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
         row_of: Tensor,
         rows: Tensor,
         zero_grads: bool = False,
+        scales: Tensor | None = None,
+        residue: Tensor | None = None,
+        stochastic: bool = False,
     ) -> None:
         check_gradients(params, grads)
+        param_dtype = params[0].dtype
+        state = _HostState(
+            *(exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
+            *(None, None) if scales is None else (scales[0].data_ptr(), scales[1].data_ptr()),
+            None if residue is None else residue.data_ptr(),
+            *(NUMBERS[param_dtype], MOMENTS[exp_avg.dtype], 0 if residue is None else MASTERS[residue.dtype]),
+            stochastic and param_dtype.itemsize == 2,
+        )
         starts, which = segments[:, 0].tolist(), row_of.tolist()
         tensors = (_HostTensor * len(params))()
         for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -118,9 +139,7 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
         library.radam_fused_walk(
             tensors,
             ctypes.c_int64(len(params)),
-            ctypes.c_int64(NUMBERS[params[0].dtype]),
-            ctypes.c_void_p(exp_avg.data_ptr()),
-            ctypes.c_void_p(exp_avg_sq.data_ptr()),
+            ctypes.byref(state),
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(rows.shape[0]),
             ctypes.c_int64(zero_grads),

@@ -42,8 +42,8 @@ void run(int param_dtype, int grad_dtype, const LargeStep& arguments, const Geom
 }  // namespace
 }  // namespace radam_fused
 
-extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, int64_t param_dtype, void* exp_avg,
-                                 void* exp_avg_sq, const double* rows, int64_t row_count, int64_t zero_grads,
+extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const radam_fused::HostState* state,
+                                 const double* rows, int64_t row_count, int64_t zero_grads,
                                  const radam_fused::Geometry* geometry) {
   using namespace radam_fused;
   std::vector<Segment> segments;
@@ -56,22 +56,18 @@ extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, int64
     segments.push_back({tensor.param, tensor.grad, tensor.start, tensor.numel(), tensor.row, int(tensor.grad_dtype),
                         is_plain ? nullptr : &strides[i], overlaps_itself(grad)});
   }
-  const std::vector<unsigned char> rounded = round_rows(rows, row_count, int(param_dtype));
+  const Forms forms = state->forms();
+  const std::vector<unsigned char> rounded = round_rows(rows, row_count, forms.param_dtype);
+  const HostLaunch launch{forms, state->buffers, rows, rounded, zero_grads != 0, *geometry};
   for (const int grad_dtype : gradient_dtypes(segments)) {
-    LaunchBuilder builder(exp_avg, exp_avg_sq, item_size(moment_dtype(int(param_dtype))));
-    for (const Segment& segment : segments) {
-      if (segment.grad_dtype == grad_dtype) builder.add(segment);
+    if (forms.plain()) {
+      launch.start<LargeStep>(segments, grad_dtype, [&](const LargeStep& arguments) {
+        run(forms.param_dtype, grad_dtype, arguments, *geometry);
+      });
+    } else {
+      launch.start<Small<StoredTables>>(
+          segments, grad_dtype, [&](const Small<StoredTables>& arguments) { run_stored(arguments, *geometry); });
     }
-    LargeStep arguments{};
-    const PlacedTable table(builder.table, arguments);
-    arguments.exp_avg = exp_avg;
-    arguments.exp_avg_sq = exp_avg_sq;
-    arguments.zero_grads = uint32_t(zero_grads);
-    const size_t capacity = geometry->in_tables ? 0 : LargeStep::kCapacity;
-    const ByValue passed = pass_by_value(rounded, builder.grads, capacity, arguments);
-    if (!passed.rows) arguments.rows = rows;
-    if (!passed.grads) arguments.grads = reinterpret_cast<const unsigned char*>(builder.grads.data());
-    run(int(param_dtype), grad_dtype, arguments, *geometry);
   }
 }
 

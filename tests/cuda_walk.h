@@ -32,6 +32,27 @@ struct InTurn {
   }
 };
 
+// A warp whose lanes come one after the other, each phase done by all before the next.
+struct WarpInTurn {
+  const Geometry* geometry;
+  int64_t first;  // its first thread, counted over all blocks
+  Lane lanes[kWarp] = {};
+
+  template <typename Phase>
+  void operator()(const Phase& phase) {
+    for (int i = 0; i < kWarp; ++i) {
+      const int lane = geometry->backwards ? kWarp - 1 - i : i;
+      if (first + lane != geometry->skipped) phase(lane, lanes[lane]);
+    }
+  }
+
+  uint32_t largest() const {
+    uint32_t largest = 0;
+    for (const Lane& lane : lanes) largest = std::max(largest, lane.values.largest);
+    return largest;
+  }
+};
+
 // A table where a launch finds it, as aligned as device memory would be.
 class PlacedTable {
  public:
@@ -44,6 +65,45 @@ class PlacedTable {
  private:
   std::vector<uint64_t> memory_;
 };
+
+// A bucket's state, as a step is given it.
+struct HostState {
+  StateBuffers buffers;
+  int64_t param_dtype, moments, master, stochastic;
+
+  Forms forms() const { return {int(param_dtype), Moments(moments), Master(master), stochastic != 0}; }
+};
+
+// One launch over segments whose gradients have one dtype.
+struct HostLaunch {
+  const Forms forms;
+  const StateBuffers& buffers;
+  const double* rows;
+  const std::vector<unsigned char>& rounded;
+  const bool zero_grads;
+  const Geometry& geometry;
+
+  // Makes the arguments as the operator does, and calls `run` with them.
+  template <typename Arguments, typename Run>
+  void start(const std::vector<Segment>& segments, int grad_dtype, const Run& run) const {
+    LaunchBuilder builder(flat_buffers(forms, buffers));
+    for (const Segment& segment : segments) {
+      if (segment.grad_dtype == grad_dtype) builder.add(segment);
+    }
+    Arguments arguments{};
+    const PlacedTable table(builder.table, arguments);
+    describe_state(forms, buffers, grad_dtype, arguments);
+    arguments.zero_grads = zero_grads;
+    const size_t capacity = geometry.in_tables ? 0 : Arguments::kCapacity;
+    const ByValue passed = pass_by_value(rounded, builder.grads, capacity, arguments);
+    if (!passed.rows) arguments.rows = rows;
+    if (!passed.grads) arguments.grads = reinterpret_cast<const unsigned char*>(builder.grads.data());
+    run(arguments);
+  }
+};
+
+// The walk over stored forms (cuda_walk_stored.cpp).
+void run_stored(const Small<StoredTables>& arguments, const Geometry& geometry);
 
 }  // namespace radam_fused
 

@@ -22,7 +22,7 @@ extern "C" void radam_fused_squares(const HostTensor* tensors, int64_t count, in
                                     const radam_fused::Geometry* geometry) {
   using namespace radam_fused;
   std::vector<Strides> strides(count);
-  LaunchBuilder builder(nullptr, nullptr, item_size(int(dtype)));
+  LaunchBuilder builder({});
   for (int64_t i = 0; i < count; ++i) {
     const HostTensor& tensor = tensors[i];
     if (tensor.numel() == 0) continue;

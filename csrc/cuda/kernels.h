@@ -5,11 +5,13 @@
 
 #include "../rows.h"
 #include "../squares.h"
+#include "../stored_tiles.h"
 
 namespace radam_fused {
 
 using SmallStep = Small<StepTables>;
 using LargeStep = Large<StepTables>;
+using StoredStep = Small<StoredTables>;
 using SmallSquares = Small<SquaresTables>;
 using LargeSquares = Large<SquaresTables>;
 
@@ -26,6 +28,7 @@ size_t by_value_capacity() {
 // bytes count.
 cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& arguments, size_t by_value, int device,
                         cudaStream_t stream);
+cudaError_t launch_stored(const StoredStep& arguments, int device, cudaStream_t stream);
 cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device, cudaStream_t stream);
 cudaError_t launch_rows(const RowsArguments& arguments, cudaStream_t stream);
 

@@ -13,7 +13,7 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 
 Tensor add_up(const Gradients& grads) {
-  LaunchBuilder builder(nullptr, nullptr, item_size(grads.dtype));
+  LaunchBuilder builder({});
   builder.reserve(grads.segments.size());
   for (const Segment& grad : grads.segments) builder.add(grad);
 

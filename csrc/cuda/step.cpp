@@ -8,11 +8,12 @@ namespace radam_fused {
 namespace {
 
 // The segments of one gradient dtype, ready to go.
+template <typename Arguments>
 struct Prepared {
   int grad_dtype;
   size_t by_value;
   DeviceTables tables;
-  LargeStep arguments;
+  Arguments arguments;
 };
 
 // The rows that the host has made, as they go by value and as they go to a table; none where they are on the device.
@@ -23,64 +24,87 @@ struct HostRows {
 
 HostRows host_rows(const Launch& launch) {
   if (launch.rows_on_device) return {};
-  return {round_rows(launch.rows, launch.row_count, launch.param_dtype),
+  return {round_rows(launch.rows, launch.row_count, launch.forms.param_dtype),
           std::vector<double>(launch.rows, launch.rows + launch.row_count * kRowColumns)};
 }
 
+// Of the arguments' bytes for rows and gradient addresses `capacity` may be used.
+template <typename Arguments>
 void prepare(const Launch& launch, int grad_dtype, const HostRows& rows, bool zero_grads, const CurrentStream& current,
-             Prepared& ready) {
-  LaunchBuilder builder(launch.exp_avg, launch.exp_avg_sq, item_size(moment_dtype(launch.param_dtype)));
+             size_t capacity, Prepared<Arguments>& ready) {
+  LaunchBuilder builder(flat_buffers(launch.forms, launch.state));
   builder.reserve(launch.segments.size());
   for (const Segment& segment : launch.segments) {
     if (segment.grad_dtype == grad_dtype) builder.add(segment);
   }
-  LargeStep& arguments = ready.arguments;
-  const ByValue passed = pass_by_value(rows.rounded, builder.grads, by_value_capacity<StepTables>(), arguments);
-  const TableKey key{current.device,     current.stream, launch.exp_avg,
-                     launch.param_dtype, grad_dtype,     builder.grads.size()};
+  Arguments& arguments = ready.arguments;
+  const ByValue passed = pass_by_value(rows.rounded, builder.grads, capacity, arguments);
+  const TableKey key{current.device,           current.stream, launch.state.exp_avg,
+                     launch.forms.param_dtype, grad_dtype,     builder.grads.size()};
   ready.grad_dtype = grad_dtype;
   ready.by_value = passed.bytes;
   ready.tables = table_cache().find(key, builder.table, passed.rows ? nullptr : &rows.table,
                                     passed.grads ? nullptr : &builder.grads, current.capturing);
   builder.table.point(ready.tables.segments.const_data_ptr(), arguments);
-  arguments.exp_avg = launch.exp_avg;
-  arguments.exp_avg_sq = launch.exp_avg_sq;
+  describe_state(launch.forms, launch.state, grad_dtype, arguments);
   arguments.zero_grads = zero_grads;
   if (launch.rows_on_device) arguments.rows = launch.rows;
   if (!passed.rows) arguments.rows = static_cast<const double*>(ready.tables.rows.const_data_ptr());
   if (!passed.grads) arguments.grads = static_cast<const unsigned char*>(ready.tables.grads.const_data_ptr());
 }
 
-void run(const Launch& launch, const Tensor& exp_avg, const Tensor& rows, bool zero_grads) {
-  if (launch.segments.empty()) return;
-
-  const CurrentStream current(device_of(exp_avg.get()).index, "radam_fused::step_native");
+// Launches what `start` says, once a gradient dtype.
+template <typename Arguments, typename Start>
+void launch_each(const Launch& launch, const Tensor& rows, bool zero_grads, const CurrentStream& current,
+                 size_t capacity, const Start& start) {
   const HostRows made_here = host_rows(launch);
   const std::lock_guard<std::mutex> lock(table_cache().mutex);
   // Everything that can fail for want of memory comes before the first launch.
   const std::vector<int> dtypes = gradient_dtypes(launch.segments);
-  std::vector<Prepared> ready(dtypes.size());
-  for (size_t i = 0; i < dtypes.size(); ++i) prepare(launch, dtypes[i], made_here, zero_grads, current, ready[i]);
-  if (current.capturing && launch.rows_on_device) table_cache().keep(rows);
-  for (const Prepared& one : ready) {
-    current.launched(
-        launch_step(launch.param_dtype, one.grad_dtype, one.arguments, one.by_value, current.device, current.stream));
+  std::vector<Prepared<Arguments>> ready(dtypes.size());
+  for (size_t i = 0; i < dtypes.size(); ++i) {
+    prepare(launch, dtypes[i], made_here, zero_grads, current, capacity, ready[i]);
   }
+  if (current.capturing && launch.rows_on_device) table_cache().keep(rows);
+  for (const Prepared<Arguments>& one : ready) current.launched(start(one));
+}
+
+void run(const Launch& launch, const Tensor& exp_avg, const Tensor& rows, bool zero_grads) {
+  if (launch.segments.empty()) return;
+  const CurrentStream current(device_of(exp_avg.get()).index, "radam_fused::step_native");
+  if (launch.forms.plain()) {
+    launch_each<LargeStep>(launch, rows, zero_grads, current, by_value_capacity<StepTables>(), [&](const auto& one) {
+      return launch_step(launch.forms.param_dtype, one.grad_dtype, one.arguments, one.by_value, current.device,
+                         current.stream);
+    });
+    return;
+  }
+  for (const Segment& segment : launch.segments) {
+    STD_TORCH_CHECK(segment.start % kDraws == 0,
+                    "radam_fused::step_native: segments of stored forms must start at multiples of 8 on a GPU");
+  }
+  launch_each<StoredStep>(launch, rows, zero_grads, current, StoredStep::kCapacity, [&](const auto& one) {
+    return launch_stored(one.arguments, current.device, current.stream);
+  });
 }
 
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-          Tensor row_of, Tensor rows, bool zero_grads) {
+          Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales, std::optional<Tensor> residue,
+          bool stochastic) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
-  const Launch launch = radam_fused::prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
+  const Launch launch = radam_fused::prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic},
+                                             {segments, row_of, rows});
   run(launch, exp_avg, rows, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
 void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-                    Tensor row_of, Tensor rows, bool zero_grads) {
-  run(prepare_described(described, int(param_dtype), exp_avg, exp_avg_sq, segments, row_of, rows), exp_avg, rows,
-      zero_grads);
+                    Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales,
+                    std::optional<Tensor> residue, bool stochastic) {
+  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic},
+                        {segments, row_of, rows}),
+      exp_avg, rows, zero_grads);
 }
 
 }  // namespace
