@@ -95,6 +95,10 @@ RADAM_HD void compensate(float& p, float& compensation, float decrease) {
 RADAM_HD uint32_t magnitude_bits(float x) { return bits_from_float(x) & kMagnitude; }
 RADAM_HD float scale_from(uint32_t largest) { return float_from_bits(largest > kInfinity ? kQuietNan : largest); }
 
+// The next float up: a factor that has been rounded down would leave the largest of a block below the code that its
+// scale is found by again.
+RADAM_HD float next_up(float x) { return float_from_bits(bits_from_float(x) + 1); }
+
 // A code from 0 to `limit`, rounded stochastically; a NaN is 0.
 RADAM_HD int32_t code_of(float c, uint32_t draw, float limit) {
   c = c + float(int32_t(draw)) * 0x1p-16f;
@@ -104,7 +108,7 @@ RADAM_HD int32_t code_of(float c, uint32_t draw, float limit) {
 
 // 8 bits for the square root of the second moment: codes linear in its own square root, 0 for 0 alone.
 struct RootCode {
-  static RADAM_HD float factor(float scale) { return scale > 0.0f ? 255.0f / square_root(scale) : 0.0f; }
+  static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(255.0f / square_root(scale)) : 0.0f; }
   static RADAM_HD int32_t encode(float root, float factor, uint32_t draw) {
     const int32_t code = code_of(square_root(fabsf(root)) * factor, draw, 255.0f);
     const int32_t least = root > 0.0f ? 1 : 0;
@@ -125,7 +129,7 @@ struct FirstCode {
     const float scale = scale_from(largest);
     return scale < kRest ? 0.0f : scale;
   }
-  static RADAM_HD float factor(float scale) { return scale > 0.0f ? 127.0f / scale : 0.0f; }
+  static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(127.0f / scale) : 0.0f; }
   static RADAM_HD int32_t encode(float quotient, float factor, uint32_t draw) {
     const int32_t code = code_of(fabsf(quotient) * factor, draw, 127.0f);
     return quotient < 0.0f ? -code : code;

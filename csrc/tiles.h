@@ -10,9 +10,10 @@
 
 namespace radam_fused {
 
-constexpr int kTile = 1024;     // elements
-constexpr int kThreads = 128;   // a block
-constexpr int32_t kPlain = -1;  // for TileSegment::strides
+constexpr int kTile = 1024;      // elements
+constexpr int kThreads = 128;    // a block
+constexpr int64_t kOrigin = 64;  // elements: segments start at multiples of as many
+constexpr int32_t kPlain = -1;   // for TileSegment::strides
 
 // A segment as it lies in the table on the device. It stays from step to step; the gradient's address does not.
 struct alignas(16) TileSegment {
@@ -27,7 +28,7 @@ struct alignas(16) TileSegment {
   uint32_t aligned;  // whether parameter and state allow 16-byte accesses
   uint32_t
       overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
-  uint32_t unused;  // no padding: tables are compared as bytes
+  uint32_t origin;  // where its random numbers begin, in units of kOrigin
 };
 
 // What every walk is given. The segments and their tiles stay from step to step; the addresses of the gradients, one a

@@ -117,7 +117,14 @@ def check_forms(
         raise ValueError("scales belong to int8 moments, and to no others")
     if scales is not None:
         expected = 2, exp_avg.numel() // ALIGNMENT
-        if scales.dtype != torch.float32 or tuple(scales.shape) != expected or not scales.is_contiguous():
+        if exp_avg.numel() % ALIGNMENT:
+            raise ValueError(f"int8 moments must be whole blocks of {ALIGNMENT}: there are {exp_avg.numel()}")
+        if (
+            scales.dtype != torch.float32
+            or tuple(scales.shape) != expected
+            or not scales.is_contiguous()
+            or scales.device != exp_avg.device
+        ):
             raise ValueError(f"scales must be contiguous float32 of shape {expected}")
         if any(start % ALIGNMENT for start, _ in segments.tolist()):
             raise ValueError(f"segments of int8 moments must start at multiples of {ALIGNMENT}")
@@ -132,4 +139,5 @@ def check_forms(
             raise ValueError("stochastic: parameters with a residue are rounded to nearest")
     if origins is not None and (origins.dtype != torch.int64 or origins.numel() != segments.shape[0]):
         raise ValueError("origins must be int64, one entry a segment")
-    return exp_avg.dtype in (torch.float32, torch.float64) and residue is None and not stochastic
+    rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
+    return exp_avg.dtype in (torch.float32, torch.float64) and residue is None and not rounds

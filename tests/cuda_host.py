@@ -51,7 +51,7 @@ class _HostTensor(ctypes.Structure):
     _fields_ = (
         ("param", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("start", "row", "grad_dtype", "dim")),
+        *((name, ctypes.c_int64) for name in ("start", "row", "grad_dtype", "dim", "origin")),
         *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("size", "param_stride", "grad_stride")),
     )
 
@@ -120,6 +120,7 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
         scales: Tensor | None = None,
         residue: Tensor | None = None,
         stochastic: bool = False,
+        origins: Tensor | None = None,
     ) -> None:
         check_gradients(params, grads)
         param_dtype = params[0].dtype
@@ -130,12 +131,13 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
             *(NUMBERS[param_dtype], MOMENTS[exp_avg.dtype], 0 if residue is None else MASTERS[residue.dtype]),
             stochastic and param_dtype.itemsize == 2,
         )
+        drawn = segments[:, 0].tolist() if origins is None else origins.tolist()
         starts, which = segments[:, 0].tolist(), row_of.tolist()
         tensors = (_HostTensor * len(params))()
         for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
             where = (param.data_ptr(), grad.data_ptr(), starts[k], which[k])
             layout = (longs(param.shape), longs(param.stride()), longs(grad.stride()))
-            tensors[k] = _HostTensor(*where, NUMBERS[grad.dtype], param.dim(), *layout)
+            tensors[k] = _HostTensor(*where, NUMBERS[grad.dtype], param.dim(), drawn[k], *layout)
         library.radam_fused_walk(
             tensors,
             ctypes.c_int64(len(params)),
@@ -160,7 +162,7 @@ def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Ten
         for k, grad in enumerate(grads):
             strides = longs(grad.stride())
             layout = (longs(grad.shape), strides, strides)
-            tensors[k] = _HostTensor(None, grad.data_ptr(), 0, 0, NUMBERS[grad.dtype], grad.dim(), *layout)
+            tensors[k] = _HostTensor(None, grad.data_ptr(), 0, 0, NUMBERS[grad.dtype], grad.dim(), 0, *layout)
         sums = torch.full((PARTIAL_SUMS,), -1.0, dtype=torch.float64)
         library.radam_fused_squares(
             tensors,

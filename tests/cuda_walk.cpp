@@ -54,7 +54,7 @@ extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const
     const Shape grad{tensor.size, tensor.grad_stride, tensor.dim};
     const bool is_plain = plain({tensor.size, tensor.param_stride, tensor.dim}, grad, strides[i]);
     segments.push_back({tensor.param, tensor.grad, tensor.start, tensor.numel(), tensor.row, int(tensor.grad_dtype),
-                        is_plain ? nullptr : &strides[i], overlaps_itself(grad)});
+                        is_plain ? nullptr : &strides[i], overlaps_itself(grad), tensor.origin});
   }
   const Forms forms = state->forms();
   const std::vector<unsigned char> rounded = round_rows(rows, row_count, forms.param_dtype);

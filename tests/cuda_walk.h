@@ -111,7 +111,7 @@ void run_stored(const Small<StoredTables>& arguments, const Geometry& geometry);
 struct HostTensor {
   void* param;
   void* grad;
-  int64_t start, row, grad_dtype, dim;
+  int64_t start, row, grad_dtype, dim, origin;
   const int64_t *size, *param_stride, *grad_stride;
 
   int64_t numel() const {

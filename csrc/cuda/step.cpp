@@ -80,8 +80,9 @@ void run(const Launch& launch, const Tensor& exp_avg, const Tensor& rows, bool z
     return;
   }
   for (const Segment& segment : launch.segments) {
-    STD_TORCH_CHECK(segment.start % kDraws == 0,
-                    "radam_fused::step_native: segments of stored forms must start at multiples of 8 on a GPU");
+    STD_TORCH_CHECK(
+        segment.origin % kOrigin == 0,
+        "radam_fused::step_native: origins must be multiples of 64 on a GPU, where eight neighbours draw at once");
   }
   launch_each<StoredStep>(launch, rows, zero_grads, current, StoredStep::kCapacity, [&](const auto& one) {
     return launch_stored(one.arguments, current.device, current.stream);
@@ -90,19 +91,19 @@ void run(const Launch& launch, const Tensor& exp_avg, const Tensor& rows, bool z
 
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
           Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales, std::optional<Tensor> residue,
-          bool stochastic) {
+          bool stochastic, std::optional<Tensor> origins) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
-  const Launch launch = radam_fused::prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic},
-                                             {segments, row_of, rows});
+  const Launch launch = radam_fused::prepare(
+      param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic, origins}, {segments, row_of, rows});
   run(launch, exp_avg, rows, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
 void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
                     Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales,
-                    std::optional<Tensor> residue, bool stochastic) {
-  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic},
+                    std::optional<Tensor> residue, bool stochastic, std::optional<Tensor> origins) {
+  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
                         {segments, row_of, rows}),
       exp_avg, rows, zero_grads);
 }

@@ -128,9 +128,14 @@ def largest(x: Tensor) -> Tensor:
     return torch.where(bits > 0x7F800000, 0x7FC00000, bits).view(torch.float32)
 
 
-def _quotient(number: float, x: Tensor) -> Tensor:
-    """One rounded division; torch makes a number over a tensor a reciprocal and a product."""
-    return torch.full_like(x, number) / x
+def _factor(number: float, x: Tensor) -> Tensor:
+    """One rounded division (torch makes a number over a tensor a reciprocal and a product), and the next float up.
+
+    A factor that has been rounded down would leave the largest of a block below the code that its scale is found by
+    again.
+    """
+    quotient = torch.full_like(x, number) / x
+    return (quotient.view(torch.int32) + 1).view(torch.float32)
 
 
 def _code(c: Tensor, draw: Tensor, limit: float) -> Tensor:
@@ -141,7 +146,7 @@ def _code(c: Tensor, draw: Tensor, limit: float) -> Tensor:
 def encode_root(root: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     """Square roots of the second moment, (blocks, 256), as codes linear in their own square root: code and scale."""
     scale = largest(root)
-    factor = torch.where(scale > 0.0, _quotient(255.0, square_root(scale)), 0.0)
+    factor = torch.where(scale > 0.0, _factor(255.0, square_root(scale)), 0.0)
     code = _code(square_root(root.abs()) * factor, draw, 255.0)
     return torch.where((root > 0.0) & (code == 0.0), 1.0, code), scale
 
@@ -157,7 +162,7 @@ def encode_first(m: Tensor, root: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]
     quotient = torch.where(root > 0.0, m / root, 0.0)
     scale = largest(quotient)
     scale = torch.where(scale < REST, 0.0, scale)
-    factor = torch.where(scale > 0.0, _quotient(127.0, scale), 0.0)
+    factor = torch.where(scale > 0.0, _factor(127.0, scale), 0.0)
     code = _code(quotient.abs() * factor, draw, 127.0)
     return torch.where(quotient < 0.0, -code, code), scale
 

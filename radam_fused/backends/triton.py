@@ -95,28 +95,31 @@ def step(
     scales: Tensor | None = None,
     residue: Tensor | None = None,
     stochastic: bool = False,
+    origins: Tensor | None = None,
 ) -> None:
     """``radam_fused::step_triton``; arguments and errors as `radam_fused.ops` says. One launch a gradient dtype."""
     device = exp_avg.device
     require("step", device)
     check_tables(exp_avg, segments, row_of, rows)
     places, row = segments.tolist(), row_of.tolist()
-    if not len(params) == len(grads) == len(places) == len(row):
-        raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    drawn = segments[:, 0].tolist() if origins is None else origins.tolist()
+    if not len(params) == len(grads) == len(places) == len(row) == len(drawn):
+        raise ValueError("params, grads, segments, row_of and origins must have one entry a segment")
     rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
     state = State(exp_avg, exp_avg_sq, scales, residue, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
     zeroed_by_kernel = zero_grads and not shared
-    known = facts(params), facts(grads), state.facts(), places, row, len(rows), zero_grads
+    known = facts(params), facts(grads), state.facts(), places, drawn, row, len(rows), zero_grads
 
     @functools.cache
     def checked() -> list[Segment]:
         state.check(params, segments)
         check_layouts(params, segments, exp_avg.dtype)
         check_gradients(params, grads)
-        described = [Segment(*parts) for parts in zip(params, grads, (start for start, _ in places), row, strict=True)]
+        starts = (start for start, _ in places)
+        described = [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
         check_segments(described, exp_avg, len(rows))
         return described
 

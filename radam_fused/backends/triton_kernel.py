@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-COLUMNS = tl.constexpr(8)
-"""Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk."""
+COLUMNS = tl.constexpr(9)
+"""Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk, origin."""
 ROW_COLUMNS = tl.constexpr(11)
 """Of the rows table: `radam_fused.rows.Row`."""
 ADAPTIVE = tl.constexpr(1.0)

@@ -12,17 +12,18 @@ from ..layout import is_dense
 
 ALIGNED = 16
 """Bytes: the width of a vector access."""
-COLUMNS = 8
+COLUMNS = 9
 """Of the segment table; the kernel names them."""
 
 
 class Segment(NamedTuple):
-    """A parameter, its gradient, where its moments start and which row it takes."""
+    """A parameter, its gradient, where its moments start, which row it takes and where its random numbers begin."""
 
     param: Tensor
     grad: Tensor
     start: int
     row: int
+    origin: int
 
 
 def tile_map(lengths: Sequence[int], tile: int) -> Tensor:
@@ -37,13 +38,13 @@ def segment_table(segments: Sequence[Segment], tile: int) -> Tensor:
     table: list[int] = []
     walks: list[int] = []
     first_tile = 0
-    for param, grad, start, row in segments:
+    for param, grad, start, row, origin in segments:
         length = param.numel()
         addresses = param.data_ptr(), grad.data_ptr()
         steps = _walk(param, grad) if length else None
         aligned = steps is None and all(address % ALIGNED == 0 for address in addresses)
         at = -1 if steps is None else COLUMNS * len(segments) + len(walks)
-        table += (*addresses, start, length, row, first_tile, aligned, at)
+        table += (*addresses, start, length, row, first_tile, aligned, at, origin)
         walks += steps or ()
         first_tile += -(-length // tile)
     return torch.tensor(table + walks, dtype=torch.int64)

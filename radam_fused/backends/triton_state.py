@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..forms import check_forms
-from ..layout import ALIGNMENT, SMALL_ALIGNMENT
+from ..layout import SMALL_ALIGNMENT
 from ..rows import Row
 from .triton_segments import Segment
 from .triton_tables import facts
@@ -42,8 +42,6 @@ class State(NamedTuple):
         ):
             raise ValueError("exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device")
         check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic)
-        if scales is not None and (exp_avg.numel() % ALIGNMENT or scales.device != exp_avg.device):
-            raise ValueError(f"scales must be on {exp_avg.device}, and int8 moments of whole blocks of {ALIGNMENT}")
 
     def plain(self) -> bool:
         """Whether the kernel for state in the dtype of the arithmetic serves it."""
@@ -69,7 +67,7 @@ def check_tables(exp_avg: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor
 
 def check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int) -> None:
     """Raises for a segment whose step would read or write where it must not."""
-    for i, (param, _, start, row) in enumerate(segments):
+    for i, (param, _, start, row, origin) in enumerate(segments):
         if param.device != exp_avg.device or param.dtype != segments[0].param.dtype:
             raise ValueError(
                 f"tensor {i} of the lists is {param.dtype} on {param.device}: "
@@ -77,5 +75,7 @@ def check_segments(segments: Sequence[Segment], exp_avg: Tensor, rows: int) -> N
             )
         if start < 0 or start % SMALL_ALIGNMENT or start + param.numel() > exp_avg.numel():
             raise ValueError(f"tensor {i} of the lists: start {start} out of the buffer, or not a multiple of 64")
+        if origin % SMALL_ALIGNMENT:
+            raise ValueError(f"tensor {i} of the lists: origin {origin} must be a multiple of {SMALL_ALIGNMENT}")
         if not 0 <= row < rows:
             raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")

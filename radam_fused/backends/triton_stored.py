@@ -141,8 +141,11 @@ def largest(x, inside, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _over(number: tl.constexpr, x):
-    return tl.math.div_rn(tl.full(x.shape, number, tl.float32), x)
+def _factor(number: tl.constexpr, x):
+    # The next float up: one that has been rounded down would leave the largest of a block below the code that its scale
+    # is found by again.
+    quotient = tl.math.div_rn(tl.full(x.shape, number, tl.float32), x)
+    return (quotient.to(tl.int32, bitcast=True) + 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -156,7 +159,7 @@ def _code(c, draw, limit: tl.constexpr):
 def encode_root(root, draw, inside, COUNT: tl.constexpr):
     """Square roots of the second moment as codes linear in their own square root, 0 for 0 alone: code and scale."""
     scale = largest(root, inside, COUNT)
-    factor = spread(tl.where(scale > 0.0, _over(255.0, tl.math.sqrt_rn(scale)), 0.0), COUNT)
+    factor = spread(tl.where(scale > 0.0, _factor(255.0, tl.math.sqrt_rn(scale)), 0.0), COUNT)
     code = _code(tl.math.sqrt_rn(tl.abs(root)) * factor, draw, 255.0)
     return tl.where((root > 0.0) & (code == 0), 1, code), scale
 
@@ -174,7 +177,7 @@ def encode_first(m, root, draw, inside, COUNT: tl.constexpr):
     quotient = tl.where(root > 0.0, tl.math.div_rn(m, root), 0.0)
     scale = largest(quotient, inside, COUNT)
     scale = tl.where(scale < _REST, 0.0, scale)
-    factor = spread(tl.where(scale > 0.0, _over(127.0, scale), 0.0), COUNT)
+    factor = spread(tl.where(scale > 0.0, _factor(127.0, scale), 0.0), COUNT)
     code = _code(tl.abs(quotient) * factor, draw, 127.0)
     return tl.where(quotient < 0.0, -code, code), scale
 

@@ -49,10 +49,10 @@ def _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT: tl
 
 
 @triton.jit
-def _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, place, row_ptr, COUNT: tl.constexpr):
+def _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, drawn, row_ptr, COUNT: tl.constexpr):
     STORED: tl.constexpr = m_at.dtype.element_ty
     if STORED != tl.float32:
-        draw = draws(place, row_ptr, FOR_MOMENTS, COUNT)
+        draw = draws(drawn, row_ptr, FOR_MOMENTS, COUNT)
         if (STORED == tl.int8) | (STORED == tl.float16):
             v = tl.math.sqrt_rn(v)
     if STORED == tl.int8:
@@ -75,6 +75,7 @@ def _step_elements(
     p_at,
     g_at,
     place,
+    drawn,
     count,
     exp_avg_ptr,
     exp_avg_sq_ptr,
@@ -87,7 +88,10 @@ def _step_elements(
     STOCHASTIC: tl.constexpr,
     COUNT: tl.constexpr,
 ):
-    """One step of the parameters at COUNT addresses whose state begins at ``place``; of the first ``count``, or all."""
+    """One step of the parameters at COUNT addresses whose state begins at ``place``, and random numbers at ``drawn``.
+
+    Of the first ``count``, or of all where that is None.
+    """
     lane = tl.arange(0, COUNT)
     m_at = tl.multiple_of(exp_avg_ptr + place, 16) + lane
     v_at = tl.multiple_of(exp_avg_sq_ptr + place, 16) + lane
@@ -122,7 +126,7 @@ def _step_elements(
         if MASTER is not None:
             after = to_parameter(x, PARAM)
         elif STOCHASTIC:
-            after = stochastic(x, draws(place, row_ptr, FOR_PARAMETER, COUNT), PARAM)
+            after = stochastic(x, draws(drawn, row_ptr, FOR_PARAMETER, COUNT), PARAM)
         else:
             after = narrow(x, PARAM)
     # What is written comes before the moments are encoded, which takes all the registers there are.
@@ -134,7 +138,7 @@ def _step_elements(
         tl.store(residue_at, tl.where(held, residue, low_bits(x)), mask=inside)
     elif MASTER == "kahan":
         tl.store(residue_at, tl.where(held, residue, rest), mask=inside)
-    _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, place, row_ptr, COUNT)
+    _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, drawn, row_ptr, COUNT)
 
 
 @triton.jit(do_not_specialize=["tiles", "blocks"])
@@ -163,6 +167,7 @@ def stored_step_kernel(
         p_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(PARAM))
         g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
         start = tl.load(segment_ptr + 2)
+        origin = tl.load(segment_ptr + 8)
         row_ptr = rows_ptr + tl.load(segment_ptr + 4) * ROW_COLUMNS
         offset = (tile - tl.load(segment_ptr + 5)) * TILE
         aligned = tl.load(segment_ptr + 6)
@@ -175,6 +180,7 @@ def stored_step_kernel(
                 tl.multiple_of(p_ptr + offset, 16) + lane,
                 tl.multiple_of(g_ptr + offset, 16) + lane,
                 start + offset,
+                origin + offset,
                 None,
                 exp_avg_ptr,
                 exp_avg_sq_ptr,
@@ -198,6 +204,7 @@ def stored_step_kernel(
                     p_ptr + p_index,
                     g_ptr + g_index,
                     start + offset + begin,
+                    origin + offset + begin,
                     left - begin,
                     exp_avg_ptr,
                     exp_avg_sq_ptr,
