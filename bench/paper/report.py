@@ -1,0 +1,2 @@
+def write(store, path):
+    pass
