@@ -26,6 +26,7 @@ TASKS = {
     "text": "the language model: the demo's GPT (pre-norm)",
     "deep": "the language model, six layers, post-norm",
 }
+SHORT = {"digits": "digits, ResNet", "cifar10": "CIFAR10, ResNet", "text": "text, pre-norm", "deep": "text, post-norm"}
 POINTS = 25
 
 

@@ -16,7 +16,7 @@ class Transformer:
     context: int = 32
     batch: int = 8
     post_norm: bool = False
-    ms: float = 3.3  # a training step on one core, for the estimate
+    ms: float = 4.5  # a training step on one core, for the estimate
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ResNet:
     blocks: int = 1
     batch: int = 64
     augment: bool = False
-    ms: float = 11.0
+    ms: float = 6.6
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Sizes:
     horizon: int = 6000
     samples: int = 10**6
     text: Transformer = field(default_factory=Transformer)
-    deep: Transformer = field(default_factory=lambda: Transformer(layers=6, post_norm=True, ms=8.5))
+    deep: Transformer = field(default_factory=lambda: Transformer(layers=6, post_norm=True, ms=9.0))
     reverse: Transformer = field(
-        default_factory=lambda: Transformer(layers=6, context=24, batch=16, post_norm=True, ms=11.0)
+        default_factory=lambda: Transformer(layers=6, context=24, batch=16, post_norm=True, ms=12.0)
     )
     digits: ResNet = field(default_factory=ResNet)
     cifar10: ResNet = field(default_factory=lambda: ResNet(blocks=3, batch=128, augment=True, ms=900.0))

@@ -232,9 +232,8 @@ def _images(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def images() -> list[str]:
     """The image tasks that can be had here: the environment variable CIFAR10 is that data's folder."""
-    return ["digits"] * (importlib.util.find_spec("sklearn") is not None) + ["cifar10"] * bool(
-        os.environ.get("CIFAR10")
-    )
+    have = {"digits": importlib.util.find_spec("sklearn"), "cifar10": os.environ.get("CIFAR10")}
+    return [name for name, found in have.items() if found]
 
 
 def task(name: str, device: str, **model: Any) -> Task:
