@@ -123,3 +123,9 @@ def verdict(found: dict[str, float]) -> str:
     if clear and found["smaller"] == 0:
         return "above"
     return "not clearly different from"
+
+
+def every_lr(records: dict[str, Any], name: str) -> tuple[float, ...]:
+    """The learning rates that a task was run with, largest first."""
+    settings = [record["settings"] for record in records.values()]
+    return tuple(sorted({s["lr"] for s in settings if s["task"] == name}, reverse=True))
