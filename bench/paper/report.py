@@ -58,7 +58,7 @@ def _head(store: Store) -> list[str]:
         "Liu et al., *On the Variance of the Adaptive Learning Rate and Beyond*, ICLR 2020",
         "([arXiv 1908.03265](https://arxiv.org/abs/1908.03265)), on data that anyone has. `make paper` makes this",
         "file, its figures and the raw results again; `bench/paper/` is the code. Every RAdam is `FusedRAdam`, every",
-        "Adam is `torch.optim.Adam`; betas 0.9 and 0.999, no weight decay, seeds fixed.",
+        "Adam is `torch.optim.Adam`; betas 0.9 and 0.999 where nothing else is said, no weight decay, seeds fixed.",
     )
     for part, about in abouts.items():
         if about:

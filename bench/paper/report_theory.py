@@ -153,6 +153,7 @@ def _divergence(found: dict[str, Any], picture: Picture) -> list[str]:
 
 def _sma(found: dict[str, Any]) -> list[str]:
     dip = found["dip"]
+    short = [100 * (1 - dip[key]) for key in ("ratio_1000", "ratio")]
     rows = []
     for i, t in enumerate(found["t"]):
         if t in (5, 10, 100, 1000, 6000):
@@ -176,10 +177,9 @@ def _sma(found: dict[str, Any]) -> list[str]:
         ),
         *table(headings, rows),
         *prose(
-            f"At t = 1,000 ρ_t is {plain(dip['rho_1000'], 4)} against {plain(dip['matched_1000'], 4)}. So r_t has a",
-            f"dip of its own: it is {100 * (1 - dip['ratio_1000']):.1f} % too small there, and {100 * (1 -",
-            f"dip['ratio']):.1f} % at most, at t = {dip['t']:.0f} ({plain(dip['r_t'], 4)} against",
-            f"{plain(dip['r_matched'], 4)}). At the start and in the limit the two lengths agree. The paper does not",
-            "mention it.",
+            f"At t = 1,000 ρ_t is {plain(dip['rho_1000'], 4)} against {plain(dip['matched_1000'], 4)}. So r_t has a dip",
+            f"of its own: it is {short[0]:.1f} % too small there, and {short[1]:.1f} % at most, at t = {dip['t']:.0f}",
+            f"({plain(dip['r_t'], 4)} against {plain(dip['r_matched'], 4)}). At the start and in the limit the two",
+            "lengths agree. The paper does not mention it.",
         ),
     ]

@@ -26,16 +26,16 @@ LABELS = {
 }
 
 
-def optimizer(name: str, lr: float, **options: Any) -> MakeOptimizer:
-    """By name, with betas 0.9 and 0.999 and no weight decay."""
+def optimizer(name: str, lr: float, beta2: float = BETA2, **options: Any) -> MakeOptimizer:
+    """By name, with β1 = 0.9 and no weight decay."""
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         if name == "sgd":
             return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
         if name == "adam":
-            return torch.optim.Adam(parameters, lr=lr, betas=(0.9, BETA2), **options)
+            return torch.optim.Adam(parameters, lr=lr, betas=(0.9, beta2), **options)
         kind = {"radam": "first_order", "radam-exact": "exact"}[name]
-        return FusedRAdam(parameters, lr=lr, betas=(0.9, BETA2), **{"rectification": kind, **options})
+        return FusedRAdam(parameters, lr=lr, betas=(0.9, beta2), **{"rectification": kind, **options})
 
     return make
 
