@@ -9,6 +9,7 @@ STAGES  ?= build test sanitize bench
 endif
 VENV    ?= .venv
 BACKEND ?= auto
+export CIFAR10
 
 ifeq ($(strip $(VENV)),)
 PY    := $(PYTHON)
@@ -23,7 +24,7 @@ endif
 
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help venv build demo test bench gpu cuda-check lint format clean build/.always
+.PHONY: help venv build demo test bench paper gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -41,6 +42,9 @@ test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST
 
 bench: build  ## the benchmarks, saved under bench/results (BENCH_ARGS)
 	$(PY) -m bench $(BENCH_ARGS)
+
+paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on where it was; QUICK=1, RESULTS=folder, CIFAR10=folder
+	$(PY) -m bench.paper $(if $(QUICK),--sizes quick) $(if $(RESULTS),--results $(RESULTS)) $(PAPER_ARGS)
 
 cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
 	$(PY) tests/cuda_code.py

@@ -12,7 +12,7 @@ import statistics
 from typing import Any
 
 from bench.paper import tasks
-from bench.paper.robustness import TASKS, charged, compare
+from bench.paper.robustness import BETA2, TASKS, charged, compare
 from bench.paper.sizes import Sizes
 from bench.paper.tasks import task
 from bench.paper.training import cosine, curve, optimizer, train
@@ -46,6 +46,7 @@ def units(sizes: Sizes, device: str) -> list[Unit]:
                     "model": sizes.model(name),
                     "variant": key,
                     "lr": LRS[name],
+                    "beta2": BETA2,
                     "seed": seed,
                     "steps": steps,
                     "device": device,
@@ -59,7 +60,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
     steps = settings["steps"]
     found = train(
         task(settings["task"], settings["device"], **settings["model"]),
-        optimizer("radam", settings["lr"], **VARIANTS[settings["variant"]]),
+        optimizer("radam", settings["lr"], settings["beta2"], **VARIANTS[settings["variant"]]),
         settings["seed"],
         steps,
         cosine(steps),

@@ -178,7 +178,9 @@ def _early(records: dict[str, Any], path: Path) -> str:
         for panel, name in zip(axes[0], names, strict=True):
             for key, rows in early.by_method(records, name).items():
                 colour, line = METHOD[key]
-                panel.plot(*_mean_curve(rows), color=colour, linestyle=line, label=early.METHODS[key].label)
+                width = 3.0 if key == "adam" else 1.4  # Adam-eps may lie on it
+                label = early.METHODS[key].label
+                panel.plot(*_mean_curve(rows), color=colour, linestyle=line, linewidth=width, label=label)
             panel.set(title=f"Training loss, {early.TASKS[name]}", xlabel="step")
         axes[0][-1].legend()
     return path.name
@@ -231,7 +233,7 @@ def _robustness(records: dict[str, Any], path: Path) -> str:
                 line[0].semilogx(lrs, means, color=colour, marker="o", markersize=3, label=LABELS[key])
                 low, high = ([f(by_lr[lr].values()) for lr in lrs] for f in (min, max))
                 line[0].fill_between(lrs, low, high, color=colour, alpha=0.15, linewidth=0)
-            line[0].set(title=f"{robustness.SHORT[name]}: final loss, mean and range", xlabel="learning rate")
+            line[0].set(title=f"{robustness.SHORT[name]}: final loss", xlabel="learning rate")
             line[0].legend(fontsize=7)
             for panel, key in zip(line[1:], OPTIMIZER, strict=True):
                 lrs = list(robustness.losses(records, name, key))
@@ -254,7 +256,9 @@ def _choices(records: dict[str, Any], path: Path) -> str:
     names = choices.names(records)
     with _panels(path, 1, len(names), (4.2 * len(names), 3.2), sharey=True) as axes:
         for panel, name in zip(axes[0], names, strict=True):
-            rows = [row for row in choices.table(records, name) if row["variant"] != choices.DEFAULT]
+            rows = [
+                row for row in choices.table(records, name) if row["variant"] not in (choices.DEFAULT, choices.ADAM)
+            ]
             for place, row in enumerate(reversed(rows)):
                 for key, colour, above in (("final_difference", RED, 0.12), ("curve_difference", BLUE, -0.12)):
                     found = row[key]

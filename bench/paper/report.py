@@ -66,7 +66,7 @@ def _head(store: Store) -> list[str]:
             commit = (about["commit"]["hash"] or "no commit")[:12]
             commit += " with changes" if about["commit"]["modified"] else ""
             lines.append(
-                f"- {part}: {about['date'][:10]}, {on['cpu']}, workers: {about['workers']}, torch {by['torch']},"
+                f"- {part}: {about['date'][:10]}, {on['cpu']}, workers: {about['workers']}, torch {by['torch']}, "
                 f"{commit}"
             )
     return [*lines, ""]

@@ -106,11 +106,12 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
             "rates 0.1, 0.03, 0.01 and 0.003 lie close together where Adam's and SGD's do not.",
         ),
         *prose(
-            f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, about {2 / (1 - robustness.BETA2):.0f} steps, is a",
-            "part of these short runs and not all of them; cosine decay; the final loss on held-back data. A seed's spread is its largest less its smallest",
-            "final loss over the learning rates; a run that diverged, or ends above it, counts as a model that knows",
-            "nothing. Means over seeds, least and greatest in brackets. An optimizer that fails at every learning",
-            "rate has no spread either, so the mean over the paper's learning rates stands beside it.",
+            f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, some {2 / (1 - robustness.BETA2):.0f} steps,",
+            "is a part of these short runs and not all of them; cosine decay; the final loss on held-back data. A seed's",
+            "spread is its largest less its smallest final loss over the learning rates; a run that diverged, or ends",
+            "above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets. An",
+            "optimizer that fails at every learning rate has no spread either, so the mean over the paper's learning",
+            "rates stands beside it.",
         ),
         *picture("robustness", "Final losses and curves over learning rates"),
     ]
@@ -163,8 +164,8 @@ def _spread_sentences(records: Records, name: str, diverged: list[str]) -> list[
                 found = robustness.compare(ours, theirs)
                 sentences.append(
                     f"- Over {label} RAdam's spread is {robustness.verdict(found)} that of {LABELS[key]}: "
-                    f"{with_error(found['mean'], found['error'])}, smaller in {found['smaller']} of {found['seeds']}"
-                    "seeds."
+                    f"{with_error(found['mean'], found['error'])}, "
+                    f"smaller in {found['smaller']} of {found['seeds']} seeds."
                 )
     best = []
     for key in robustness.OPTIMIZERS:
@@ -180,11 +181,10 @@ def variants(records: Records, picture: Picture) -> list[str]:
     text = [
         *prose(
             "The paper rectifies where ρ_t > 4, by the first-order r_t, and steps by the momentum before; torch and",
-            "the",
-            'authors\' code take 5; `degenerated_to_sgd=False` ("no step") waits. Differences are paired by seed with',
-            "the",
-            "default's (same weights, same batches), in nats, ± one standard error; bold beyond 99 % of chance by",
-            "Student's t, which one comparison in a hundred is by chance.",
+            "the authors' code take 5; `degenerated_to_sgd=False` (no step) waits. Differences are paired by seed with",
+            "the default's (same weights, same batches), in nats, ± one standard error; bold beyond 99 % of chance by",
+            f"Student's t, which one comparison in a hundred is by chance. β2 = {robustness.BETA2:g}, as above; both r_t",
+            "at 0.999 are in the section on early steps.",
         ),
         *picture("choices", "Differences from the default"),
     ]
