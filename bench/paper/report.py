@@ -105,6 +105,9 @@ def _spreads(records: Records, name: str) -> str | None:
             means = [statistics.fmean(spread.values()) for spread in (ours, theirs)]
             word = robustness.verdict(robustness.compare(ours, theirs))
             texts.append(f"spread over {label}: RAdam's {plain(means[0])} is {word} Adam's {plain(means[1])}")
+    if texts:
+        radam, adam = (robustness.mean_loss(records, name, key) for key in ("radam", "adam"))
+        texts.append(f"mean loss over all: {plain(radam)} and {plain(adam)}")
     return "; ".join(texts) or None
 
 

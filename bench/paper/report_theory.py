@@ -178,8 +178,8 @@ def _sma(found: dict[str, Any]) -> list[str]:
         *table(headings, rows),
         *prose(
             f"At t = 1,000 ρ_t is {plain(dip['rho_1000'], 4)} against {plain(dip['matched_1000'], 4)}. So r_t has a",
-            f"dip of its own: it is {short[0]:.1f} % too small there, and at most {short[1]:.1f} %, at t = {dip['t']:.0f}",
-            f"({plain(dip['r_t'], 4)} against {plain(dip['r_matched'], 4)}). At the start and in the limit the two",
-            "lengths agree. The paper does not mention it.",
+            f"dip of its own: it is {short[0]:.1f} % too small there, and at most {short[1]:.1f} %, at",
+            f"t = {dip['t']:.0f} ({plain(dip['r_t'], 4)} against {plain(dip['r_matched'], 4)}). At the start and in the limit",
+            "the two lengths agree. The paper does not mention it.",
         ),
     ]

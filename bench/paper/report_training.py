@@ -11,7 +11,7 @@ from bench.paper.training import LABELS
 
 Records = dict[str, dict[str, Any]]
 CLEAR = 0.1
-"""Nats between two final losses that the section on early steps calls a difference; seeds differ by less."""
+"""Nats between two final losses that the section on early steps calls a difference."""
 
 
 def early_steps(records: Records, picture: Picture) -> list[str]:
@@ -107,8 +107,8 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
         ),
         *prose(
             f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, some {2 / (1 - robustness.BETA2):.0f} steps,",
-            "is a part of these short runs and not all of them; cosine decay; the final loss on held-back data. A seed's",
-            "spread is its largest less its smallest final loss over the learning rates; a run that diverged, or ends",
+            "is a part of these short runs and not all of them; cosine decay; the final loss on held-back data. A",
+            "seed's spread is its largest less its smallest final loss over the learning rates; a run that diverged, or ends",
             "above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets. An",
             "optimizer that fails at every learning rate has no spread either, so the mean over the paper's learning",
             "rates stands beside it.",
@@ -129,8 +129,7 @@ def _rates_task(records: Records, name: str) -> list[str]:
         losses, right = robustness.losses(records, name, key), robustness.accuracies(records, name, key)
         four, every = (robustness.spreads(records, name, key, which) for which in (None, lrs))
         means = (plain(statistics.fmean(losses[lr].values())) for lr in lrs)
-        paper = [statistics.fmean(losses[lr].values()) for lr in lrs if lr in robustness.PAPER_LRS]
-        mean = plain(statistics.fmean(paper)) if paper else "-"
+        mean = plain(robustness.mean_loss(records, name, key, robustness.PAPER_LRS))
         rows.append([LABELS[key], *means, mean, _spread(four), _spread(every)])
         accuracies.append([LABELS[key], *(f"{100 * statistics.fmean(right[lr]):.1f}" for lr in lrs)])
         count = sum(run["result"]["diverged"] for run in runs if run["settings"]["optimizer"] == key)
@@ -183,8 +182,8 @@ def variants(records: Records, picture: Picture) -> list[str]:
             "The paper rectifies where ρ_t > 4, by the first-order r_t, and steps by the momentum before; torch and",
             "the authors' code take 5; `degenerated_to_sgd=False` (no step) waits. Differences are paired by seed with",
             "the default's (same weights, same batches), in nats, ± one standard error; bold beyond 99 % of chance by",
-            f"Student's t, which one comparison in a hundred is by chance. β2 = {robustness.BETA2:g}, as above; both r_t",
-            "at 0.999 are in the section on early steps.",
+            f"Student's t, which one comparison in a hundred is by chance. β2 = {robustness.BETA2:g}, as above; both",
+            "r_t at 0.999 are in the section on early steps.",
         ),
         *picture("choices", "Differences from the default"),
     ]

@@ -130,6 +130,13 @@ def verdict(found: dict[str, float]) -> str:
     return "not clearly different from"
 
 
+def mean_loss(records: dict[str, Any], name: str, key: str, lrs: tuple[float, ...] | None = None) -> float:
+    """Of all seeds, over the learning rates given, or over all; not a number where there is none."""
+    by_lr = losses(records, name, key)
+    means = [statistics.fmean(by_seed.values()) for lr, by_seed in by_lr.items() if lrs is None or lr in lrs]
+    return statistics.fmean(means) if means else math.nan
+
+
 def every_lr(records: dict[str, Any], name: str) -> tuple[float, ...]:
     """The learning rates that a task was run with, largest first."""
     settings = [record["settings"] for record in records.values()]
