@@ -108,8 +108,8 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
         *prose(
             f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, some {2 / (1 - robustness.BETA2):.0f} steps,",
             "is a part of these short runs and not all of them; cosine decay; the final loss on held-back data. A",
-            "seed's spread is its largest less its smallest final loss over the learning rates; a run that diverged, or ends",
-            "above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets. An",
+            "seed's spread is its largest less its smallest final loss over the learning rates; a run that diverged, or",
+            "ends above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets. An",
             "optimizer that fails at every learning rate has no spread either, so the mean over the paper's learning",
             "rates stands beside it.",
         ),

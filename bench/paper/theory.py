@@ -26,7 +26,7 @@ LEVY_MEDIAN = 1 / 0.6744897501960817**2  # of 1 / g², g standard normal
 
 def units(sizes: Sizes) -> list[Unit]:
     steps, paths = sizes.horizon, sizes.paths
-    a_step = 6e-8 * paths + 4e-5
+    a_step = 1.2e-8 * paths + 1e-5
     return [
         Unit(PART, "figure8", {"kind": "figure8", "first": 5, "last": 500}, 0.1),
         Unit(PART, "lengths", {"kind": "lengths", "beta2s": [0.9, 0.99, 0.999, 0.9999], "points": 240}, 0.2),
@@ -34,15 +34,20 @@ def units(sizes: Sizes) -> list[Unit]:
             PART,
             "figure9",
             {"kind": "figure9", "beta2": BETA2, "means": list(MEANS), "paths": paths, "steps": steps, "seed": 9},
-            6 * a_step * steps + 4,
+            6 * a_step * steps + 1,
         ),
         Unit(
             PART,
             "sma",
             {"kind": "sma", "beta2": BETA2, "paths": 4 * paths, "steps": steps, "seed": 19},
-            4 * a_step * steps + 8,
+            4 * a_step * steps + 1,
         ),
-        Unit(PART, "divergence", {"kind": "divergence", "largest": sizes.samples, "repeats": 101, "seed": 1}, 3),
+        Unit(
+            PART,
+            "divergence",
+            {"kind": "divergence", "largest": sizes.samples, "repeats": 401, "seed": 1},
+            16e-6 * sizes.samples,
+        ),
     ]
 
 
@@ -219,6 +224,7 @@ def divergence(largest: int, repeats: int, seed: int) -> dict[str, Any]:
     names = ("square_mean", "square_variance", "mean", "variance")
     return {
         "n": sizes,
+        "repeats": repeats,
         **{name: medians[:, i].tolist() for i, name in enumerate(names)},
         "slopes": dict(zip(names, slopes.tolist(), strict=True)),
         "levy_mean": [n * LEVY_MEDIAN for n in sizes],
