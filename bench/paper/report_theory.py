@@ -66,14 +66,17 @@ def _figure8(found: dict[str, Any], picture: Picture) -> list[str]:
         *picture("figure8", "Exact and first-order variance"),
         *table(["ν", "exact", "first order", "absolute error", "relative error"], rows),
         *prose(
-            f"Where training begins the first order is far off: at ρ = 5 it is {plain(ratio)} times too large, and its r_t",
-            f"{plain(ratio**0.5)} times too small. From ν = 50 on it is within 5 %. The error is always to the same side.",
+            f"Where training begins the first order is far off: at ρ = 5 it is {plain(ratio)} times too large,",
+            "and its r_t",
+            f"{plain(ratio**0.5)} times too small. From ν = 50 on it is within 5 %. The error is always to the",
+            "same side.",
             '`rectification="exact"` does without the approximation.',
         ),
         *prose(
             "What exists where: the first order is Var[X] / 4 E[X] for X = ψ², scaled-inverse-χ², and needs ν > 4,",
             "where Var[X] is finite. ψ's own variance, Theorem 1, is finite for ρ > 2 already:",
-            f"{plain(exact_variance(3.0))} τ² at ρ = 3, {plain(exact_variance(4.0))} τ² at 4, where the first order is",
+            f"{plain(exact_variance(3.0))} τ² at ρ = 3, {plain(exact_variance(4.0))} τ² at 4, where the first",
+            "order is",
             "infinite. The paper's threshold of 4 is that of its approximation.",
         ),
     ]
@@ -133,8 +136,10 @@ def _figure9(found: dict[str, Any], picture: Picture) -> list[str]:
         ),
         *table(["mean of g", "t", "Var[ψ]", "expected", "standard errors", "Theorem 1 at ρ_t"], rows),
         *prose(
-            f"Var[r_t ψ] for mean 0: {constant(found)}. The paper's claim, a consistent variance, holds but for the first",
-            "steps of the first order and for the dip below. The theory supposes mean 0, and yet r_t evens out the others:",
+            f"Var[r_t ψ] for mean 0: {constant(found)}. The paper's claim, a consistent variance, holds but for",
+            "the first",
+            "steps of the first order and for the dip below. The theory supposes mean 0, and yet r_t evens out",
+            "the others:",
             f"the largest over the smallest variance under the exact r_t is {_ranges(found)}.",
         ),
     ]
@@ -189,7 +194,8 @@ def _sma(found: dict[str, Any]) -> list[str]:
         *prose(
             f"At t = 1,000 ρ_t is {plain(dip['rho_1000'], 4)} against {plain(dip['matched_1000'], 4)}. So r_t has a",
             f"dip of its own: it is {short[0]:.1f} % too small there, and at most {short[1]:.1f} %, at",
-            f"t = {dip['t']:.0f} ({plain(dip['r_t'], 4)} against {plain(dip['r_matched'], 4)}). At the start and in the",
+            f"t = {dip['t']:.0f} ({plain(dip['r_t'], 4)} against {plain(dip['r_matched'], 4)}). At the start and",
+            "in the",
             "limit the two lengths agree. The paper does not mention it.",
         ),
     ]

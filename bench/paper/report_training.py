@@ -108,8 +108,10 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
         *prose(
             f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, some {2 / (1 - robustness.BETA2):.0f} steps,",
             "is a part of these short runs and not all of them; cosine decay; the final loss on held-back data. A",
-            "seed's spread is its largest less its smallest final loss over the learning rates; a run that diverged, or",
-            "ends above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets. An",
+            "seed's spread is its largest less its smallest final loss over the learning rates; a run that",
+            "diverged, or",
+            "ends above it, counts as a model that knows nothing. Means over seeds, least and greatest in",
+            "brackets. An",
             "optimizer that fails at every learning rate has no spread either, so the mean over the paper's learning",
             "rates stands beside it.",
         ),
@@ -180,7 +182,8 @@ def variants(records: Records, picture: Picture) -> list[str]:
     text = [
         *prose(
             "The paper rectifies where ρ_t > 4, by the first-order r_t, and steps by the momentum before; torch and",
-            "the authors' code take 5; `degenerated_to_sgd=False` (no step) waits. Differences are paired by seed with",
+            "the authors' code take 5; `degenerated_to_sgd=False` (no step) waits. Differences are paired by",
+            "seed with",
             "the default's (same weights, same batches), in nats, ± one standard error; bold beyond 99 % of chance by",
             f"Student's t, which one comparison in a hundred is by chance. β2 = {robustness.BETA2:g}, as above; both",
             "r_t at 0.999 are in the section on early steps.",
