@@ -27,6 +27,21 @@ Launch prepare(const TensorList& params, const TensorList& grads, const torch::s
                const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
                const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);
 
+// A pair of row-major arrays, as radam_fused._C.describe fills it in and `described` of the operator step_described
+// holds it: an int64 (n, 4) tensor.
+struct Described {
+  void* param;
+  void* grad;
+  int64_t numel;
+  int64_t grad_dtype;
+};
+static_assert(sizeof(Described) == 4 * sizeof(int64_t), "a line of `described`");
+
+// The same from what was read already. The pairs' dtypes and layouts are not looked at again.
+Launch prepare_described(const torch::stable::Tensor& described, int param_dtype, const torch::stable::Tensor& exp_avg,
+                         const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
+                         const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows);
+
 // Clears the gradients whose elements share memory, which no kernel can do while others still read them.
 void clear_overlapping(const TensorList& grads, const Launch& launch);
 

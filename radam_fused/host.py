@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 try:
-    from ._C import gradients, holds_exactly, identical, same_gradients
+    from ._C import describe, gradients, holds_exactly, identical, prepare_describe, same_gradients
+
+    DESCRIBES = prepare_describe(Tensor, torch.nn.Parameter, torch._C.TensorBase)
+    """Whether `describe` works with this torch."""
 except ImportError:
+    DESCRIBES = False
+
+    def describe(
+        params: list[Tensor], described: int, segments: int, dtype: int, device_type: int, device_index: int
+    ) -> list[Tensor] | None:
+        """Of C++ alone: see csrc/cpu/describe.cpp."""
+        return None
 
     def identical(a: list[Any], b: list[Any]) -> bool:
         """Whether two lists hold the very same objects."""
@@ -37,4 +47,4 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
 
 
-__all__ = ["gradients", "holds_exactly", "identical", "same_gradients", "upload"]
+__all__ = ["DESCRIBES", "describe", "gradients", "holds_exactly", "identical", "same_gradients", "upload"]

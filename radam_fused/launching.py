@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .ops import NATIVE_DTYPE
 from .placement import Launch, Placement
 from .reports import span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
@@ -49,7 +50,7 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     Raises:
         RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
     """
-    bucket, plan, params, grads, segments, row_of = launch
+    bucket, plan, params, grads, segments, row_of, described = launch
     ops = placement.ops[bucket]
     # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
     with torch._C._AutoDispatchBelowAutograd():
@@ -58,7 +59,11 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
         try:
             moments = bucket.exp_avg, bucket.exp_avg_sq
             with span("step"):
-                ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
+                if described is not None and ops.described is not None:
+                    dtype = NATIVE_DTYPE[bucket.dtype]
+                    ops.described(described, dtype, *moments, segments, row_of, rows, zero_grads)
+                else:
+                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads)
         except Exception:
             scalars.undo(bucket, plan)
             placement.check(launch)  # a clearer error, where a tensor is at fault

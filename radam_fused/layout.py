@@ -98,6 +98,8 @@ class Plan:
     """Whether this plan has not been launched yet."""
     tables: tuple[Tensor, Tensor] | None = None
     """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
+    described: Tensor | None = None
+    """int64 (n, 4), on the CPU: room for `radam_fused.host.describe`."""
 
 
 class Bucket:
@@ -200,6 +202,11 @@ class Bucket:
             self._plan = self._build_plan(missing)
             self._steps_version = self.steps._version
         return self._plan
+
+    def whole_plan(self) -> Plan | None:
+        """The last step's plan, if all segments were in it and no count was written since."""
+        plan = self._plan
+        return plan if plan and not plan.missing and self.steps._version == self._steps_version else None
 
     def _build_plan(self, missing: list[int]) -> Plan:
         absent = set(missing)

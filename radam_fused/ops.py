@@ -52,6 +52,7 @@ import torch
 from torch import Tensor
 
 from .backends import cpu, cuda, reference, reference_rows, triton, triton_rows, triton_squares
+from .host import DESCRIBES
 from .layout import PARTIAL_SUMS
 from .rows import Row
 
@@ -105,6 +106,14 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
+# The step of C++ and CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described), for a
+# bucket of many small tensors: the lists of `step` would cost more on their way through the dispatcher than all else.
+# Nothing that looks at operators sees what it writes, so it is only for a step that nothing looks at (launching.py).
+_library.define(
+    "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
+    "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads) -> ()"
+)
+
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
 _PYTHON = {
     "reference": {"step": reference.step, "squares": reference_rows.squares, "rows": reference_rows.rows},
@@ -129,15 +138,17 @@ class Operators(NamedTuple):
     step: Callable[..., None]
     squares: Callable[[list[Tensor]], Tensor]
     rows: Callable[..., tuple[Tensor, Tensor]]
+    described: Callable[..., None] | None = None
+    """``step_described``, where there is one."""
 
 
 def _operators(implementation: str) -> Operators:
-    return Operators(
-        *(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in Operators._fields)
-    )
+    return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
 
 
-_native = _operators("native")
+_native = _operators("native")._replace(described=torch.ops.radam_fused.step_described.default if DESCRIBES else None)
+NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""``param_dtype`` of ``step_described``: csrc/dtypes.h."""
 OPERATORS: dict[str, Operators] = {
     "cuda": _native,
     "cpu": _native,

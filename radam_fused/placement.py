@@ -15,13 +15,14 @@ from torch import Tensor
 from .backends import backend_for
 from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
-from .host import gradients, holds_exactly, identical
+from .host import describe, gradients, holds_exactly, identical
 from .layout import Bucket, Plan, as_real
 from .offload import Offloader
-from .ops import OPERATORS, Operators
+from .ops import NATIVE_DTYPE, OPERATORS, Operators
 from .scalars import capturing
 from .state import Journal, ParameterState
 
+DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
 _serial = itertools.count()
 
 
@@ -50,6 +51,8 @@ class Launch(NamedTuple):
     grads: list[Tensor]
     segments: Tensor
     row_of: Tensor
+    described: Tensor | None = None
+    """The same parameters and gradients as addresses, where they are plain: see `Placement._describe`."""
 
 
 class Placement:
@@ -224,6 +227,9 @@ class Placement:
             flat.check_storage()
             plan = bucket.plan(flat.collect())
             return Launch(bucket, plan, *flat.runs(plan)) if plan.present else None
+        whole = bucket.whole_plan()
+        if whole is not None and (described := self._describe(bucket, whole)) is not None:
+            return described
         grads, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
         if not plan.present:
@@ -235,6 +241,29 @@ class Placement:
             grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
             params, grads = list(map(as_real, params)), list(map(as_real, grads))
         return Launch(bucket, plan, params, grads, plan.segments, plan.row_of)
+
+    def _describe(self, bucket: Bucket, plan: Plan) -> Launch | None:
+        """The launch of a plan by addresses, the quicker way for many tensors; None where the lists are needed.
+
+        They are where a tensor is not a plain one, and where somebody looks at operators: modes and profiles.
+        """
+        if (
+            self.ops[bucket].described is None
+            or bucket.is_complex
+            or bucket.state_device != bucket.device
+            or torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._autograd._profiler_enabled()
+        ):
+            return None
+        if plan.described is None:
+            plan.described = torch.empty(len(plan.params), 4, dtype=torch.int64)
+        device = DLPACK_DEVICE[bucket.device.type], bucket.device.index or 0
+        addresses = plan.described.data_ptr(), plan.segments.data_ptr()
+        grads = describe(plan.params, *addresses, NATIVE_DTYPE[bucket.dtype], *device)
+        if grads is None:
+            return None
+        return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.described)
 
     def squares(self, launches: Sequence[Launch]) -> Tensor:
         """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`)."""

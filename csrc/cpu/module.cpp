@@ -3,6 +3,7 @@
 // (radam_fused/host.py has the same in Python).
 #include <Python.h>
 
+#include "describe.h"
 #include "isa.h"
 
 namespace {
@@ -86,6 +87,8 @@ PyMethodDef methods[] = {
     {"holds_exactly", holds_exactly, METH_VARARGS, "Whether the values of a dict are the very objects of a list."},
     {"same_gradients", same_gradients, METH_VARARGS, "Whether params[i].grad is grads[i] for every i."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
+    {"prepare_describe", radam_fused::prepare_describe, METH_VARARGS, "Whether this torch has what describe needs."},
+    {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or None."},
     {nullptr, nullptr, 0, nullptr},
 };
 

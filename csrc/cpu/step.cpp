@@ -112,19 +112,36 @@ void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t 
   }
 }
 
+void run(const Launch& launch, bool zero_grads) {
+  if (launch.segments.empty()) return;
+  // A short segment costs more than its elements: as much as these many.
+  constexpr int64_t kSegmentCost = 256;
+  const int64_t elements = launch.ends.back();
+  const int64_t cost = elements + kSegmentCost * int64_t(launch.segments.size());
+  const int64_t grain = std::max<int64_t>(1, int64_t(double(kGrain) * double(elements) / double(cost)));
+  torch::stable::parallel_for(0, elements, grain,
+                              [&](int64_t begin, int64_t end) { update_range(launch, zero_grads, begin, end); });
+}
+
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
           Tensor row_of, Tensor rows, bool zero_grads) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
   const Launch launch = prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
-  if (launch.segments.empty()) return;
-  torch::stable::parallel_for(0, launch.ends.back(), kGrain,
-                              [&](int64_t begin, int64_t end) { update_range(launch, zero_grads, begin, end); });
+  run(launch, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
+}
+
+void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
+                    Tensor row_of, Tensor rows, bool zero_grads) {
+  run(prepare_described(described, int(param_dtype), exp_avg, exp_avg_sq, segments, row_of, rows), zero_grads);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("step_native", TORCH_BOX(&step)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) {
+  m.impl("step_native", TORCH_BOX(&step));
+  m.impl("step_described", TORCH_BOX(&step_described));
+}
 
 }  // namespace radam_fused

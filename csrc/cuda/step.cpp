@@ -51,11 +51,7 @@ void prepare(const Launch& launch, int grad_dtype, const HostRows& rows, bool ze
   if (!passed.grads) arguments.grads = static_cast<const unsigned char*>(ready.tables.grads.const_data_ptr());
 }
 
-void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-          Tensor row_of, Tensor rows, bool zero_grads) {
-  const TensorList param_list(params);
-  const TensorList grad_list(grads);
-  const Launch launch = radam_fused::prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
+void run(const Launch& launch, const Tensor& exp_avg, const Tensor& rows, bool zero_grads) {
   if (launch.segments.empty()) return;
 
   const CurrentStream current(device_of(exp_avg.get()).index, "radam_fused::step_native");
@@ -70,11 +66,28 @@ void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tenso
     current.launched(
         launch_step(launch.param_dtype, one.grad_dtype, one.arguments, one.by_value, current.device, current.stream));
   }
+}
+
+void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
+          Tensor row_of, Tensor rows, bool zero_grads) {
+  const TensorList param_list(params);
+  const TensorList grad_list(grads);
+  const Launch launch = radam_fused::prepare(param_list, grad_list, exp_avg, exp_avg_sq, segments, row_of, rows);
+  run(launch, exp_avg, rows, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
+}
+
+void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
+                    Tensor row_of, Tensor rows, bool zero_grads) {
+  run(prepare_described(described, int(param_dtype), exp_avg, exp_avg_sq, segments, row_of, rows), exp_avg, rows,
+      zero_grads);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("step_native", TORCH_BOX(&step)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) {
+  m.impl("step_native", TORCH_BOX(&step));
+  m.impl("step_described", TORCH_BOX(&step_described));
+}
 
 }  // namespace radam_fused

@@ -62,7 +62,7 @@ class TableCache {
 
   Tensor upload(int device, size_t bytes, const std::function<void(unsigned char*)>& write, bool capturing);
 
-  static constexpr size_t kEntries = 32;
+  static constexpr size_t kEntries = 1024;  // a bucket each, and stepping in backward makes one a parameter
 
   std::list<Entry> entries_;  // the latest first
   std::vector<Tensor> kept_;

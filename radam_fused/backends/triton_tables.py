@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KEPT = 256
+KEPT = 2048
 """Tables that are kept at most, the least recently used making room."""
 _EVEN = 2
 """Parts of an upload start at multiples of so many 8-byte numbers, so that Triton compiles for one alignment only."""

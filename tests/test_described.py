@@ -1,0 +1,170 @@
+"""The quicker way of a step over many plain tensors: by addresses, with the bits and the errors of the way by lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import same_bits
+from radam_fused import FusedRAdam
+from radam_fused.host import DESCRIBES
+from radam_fused.placement import Launch, Placement
+
+STEPS = 8
+SHAPES = ((3,), (), (0,), (17, 5), (4097,), (2, 3, 4))
+DTYPES = {
+    "fp32": (torch.float32, torch.float32),
+    "fp64": (torch.float64, torch.float64),
+    "bf16": (torch.bfloat16, torch.bfloat16),
+    "fp16-grad_fp32": (torch.float16, torch.float32),
+    "fp32-grad_bf16": (torch.float32, torch.bfloat16),
+}
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each launch that was collected, whether it goes by addresses."""
+    seen: list[bool] = []
+    collect = Placement.collect
+
+    def noting(self: Placement, bucket: object) -> Launch | None:
+        launch = collect(self, bucket)
+        if launch is not None:
+            seen.append(launch.described is not None)
+        return launch
+
+    monkeypatch.setattr(Placement, "collect", noting)
+    return seen
+
+
+def parameters(dtype: torch.dtype) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+
+
+def trained(by_addresses: bool, dtype: torch.dtype, grad_dtype: torch.dtype, **options: object) -> list[Tensor]:
+    params = parameters(dtype)
+    opt = FusedRAdam(
+        [{"params": params[:2], "lr": 0.1}, {"params": params[2:]}], backend="cpu", weight_decay=0.1, **options
+    )
+    for t in range(STEPS):
+        generator = torch.Generator().manual_seed(t)
+        for p in params:
+            if dtype != grad_dtype:
+                p.grad_dtype = grad_dtype
+            if p.grad is None or not options.get("zero_grads"):
+                p.grad = torch.zeros_like(p, dtype=grad_dtype)
+            p.grad.copy_(torch.randn(p.shape, generator=generator))
+        if by_addresses:
+            opt.step()
+        else:
+            with torch.profiler.profile():
+                opt.step()
+    return [tensor for p in params for tensor in (p.detach(), p.grad, *opt.state[p].values())]
+
+
+def test_this_torch_has_what_it_takes() -> None:
+    assert DESCRIBES
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "zero_grads": True}], ids=["", "clip-zero_grads"])
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=list(DTYPES))
+def test_equals_the_lists(dtypes: tuple[torch.dtype, torch.dtype], options: dict, ways: list[bool]) -> None:
+    quick = trained(True, *dtypes, **options)
+    assert not ways[0]  # there is no plan yet
+    assert all(ways[2:])  # one more is made where a device begins to count
+    ways.clear()
+    lists = trained(False, *dtypes, **options)
+    assert not any(ways)
+    assert all(same_bits(a, b) for a, b in zip(quick, lists, strict=True))
+    # The negative control.
+    assert not all(same_bits(a, b) for a, b in zip(quick, trained(True, *dtypes, maximize=True), strict=True))
+
+
+class Subclass(torch.Tensor):
+    pass
+
+
+CHANGES: dict[str, Callable[[nn.Parameter], None]] = {
+    "gradient_missing": lambda p: setattr(p, "grad", None),
+    "gradient_transposed": lambda p: setattr(p, "grad", torch.ones(5, 17).t()),
+    "gradient_expanded": lambda p: setattr(p, "grad", torch.ones(1).expand(17, 5)),
+    "gradient_of_a_subclass": lambda p: setattr(p, "grad", torch.ones(17, 5).as_subclass(Subclass)),
+    "parameter_transposed": lambda p: setattr(p, "data", p.data.t().contiguous().t()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_what_is_not_plain_goes_by_lists(change: Callable, ways: list[bool]) -> None:
+    results = []
+    for backend in ("cpu", "reference"):
+        params = parameters(torch.float32)
+        opt = FusedRAdam(params, backend=backend)
+        for t in range(STEPS):
+            for p in params:
+                p.grad = torch.full_like(p, 0.1 * (t + 1))
+            if t == 5:
+                change(params[3])
+            opt.step()
+        results.append(params)
+    assert ways[:6] == [False] + [True] * 4 + [False]
+    assert all(same_bits(a.detach(), b.detach()) for a, b in zip(*results, strict=True))
+
+
+BROKEN: dict[str, tuple[Callable[[nn.Parameter], None], type[Exception], str]] = {
+    "sparse": (lambda p: setattr(p, "grad", torch.ones(17, 5).to_sparse()), RuntimeError, "sparse"),
+    "moved": (lambda p: setattr(p, "data", torch.ones(5, 17)), ValueError, "is now"),
+    "dtype": (lambda p: setattr(p, "data", p.data.double()), TypeError, "is now torch.float64"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "error", "message"), BROKEN.values(), ids=list(BROKEN))
+def test_errors_are_those_of_the_lists(spoil: Callable, error: type[Exception], message: str) -> None:
+    params = parameters(torch.float32)
+    opt = FusedRAdam(params, backend="cpu")
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    params[3].grad = None
+    spoil(params[3])
+    if params[3].grad is None:
+        params[3].grad = torch.ones_like(params[3])
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(error, match=message):
+        opt.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert opt.state[params[0]]["step"] == 2
+
+
+def test_nothing_is_hidden_from_a_dispatch_mode() -> None:
+    """Where somebody looks at operators, they see the parameters that are written."""
+
+    class Looking(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    seen: list[str] = []
+    params = parameters(torch.float32)
+    opt = FusedRAdam(params, backend="cpu")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    with Looking():
+        opt.step()
+    assert "radam_fused.step_native.default" in seen
+
+
+def test_version_counters_rise() -> None:
+    params = parameters(torch.float32)
+    opt = FusedRAdam(params, backend="cpu", zero_grads=True)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    opt.step()
+    before = [(p._version, p.grad._version) for p in params]
+    opt.step()
+    assert [(p._version, p.grad._version) for p in params] == [(a + 1, b + 1) for a, b in before]
