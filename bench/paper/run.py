@@ -75,13 +75,12 @@ class Run:
         )
         began = time.monotonic()
         for unit, (result, wall, cpu) in self._results(todo):
-            self.store.keep(unit, result, wall)
+            self.store.keep(unit, result, wall, cpu)
             self.computed.append(unit)
             self.cpu += cpu
-        wall = time.monotonic() - began
-        cost = {"wall_seconds": round(wall, 1), "cpu_seconds": round(self.cpu, 1)}
-        self.store.merge(units, self.sizes.name, self.workers, cost)
+        self.store.merge(units, self.sizes.name, self.workers)
         if todo:
+            wall = time.monotonic() - began
             self.console.print(f"done in {clock(wall)}, {clock(self.cpu)} of CPU time", highlight=False)
 
     def _results(self, todo: list[Unit]) -> Iterator[tuple[Unit, tuple[dict[str, Any], float, float]]]:

@@ -84,11 +84,13 @@ class Store:
         have = {part: self.records(part) for part in {unit.part for unit in units}}
         return [u for u in units if have[u.part].get(u.name, {}).get("settings") != rounded(u.settings)]
 
-    def keep(self, unit: Unit, result: dict[str, Any], seconds: float) -> None:
-        record = {"name": unit.name, "settings": unit.settings, "seconds": round(seconds, 2), "result": result}
+    def keep(self, unit: Unit, result: dict[str, Any], wall: float, cpu: float) -> None:
+        """``wall`` and ``cpu``: the seconds that it took, and those of CPU time in them."""
+        cost = {"seconds": round(wall, 2), "cpu": round(cpu, 2)}
+        record = {"name": unit.name, "settings": unit.settings, **cost, "result": result}
         _write(self.loose / unit.file, json.dumps(rounded(record), separators=(",", ":"), allow_nan=False) + "\n")
 
-    def merge(self, units: list[Unit], sizes: str, workers: int, cost: dict[str, float]) -> None:
+    def merge(self, units: list[Unit], sizes: str, workers: int) -> None:
         """One file a part, a line a unit; the single files go. A part that has no new result is left as it is."""
         for part in sorted({unit.part for unit in units}):
             loose = list(self.loose.glob(f"{part}-*.json"))
@@ -104,7 +106,9 @@ class Store:
                 "machine": machine.machine(),
                 "versions": machine.versions(),
                 "workers": workers,
-                **cost,
+                # Sums over the units, which may come from several calls.
+                "seconds": round(sum(record["seconds"] for record in wanted), 1),
+                "cpu": round(sum(record["cpu"] for record in wanted), 1),
             }
             lines = ",\n".join(json.dumps(record, separators=(",", ":")) for record in wanted)
             _write(
