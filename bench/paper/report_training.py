@@ -57,8 +57,10 @@ def _early_task(by_method: dict[str, list[dict[str, Any]]], title: str) -> list[
     return [
         f"### {title[0].upper()}{title[1:]}",
         "",
-        f"{settings['steps']} steps, T = {settings['warmup']}, seeds: {runs}; last columns: the median absolute",
-        "gradient. ",
+        *prose(
+            f"{settings['steps']} steps, T = {settings['warmup']}, seeds: {runs}; last columns: the median absolute",
+            "gradient.",
+        ),
         *table([*headings, *(f"step {step}" for step in shown)], rows),
         *prose(*_early_sentences(by_method)),
     ]
@@ -108,12 +110,10 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
         *prose(
             f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, some {2 / (1 - robustness.BETA2):.0f} steps,",
             "is a part of these short runs and not all of them; cosine decay; the final loss on held-back data. A",
-            "seed's spread is its largest less its smallest final loss over the learning rates; a run that",
-            "diverged, or",
-            "ends above it, counts as a model that knows nothing. Means over seeds, least and greatest in",
-            "brackets. An",
-            "optimizer that fails at every learning rate has no spread either, so the mean over the paper's learning",
-            "rates stands beside it.",
+            "seed's spread is its largest less its smallest final loss over the learning rates; a run that diverged,",
+            "or ends above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets.",
+            "An optimizer that fails at every learning rate has no spread either, so the mean over the paper's",
+            "learning rates stands beside it.",
         ),
         *picture("robustness", "Final losses and curves over learning rates"),
     ]
@@ -136,12 +136,11 @@ def _rates_task(records: Records, name: str) -> list[str]:
         accuracies.append([LABELS[key], *(f"{100 * statistics.fmean(right[lr]):.1f}" for lr in lrs)])
         count = sum(run["result"]["diverged"] for run in runs if run["settings"]["optimizer"] == key)
         diverged += [f"{LABELS[key]} {count}"] * bool(count)
-    headings = [f"lr {lr:g}" for lr in lrs]
+    headings, chance = [f"lr {lr:g}" for lr in lrs], plain(runs[0]["result"]["chance"])
     text = [
         f"### {robustness.TASKS[name][0].upper()}{robustness.TASKS[name][1:]}",
         "",
-        f"{settings['steps']} steps, {seeds} seeds, a model that knows nothing pays",
-        f"{plain(runs[0]['result']['chance'])}: ",
+        *prose(f"{settings['steps']} steps, {seeds} seeds; a model that knows nothing pays {chance}."),
         *table(["final loss", *headings, "mean, the paper's", "spread, the paper's", "spread, all"], rows),
     ]
     if name in ("digits", "cifar10"):
@@ -182,11 +181,10 @@ def variants(records: Records, picture: Picture) -> list[str]:
     text = [
         *prose(
             "The paper rectifies where ρ_t > 4, by the first-order r_t, and steps by the momentum before; torch and",
-            "the authors' code take 5; `degenerated_to_sgd=False` (no step) waits. Differences are paired by",
-            "seed with",
-            "the default's (same weights, same batches), in nats, ± one standard error; bold beyond 99 % of chance by",
-            f"Student's t, which one comparison in a hundred is by chance. β2 = {robustness.BETA2:g}, as above; both",
-            "r_t at 0.999 are in the section on early steps.",
+            "the authors' code take 5; `degenerated_to_sgd=False` (no step) waits. Differences are paired by seed",
+            "with the default's (same weights, same batches), in nats, ± one standard error; bold beyond 99 % of",
+            "chance by Student's t, which one comparison in a hundred is by chance.",
+            f"β2 = {robustness.BETA2:g}, as above; both r_t at 0.999 are in the section on early steps.",
         ),
         *picture("choices", "Differences from the default"),
     ]
