@@ -148,7 +148,9 @@ def _approximation(theory: dict[str, Any], path: Path) -> str:
             ("mean", "mean of ψ = 1/|g|", GREEN),
             ("variance", "variance of ψ", YELLOW),
         ):
-            left.loglog(divergence["n"], divergence[key], color=colour, label=label, marker="o", markersize=3)
+            line = "--" if key == "variance" else "-"  # it all but covers the mean of 1/g²
+            points = divergence[key]
+            left.loglog(divergence["n"], points, color=colour, linestyle=line, label=label, marker="o", markersize=3)
         left.set(title="t = 1: sample moments never settle", xlabel="samples")
         left.legend()
 
