@@ -126,6 +126,12 @@ def by_method(records: dict[str, Any], name: str) -> dict[str, list[dict[str, An
     return {key: rows for key, rows in found.items() if rows}
 
 
+def validation(row: dict[str, Any]) -> float:
+    """A run's validation loss; a run that diverged is charged with what a model pays that knows nothing."""
+    loss = row["result"]["final"]["loss"]
+    return row["result"]["chance"] if loss is None else loss
+
+
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Means over the seeds; where a run diverged, what a model that knows nothing pays stands for its loss."""
 
@@ -133,12 +139,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
         return statistics.fmean(values)
 
     results = [row["result"] for row in rows]
-    finals = [result["final"]["loss"] for result in results]
+    finals = [validation(row) for row in rows]
     return {
         "runs": len(results),
         "training": mean([r["chance"] if r["diverged"] or r["last"] is None else r["last"] for r in results]),
-        "validation": mean([r["chance"] if v is None else v for r, v in zip(results, finals, strict=True)]),
-        "worst": max(r["chance"] if v is None else v for r, v in zip(results, finals, strict=True)),
+        "validation": mean(finals),
+        "worst": max(finals),
         "accuracy": mean([r["final"]["accuracy"] or 0.0 for r in results]),
         "diverged": sum(r["diverged"] for r in results),
     }

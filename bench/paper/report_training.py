@@ -95,9 +95,22 @@ def _early_sentences(by_method: dict[str, list[dict[str, Any]]]) -> list[str]:
     if loss["adam"] - loss["adam-warmup"] >= CLEAR:
         for key in ("adam-2k", "adam-eps", "adam-untuned"):
             if key in loss:
-                helps = "repairs" if loss["adam"] - loss[key] >= CLEAR else "does not repair"
-                sentences.append(f"{early.METHODS[key].label} {helps} it ({plain(loss[key])}).")
+                sentences.append(f"{early.METHODS[key].label} {_repairs(loss, key)} ({_seeds(by_method[key])}).")
     return sentences
+
+
+def _repairs(loss: dict[str, float], key: str) -> str:
+    """What a method does for Adam, in its mean validation loss: a part is not the whole."""
+    if loss[key] - loss["adam-warmup"] < CLEAR:
+        return "repairs it"
+    return "repairs it in part" if loss["adam"] - loss[key] >= CLEAR else "does not repair it"
+
+
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    """The mean, and the least and the greatest where there are several."""
+    losses = sorted(early.validation(row) for row in rows)
+    apart = f", seeds {plain(losses[0])} to {plain(losses[-1])}" if len(losses) > 1 else ""
+    return plain(statistics.fmean(losses)) + apart
 
 
 def learning_rates(records: Records, picture: Picture) -> list[str]:

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 import torch
 
-from bench.paper import choices, early, report, robustness, tasks
+from bench.paper import choices, early, report, report_training, robustness, tasks
 from bench.paper import run as runs
 from bench.paper.__main__ import main, parse
 from bench.paper.sizes import SIZES
@@ -96,6 +96,12 @@ def test_the_spread_is_a_seeds_largest_less_its_smallest() -> None:
     assert robustness.verdict(robustness.compare(theirs, ours)) == "above"
     assert not choices.real(found)  # two seeds say little: t of 99 % is 63.7
     assert choices.real({**found, "error": 0.03})
+
+
+def test_a_repair_in_part_is_called_that() -> None:
+    loss = {"adam": 3.3, "adam-warmup": 1.8, "adam-2k": 1.85, "adam-eps": 2.7, "adam-untuned": 3.25}
+    found = [report_training._repairs(loss, key) for key in ("adam-2k", "adam-eps", "adam-untuned")]
+    assert found == ["repairs it", "repairs it in part", "does not repair it"]
 
 
 def test_cifar10_from_a_folder(tmp_path, monkeypatch) -> None:
