@@ -122,6 +122,8 @@ def _spreads(records: Records, name: str) -> str | None:
     if texts:
         radam, adam = (robustness.mean_loss(records, name, key) for key in ("radam", "adam"))
         texts.append(f"mean loss over all: {plain(radam)} and {plain(adam)}")
+        near, rates = robustness.usable(records, name), len(robustness.every_lr(records, name))
+        texts.append(f"rates of {rates} that end near the best of all: {near['radam']} and {near['adam']}")
     return "; ".join(texts) or None
 
 

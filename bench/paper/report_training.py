@@ -126,7 +126,7 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
             "seed's spread is its largest less its smallest final loss over the learning rates; a run that diverged,",
             "or ends above it, counts as a model that knows nothing. Means over seeds, least and greatest in brackets.",
             "An optimizer that fails at every learning rate has no spread either, so the mean over the paper's",
-            "learning rates stands beside it.",
+            "learning rates stands beside it, and below at how many rates each is of use.",
         ),
         *picture("robustness", "Final losses and curves over learning rates"),
     ]
@@ -186,6 +186,11 @@ def _spread_sentences(records: Records, name: str, diverged: list[str]) -> list[
         lr = min(losses, key=lambda rate: losses[rate])
         best.append(f"{LABELS[key]} {plain(losses[lr])} ({lr:g})")
     sentences.append(f"- Each at its best learning rate: {'; '.join(best)}.")
+    near = ", ".join(f"{LABELS[key]} {count}" for key, count in robustness.usable(records, name).items())
+    sentences.append(
+        f"- Learning rates, of {len(robustness.every_lr(records, name))}, that end near the best of all (a tenth of the "
+        f"way to knowing nothing): {near}."
+    )
     sentences += [f"- Diverged: {', '.join(diverged)}."] * bool(diverged)
     return [*sentences, ""]
 

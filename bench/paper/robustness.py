@@ -130,6 +130,20 @@ def verdict(found: dict[str, float]) -> str:
     return "not clearly different from"
 
 
+def usable(records: dict[str, Any], name: str) -> dict[str, int]:
+    """At how many learning rates each optimizer ends near the best mean of all of them, the spread's other side.
+
+    Near: within a tenth of the way from there to the loss of a model that knows nothing.
+    """
+    means = {
+        key: [statistics.fmean(by_seed.values()) for by_seed in losses(records, name, key).values()]
+        for key in OPTIMIZERS
+    }
+    best = min(value for values in means.values() for value in values)
+    chance = max(r["result"]["chance"] for r in records.values() if r["settings"]["task"] == name)
+    return {key: sum(value <= best + 0.1 * (chance - best) for value in values) for key, values in means.items()}
+
+
 def mean_loss(records: dict[str, Any], name: str, key: str, lrs: tuple[float, ...] | None = None) -> float:
     """Of all seeds, over the learning rates given, or over all; not a number where there is none."""
     by_lr = losses(records, name, key)
