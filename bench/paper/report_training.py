@@ -188,8 +188,8 @@ def _spread_sentences(records: Records, name: str, diverged: list[str]) -> list[
     sentences.append(f"- Each at its best learning rate: {'; '.join(best)}.")
     near = ", ".join(f"{LABELS[key]} {count}" for key, count in robustness.usable(records, name).items())
     sentences.append(
-        f"- Learning rates, of {len(robustness.every_lr(records, name))}, that end near the best of all (a tenth of the "
-        f"way to knowing nothing): {near}."
+        f"- Learning rates, of {len(robustness.every_lr(records, name))}, that end near the best of all (within a tenth "
+        f"of the way to knowing nothing): {near}."
     )
     sentences += [f"- Diverged: {', '.join(diverged)}."] * bool(diverged)
     return [*sentences, ""]
