@@ -187,9 +187,9 @@ def _spread_sentences(records: Records, name: str, diverged: list[str]) -> list[
         best.append(f"{LABELS[key]} {plain(losses[lr])} ({lr:g})")
     sentences.append(f"- Each at its best learning rate: {'; '.join(best)}.")
     near = ", ".join(f"{LABELS[key]} {count}" for key, count in robustness.usable(records, name).items())
+    rates = len(robustness.every_lr(records, name))
     sentences.append(
-        f"- Learning rates, of {len(robustness.every_lr(records, name))}, that end near the best of all (within a tenth "
-        f"of the way to knowing nothing): {near}."
+        f"- Of {rates} learning rates end near the best of all (within a tenth of the way to knowing nothing): {near}."
     )
     sentences += [f"- Diverged: {', '.join(diverged)}."] * bool(diverged)
     return [*sentences, ""]
