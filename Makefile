@@ -14,6 +14,7 @@ endif
 VENV    ?= .venv
 BACKEND ?= auto
 PROCESSES ?= 2
+export CIFAR10
 
 ifeq ($(strip $(VENV)),)
 PY    := $(PYTHON)
@@ -30,7 +31,7 @@ endif
 
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: help venv build demo pretrain test bench readme gpu cuda-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test bench readme paper gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -54,6 +55,9 @@ bench: build $(RIVALS)  ## the benchmarks, saved under bench/results (CASES="16M
 
 readme: $(TOOLS)  ## the README's numbers, rewritten from the files under bench/results
 	$(PY) -m bench.readme
+
+paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on where it was; QUICK=1, RESULTS=folder, CIFAR10=folder
+	$(PY) -m bench.paper $(if $(QUICK),--sizes quick) $(if $(RESULTS),--results $(RESULTS)) $(PAPER_ARGS)
 
 cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
 	$(PY) tests/cuda_code.py

@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from . import rectification
+from . import rectification, schedules
 from .backends import available_backends
 from .backward import step_in_backward
 from .optimizer import FusedRAdam
 
 __version__ = version("radam_fused")
-__all__ = ["FusedRAdam", "available_backends", "rectification", "step_in_backward"]
+__all__ = ["FusedRAdam", "available_backends", "rectification", "schedules", "step_in_backward"]
