@@ -5,7 +5,7 @@ PYTHON  ?= python3
 # `make gpu` takes a Python that has torch as it stands: the machine may have no network.
 ifneq ($(filter gpu,$(MAKECMDGOALS)),)
 VENV    ?= $(shell $(PYTHON) -c 'import importlib.util as u; print("" if u.find_spec("torch") else ".venv")')
-STAGES  ?= build test sanitize bench
+STAGES  ?= build test sanitize forms bench
 endif
 # The peers bring dozens of packages along, so `make bench` has an environment of its own.
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
@@ -63,7 +63,7 @@ cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library again
 	$(PY) tests/cuda_code.py
 	$(PY) tests/cuda_build.py
 
-gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize bench" (and tune), RESULTS=folder; nine minutes
+gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize forms bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
 
 lint: $(TOOLS)  ## ruff, clang-format and mypy; changes nothing

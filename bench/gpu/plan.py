@@ -15,7 +15,7 @@ from bench.gpu.stages import FAILED, PASSED, SKIPPED, Stage, Task, Verdict
 ROOT = Path(__file__).resolve().parents[2]
 TOTAL = 530.0
 """Seconds for all stages together."""
-DEFAULT = ("build", "test", "sanitize", "bench")
+DEFAULT = ("build", "test", "sanitize", "forms", "bench")
 SANITIZERS = ("memcheck", "initcheck", "racecheck")
 # What compute-sanitizer says where the machine does not let it work.
 CANNOT = (
@@ -149,6 +149,18 @@ def stages(results: Path) -> dict[str, Stage]:
         ),
         Stage("test", _tests(), limit=210.0, least=90.0, together=True),
         Stage("sanitize", _sanitize(), limit=90.0, least=40.0, together=True),
+        Stage(
+            "forms",
+            [
+                Task(
+                    "forms",
+                    [python, "-m", "bench.forms", "--device", "cuda", "--results", str(results / "forms.json")],
+                    compiled,
+                )
+            ],
+            limit=60.0,
+            least=20.0,
+        ),
         Stage(
             "bench",
             [Task("step", [python, "-m", "bench.gpu.step", "--out", str(results), "--seconds", "{seconds}"], compiled)],
