@@ -1,0 +1,122 @@
+"""FSDP2 with state in fewer bits: what a rank stores, and checkpoints of it.
+
+Blocks of codes are a rank's own, so runs of another number of ranks are other runs. What has to hold is that a run is
+what one process makes of a rank's parts, that a checkpoint goes on with the same bits at the same number of ranks, and
+close by at another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from radam_fused import FusedRAdam
+from tests.distributed.ranks import Ranks
+from tests.distributed.test_checkpoints import gradient
+from tests.helpers import same_bits
+
+BEFORE, AFTER = 8, 4
+FORMS: dict[str, dict[str, Any]] = {
+    "int8": {"state_dtype": torch.int8},
+    "int8-split": {"state_dtype": torch.int8, "master_weights": "split"},
+    "bf16-stochastic": {"state_dtype": torch.bfloat16, "rounding": "stochastic"},
+    "fp16-kahan": {"state_dtype": torch.float16, "master_weights": "kahan"},
+}
+
+
+def made(form: str, shard: bool = True) -> tuple[nn.Module, FusedRAdam]:
+    """A matrix of which every rank of up to four holds blocks of codes, and a vector too small for them."""
+    torch.manual_seed(0)
+    model = nn.Linear(129, 1031, dtype=torch.bfloat16)
+    if shard:
+        fully_shard(model)
+    return model, FusedRAdam(model.parameters(), lr=0.01, seed=3, **FORMS[form])
+
+
+def train(model: nn.Module, optimizer: FusedRAdam, steps: range) -> None:
+    for t in steps:
+        for k, p in enumerate(model.parameters()):
+            p.grad = gradient(p, k, t)
+        optimizer.step()
+
+
+def local(tensor: Tensor) -> Tensor:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def values(model: nn.Module, optimizer: FusedRAdam) -> list[Tensor]:
+    params = list(model.parameters())
+    return [local(t) for p in params for t in (p, *(optimizer.state[p][name] for name in sorted(optimizer.state[p])))]
+
+
+def straight(form: str) -> tuple[list[Tensor], list[Tensor]]:
+    """A run over shards, and the same parts of parameters and gradients as plain tensors."""
+    model, optimizer = made(form)
+    parts = [nn.Parameter(local(p)) for p in model.parameters()]
+    alone = FusedRAdam(parts, lr=0.01, seed=3, backend="reference", **FORMS[form])
+    for t in range(BEFORE):
+        for k, (p, part) in enumerate(zip(model.parameters(), parts, strict=True)):
+            p.grad = gradient(p, k, t)
+            part.grad = local(p.grad)
+        optimizer.step()
+        alone.step()
+    return values(model, optimizer), values(nn.ParameterList(parts), alone)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_as_one_process_with_the_same_parts(form: str, ranks: Ranks) -> None:
+    for ours, theirs in ranks.run(2, straight, form):
+        assert len(ours) == len(theirs)
+        assert all(map(same_bits, ours, theirs))
+
+
+def save(form: str, folder: Path) -> list[Tensor]:
+    model, optimizer = made(form)
+    train(model, optimizer, range(BEFORE))
+    weights, states = get_state_dict(model, optimizer)
+    dcp.save({"model": weights, "optimizer": states}, checkpoint_id=folder)
+    train(model, optimizer, range(BEFORE, BEFORE + AFTER))
+    return values(model, optimizer)
+
+
+def load(form: str, folder: Path, shard: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """What a run that goes on from a checkpoint ends with, and its whole parameters."""
+    model, optimizer = made(form, shard)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(9.0)
+    weights, states = get_state_dict(model, optimizer)
+    dcp.load({"model": weights, "optimizer": states}, checkpoint_id=folder)
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states)
+    train(model, optimizer, range(BEFORE, BEFORE + AFTER))
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
+    return values(model, optimizer), [tensor.detach().clone() for tensor in whole]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_checkpoints(form: str, ranks: Ranks, tmp_path: Path) -> None:
+    """The same bits at the same number of ranks; at others parameters that differ no more than rounding does."""
+    ended = ranks.run(2, save, form, tmp_path)
+    resumed = ranks.run(2, load, form, tmp_path, True)
+    for ours, (theirs, _) in zip(ended, resumed, strict=True):
+        assert all(map(same_bits, ours, theirs))
+    exact = resumed[0][1]
+    for world in (1, 3, 4):
+        for _, found in ranks.run(world, load, form, tmp_path, True):
+            for a, b in zip(found, exact, strict=True):
+                assert (a.float() - b.float()).norm() < 0.01 * b.float().norm()
+
+
+def test_without_the_moments_it_is_another_run(ranks: Ranks, tmp_path: Path) -> None:
+    """The negative control of `test_checkpoints`."""
+    ended = ranks.run(2, save, "int8", tmp_path)
+    other = ranks.run(2, straight, "int8")
+    assert not all(map(same_bits, ended[0], other[0][0]))
