@@ -108,7 +108,27 @@ def _short(parts: dict[str, Records]) -> list[str]:
             )
     for name in choices.names(parts["choices"]):
         rows.append([f"Which RAdam matters: {robustness.SHORT[name]}", "-", _which(parts["choices"], name)])
-    return ["## In short", "", *table(["claim", "the paper", "here"], rows, ":--")] if rows else []
+    if not rows:
+        return []
+    return ["## In short", "", *table(["claim", "the paper", "here"], rows, ":--"), *_plainly(parts["robustness"])]
+
+
+def _plainly(records: Records) -> list[str]:
+    """Whether RAdam's spread is below Adam's, and its best loss, over the tasks."""
+    words, lower = [], 0
+    for name in choices.names(records):
+        ours, theirs = (robustness.spreads(records, name, key) for key in ("radam", "adam"))
+        if set(ours) & set(theirs):
+            words.append(robustness.verdict(robustness.compare(ours, theirs)))
+            lower += robustness.best(records, name, "radam")[1] < robustness.best(records, name, "adam")[1]
+    if not words:
+        return []
+    below, above = words.count("below"), words.count("above")
+    return prose(
+        f"Of {len(words)} tasks RAdam's spread over the paper's learning rates is below Adam's on {below}, above it on",
+        f"{above}, and not clearly either on {len(words) - below - above}; its loss at its best learning rate is lower",
+        f"than Adam's at Adam's best on {lower}. A small spread can be that of failing everywhere.",
+    )
 
 
 def _spreads(records: Records, name: str) -> str | None:
@@ -130,4 +150,8 @@ def _spreads(records: Records, name: str) -> str | None:
 def _which(records: Records, name: str) -> str:
     rows = [row for row in choices.table(records, name) if row["variant"] not in (choices.DEFAULT, choices.ADAM)]
     differ = [row["variant"] for row in rows if choices.real(row["final_difference"])]
-    return f"in the final loss beyond chance: {'; '.join(differ)}" if differ else "no difference in the final loss"
+    return (
+        f"in the final loss beyond chance: {'; '.join(differ)}"
+        if differ
+        else "no difference in the final loss beyond chance"
+    )

@@ -182,14 +182,14 @@ def _spread_sentences(records: Records, name: str, diverged: list[str]) -> list[
                 )
     best = []
     for key in robustness.OPTIMIZERS:
-        losses = {lr: statistics.fmean(v.values()) for lr, v in robustness.losses(records, name, key).items()}
-        lr = min(losses, key=lambda rate: losses[rate])
-        best.append(f"{LABELS[key]} {plain(losses[lr])} ({lr:g})")
+        lr, loss = robustness.best(records, name, key)
+        best.append(f"{LABELS[key]} {plain(loss)} ({lr:g})")
     sentences.append(f"- Each at its best learning rate: {'; '.join(best)}.")
-    near = ", ".join(f"{LABELS[key]} {count}" for key, count in robustness.usable(records, name).items())
+    near = "; ".join(f"{LABELS[key]}: {count}" for key, count in robustness.usable(records, name).items())
     rates = len(robustness.every_lr(records, name))
     sentences.append(
-        f"- Of {rates} learning rates end near the best of all (within a tenth of the way to knowing nothing): {near}."
+        f"- How many of the {rates} learning rates end near the best of all, within a tenth of the way from there to "
+        f"knowing nothing: {near}."
     )
     sentences += [f"- Diverged: {', '.join(diverged)}."] * bool(diverged)
     return [*sentences, ""]

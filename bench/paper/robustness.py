@@ -130,6 +130,13 @@ def verdict(found: dict[str, float]) -> str:
     return "not clearly different from"
 
 
+def best(records: dict[str, Any], name: str, key: str) -> tuple[float, float]:
+    """The learning rate with the lowest mean final loss, and that."""
+    means = {lr: statistics.fmean(by_seed.values()) for lr, by_seed in losses(records, name, key).items()}
+    lr = min(means, key=lambda rate: means[rate])
+    return lr, means[lr]
+
+
 def usable(records: dict[str, Any], name: str) -> dict[str, int]:
     """At how many learning rates each optimizer ends near the best mean of all of them, the spread's other side.
 
@@ -139,9 +146,10 @@ def usable(records: dict[str, Any], name: str) -> dict[str, int]:
         key: [statistics.fmean(by_seed.values()) for by_seed in losses(records, name, key).values()]
         for key in OPTIMIZERS
     }
-    best = min(value for values in means.values() for value in values)
+    lowest = min(value for values in means.values() for value in values)
     chance = max(r["result"]["chance"] for r in records.values() if r["settings"]["task"] == name)
-    return {key: sum(value <= best + 0.1 * (chance - best) for value in values) for key, values in means.items()}
+    near = lowest + 0.1 * (chance - lowest)
+    return {key: sum(value <= near for value in values) for key, values in means.items()}
 
 
 def mean_loss(records: dict[str, Any], name: str, key: str, lrs: tuple[float, ...] | None = None) -> float:
