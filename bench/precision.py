@@ -54,7 +54,7 @@ HALF: dict[str, dict[str, Any]] = {
     "nearest": {},
 }
 """Of the bfloat16 model; the last is the control that is worse."""
-MODELS = {"float32 model": (torch.float32, WHOLE), "bfloat16 model": (torch.bfloat16, HALF)}
+MODELS = {"float32 model": ("float32", WHOLE), "bfloat16 model": ("bfloat16", HALF)}
 
 
 def weights(training: Training) -> Tensor:

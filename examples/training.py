@@ -37,7 +37,7 @@ class Settings:
     weight_decay: float = 0.1
     seed: int = 0
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     validations: int = 10
     validation_windows: int = 128
 
@@ -115,7 +115,7 @@ class Training:
 
     def __init__(self, name: str, make_optimizer: MakeOptimizer, settings: Settings, corpus: Corpus) -> None:
         torch.manual_seed(settings.seed)
-        self.model = GPT(settings.model).to(settings.device, settings.dtype)
+        self.model = GPT(settings.model).to(settings.device, getattr(torch, settings.dtype))
         self.optimizer = make_optimizer(
             self.model.parameter_groups(settings.weight_decay),
             lr=settings.lr,

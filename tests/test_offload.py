@@ -236,7 +236,7 @@ def test_chunks_hold_every_element_once() -> None:
             moments = torch.arange(p.numel()).as_strided(p.shape, moment_strides(p)) + len(expected)
             p.copy_(moments)
             grad = p.clone(memory_format=torch.contiguous_format) if k % 2 else p
-            wholes.append(offload.Piece(*offload.in_order_of_moments(p, grad), len(expected), k))
+            wholes.append(offload.Piece(*offload.in_order_of_moments(p, grad), len(expected), k, 0))
             expected = torch.arange(len(expected) + p.numel())
         found = []
         for chunk in offload.chunks(wholes, capacity):
