@@ -31,6 +31,9 @@ endif
 
 CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
+# Two files of tests at a time where pytest-xdist is there, as it is in .venv.
+PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
+
 .PHONY: help venv build demo pretrain test bench readme paper gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
@@ -48,7 +51,7 @@ pretrain: build  ## pre-train the demo's GPT with FSDP2 (PROCESSES=2, PRETRAIN_A
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain.py $(PRETRAIN_ARGS)
 
 test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
-	$(PY) -m pytest --durations=15 $(PYTEST_ARGS)
+	$(PY) -m pytest $(PARALLEL) --durations=15 $(PYTEST_ARGS)
 
 bench: build $(RIVALS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" PEERS="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
