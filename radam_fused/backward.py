@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .bucket import Bucket
+from .groups import group_names
+from .launches import Launch
 from .launching import run
 from .optimizer import FusedRAdam
-from .placement import Launch, group_names
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
 from .separate import SeparatePlacement
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
 from .options import GROUP_DEFAULTS, check_group
-from .precision import CODES, MASTERS, names_of
+from .precision import CODES, MASTERS, names_of, portable
 from .sharded import check_part
 
 
@@ -32,6 +32,16 @@ class _Entry(NamedTuple):
     name: str
     param: Tensor
     state: Mapping[str, Any]
+
+
+def pack(packed: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """What torch.optim packed of an optimizer, with plain dicts, and state that may go to other ranks."""
+    params: dict[Any, Tensor] = dict(enumerate(p for group in groups for p in group["params"]))  # as torch counts them
+    state = {
+        key: dict(portable(entry, params.get(key, key))) if isinstance(entry, dict) else entry
+        for key, entry in packed["state"].items()
+    }
+    return {**packed, "state": state}
 
 
 def wrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from .backends import backend_for
 from .checks import gradient_dtypes
 from .host import gradients, upload
+from .launches import Launch, check_launch
 from .ops import OPERATORS
-from .placement import Launch, Placement
+from .placement import Placement
 from .scalars import DeviceTables
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def choose(
         plan = bucket.plan(missing)
         if not plan.present:
             continue
-        placement.check(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of))
+        check_launch(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of), placement.names)
         placement.show_first(bucket, plan)
         params += plan.params
         grads += present

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .launches import Launch, check_launch
 from .ops import NATIVE_DTYPE
-from .placement import Launch, Placement
+from .placement import Placement
 from .reports import span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
 
@@ -24,7 +25,7 @@ def choose_scalars(
 ) -> Scalars:
     """The host makes the rows of a step, unless one of the numbers is known to the device alone.
 
-    ``squares`` is what `Placement.squares` has found for ``max_grad_norm``, over all ranks.
+    ``squares`` is what `radam_fused.launches.squares` has found for ``max_grad_norm``, over all ranks.
 
     Raises:
         RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers.
@@ -66,7 +67,7 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
                     ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
         except Exception:
             scalars.undo(bucket, plan)
-            placement.check(launch)  # a clearer error, where a tensor is at fault
+            check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
             again = placement.collect(bucket) if placement.amend(bucket) else None
             if again is None:
                 raise

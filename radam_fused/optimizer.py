@@ -17,14 +17,16 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import compiled
-from .backends import backend_for, check_name
-from .checkpoint import check_state_dict, unwrap, wrap
-from .checks import check_parameter
+from .backends import check_name
+from .checkpoint import check_state_dict, pack, unwrap, wrap
 from .differentiable import step as differentiable_step
 from .forms import Storage
 from .global_norm import GlobalNorm, partitioning_group
+from .groups import check_new_group
+from .launches import check_launch
+from .launches import squares as gradient_squares
 from .launching import choose_scalars, run
-from .offload import check_capturable, check_device, check_offload
+from .offload import check_offload
 from .options import (
     GROUP_DEFAULTS,
     check_flag,
@@ -32,8 +34,7 @@ from .options import (
     check_max_grad_norm,
     refuse_with_differentiable,
 )
-from .placement import Placement, group_names
-from .precision import portable
+from .placement import Placement
 from .reports import RectificationState, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, Scalars
 from .separate import SeparatePlacement
@@ -169,23 +170,8 @@ class FusedRAdam(Optimizer):
         index = len(self.param_groups) - 1
         try:
             group = self.param_groups[index]
-            check_group(group)
-            if group["differentiable"] != self.defaults["differentiable"]:
-                raise ValueError(
-                    f"param_groups[{index}]: differentiable = {group['differentiable']}: must be as the optimizer's, "
-                    f"{self.defaults['differentiable']}"
-                )
-            if len(set(group["params"])) < len(group["params"]):
-                raise ValueError(f"param_groups[{index}]: a parameter appears twice; list each one once")
-            if self._offload:
-                check_capturable(f"param_groups[{index}]['capturable']", group["capturable"])
-            for p, name in zip(group["params"], group_names(group, index), strict=True):
-                check_parameter(p, name)
-                self._storage.check_parameter(p, name)
-                if self._offload:
-                    check_device(p, name)
-                else:
-                    backend_for(p.device.type, self._backend)
+            differentiable = self.defaults["differentiable"]
+            check_new_group(group, index, differentiable, self._backend, self._storage, self._offload)
             if self._in_backward is not None:
                 self._in_backward.check_group(group, index)
             if self._placement is not None:
@@ -238,8 +224,12 @@ class FusedRAdam(Optimizer):
                 launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
             if len(launches) > 1:  # a single launch checks its own tensors before it writes
                 for launch in launches:
-                    placement.check(launch)
-            squares = None if self._max_grad_norm is None else placement.squares(launches, norm)
+                    check_launch(launch, placement.names)
+            squares = (
+                None
+                if self._max_grad_norm is None
+                else gradient_squares(launches, placement.ops, placement.names, norm)
+            )
         if norm is not None:  # also on a rank that has nothing to step
             squares = norm.total(squares)
         if launches:
@@ -311,13 +301,7 @@ class FusedRAdam(Optimizer):
 
         State in other forms keeps them, under names of their own (docs/precision.md).
         """
-        packed = super().state_dict()
-        params: dict[Any, Tensor] = dict(enumerate(p for group in self.param_groups for p in group["params"]))
-        state = {
-            key: dict(portable(entry, params.get(key, key))) if isinstance(entry, dict) else entry
-            for key, entry in packed["state"].items()
-        }
-        return {**packed, "state": state}
+        return pack(super().state_dict(), self.param_groups)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state_dict of this optimizer or of torch.optim.RAdam; one that does not fit changes nothing.

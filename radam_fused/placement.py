@@ -6,60 +6,30 @@ Their buckets are made as gradients come, and made anew when somebody edits ``pa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backends import backend_for
 from .bucket import Bucket, Plan
-from .checks import check_disjoint, check_gradients, gradient_dtypes
+from .checks import check_disjoint, check_gradients
 from .flat import FlatBuffers
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
-from .host import describe, gradients, holds_exactly, identical
+from .groups import group_names
+from .host import gradients, holds_exactly, identical
+from .launches import Launch, by_addresses, by_lists, resolved
 from .layout import as_real, segment_starts
 from .offload import Offloader
-from .ops import NATIVE_DTYPE, OPERATORS, Operators
+from .ops import OPERATORS, Operators
 from .precision import NAMES
 from .scalars import capturing
-from .sharded import is_sharded, local_gradients, refuse_flatten
+from .sharded import is_sharded, refuse_flatten
 from .state import Journal, ParameterState
 
-DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
 _serial = itertools.count()
-
-
-def group_names(group: dict[str, Any], index: int) -> list[str]:
-    """How errors name a group's parameters: by the names the caller gave, or by their place."""
-    return [
-        f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
-        for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))
-    ]
-
-
-def _resolved(param: Tensor, grad: Tensor) -> Tensor:
-    """The parameter's gradient, from now on a tensor that lies in memory as it is: not a lazy conjugate, minus or 0."""
-    if grad.is_conj() or grad.is_neg() or grad._is_zerotensor():
-        grad = grad.detach().clone().resolve_conj().resolve_neg()
-        param.grad = grad
-    return grad
-
-
-class Launch(NamedTuple):
-    """The arguments of one call of an operator, but for its rows."""
-
-    bucket: Bucket
-    plan: Plan
-    params: list[Tensor]
-    grads: list[Tensor]
-    segments: Tensor
-    row_of: Tensor
-    origins: Tensor | None = None
-    """Where the random numbers of each segment begin; None where none are drawn."""
-    described: Tensor | None = None
-    """The same parameters and gradients as addresses, where they are plain: see `Placement._describe`."""
 
 
 class Placement:
@@ -254,46 +224,13 @@ class Placement:
             plan = bucket.plan(flat.collect())
             return Launch(bucket, plan, *flat.runs(plan), flat.run_origins) if plan.present else None
         whole = bucket.whole_plan()
-        if whole is not None and (described := self._describe(bucket, whole)) is not None:
+        if whole is not None and (described := by_addresses(bucket, whole, self.ops[bucket])) is not None:
             return described
         grads, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
         if not plan.present:
             return None
-        params = plan.params
-        if bucket.is_sharded:
-            grads = local_gradients(params, grads, self.names)
-            params = [p._local_tensor for p in params]  # type: ignore[attr-defined]
-        if bucket.is_complex:
-            names = self.names()
-            check_gradients(params, grads, [names[p] for p in plan.params])
-            grads = [_resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
-            params, grads = list(map(as_real, params)), list(map(as_real, grads))
-        return Launch(bucket, plan, params, grads, plan.segments, plan.row_of, plan.origins)
-
-    def _describe(self, bucket: Bucket, plan: Plan) -> Launch | None:
-        """The launch of a plan by addresses, the quicker way for many tensors; None where the lists are needed.
-
-        They are where a tensor is not a plain one, and where somebody looks at operators: modes and profiles.
-        """
-        if (
-            self.ops[bucket].described is None
-            or bucket.is_complex
-            or bucket.is_sharded
-            or bucket.state_device != bucket.device
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._len_torch_function_stack()
-            or torch._C._autograd._profiler_enabled()
-        ):
-            return None
-        if plan.described is None:
-            plan.described = torch.empty(len(plan.params), 4, dtype=torch.int64)
-        device = DLPACK_DEVICE[bucket.device.type], bucket.device.index or 0
-        addresses = plan.described.data_ptr(), plan.segments.data_ptr()
-        grads = describe(plan.params, *addresses, NATIVE_DTYPE[bucket.dtype], *device)
-        if grads is None:
-            return None
-        return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.origins, plan.described)
+        return by_lists(bucket, plan, grads, self.names)
 
     def global_norm(self, group: Any) -> GlobalNorm | None:
         """How the gradients' norm is found where other ranks hold a part of them; None where none does.
@@ -305,69 +242,6 @@ class Placement:
             self._norm = GlobalNorm(self.names(), group)
         return self._norm if self._norm.group is not None else None
 
-    def squares(self, launches: Sequence[Launch], norm: GlobalNorm | None = None) -> Tensor | None:
-        """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`).
-
-        With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
-        """
-        partial = []
-        for launch in launches:
-            ops = self.ops[launch.bucket]
-            all_count = norm is None or norm.counts_all(launch.bucket)
-            if ops.described is not None and launch.described is not None and all_count:
-                grad_dtypes = launch.described[:, -1]
-                if bool((grad_dtypes == grad_dtypes[0]).all()):
-                    partial.append(ops.described.squares(launch.described, launch.bucket.exp_avg))
-                    continue
-            grads = launch.grads
-            if norm is not None:
-                if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
-                    self.check(launch)  # which names it: after the all-reduce it would be too late for the others
-                grads = norm.counted(launch.bucket, launch.plan, grads)
-            by_dtype: dict[torch.dtype, list[Tensor]] = {}
-            for grad in grads:
-                by_dtype.setdefault(grad.dtype, []).append(grad)
-            try:
-                partial += [ops.squares(grads) for grads in by_dtype.values()]
-            except Exception:
-                self.check(launch)  # a clearer error, where a tensor is at fault
-                raise
-        if len(partial) <= 1:
-            return partial[0].unsqueeze(0) if partial else None
-        device = partial[0].device
-        return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
-
-    def check(self, launch: Launch) -> None:
-        """Raises for the first tensor of a launch that does not fit, by name.
-
-        Raises:
-            RuntimeError, TypeError, ValueError: see `radam_fused.checks`; also a parameter that has another shape,
-                device or precision than when its state was made.
-        """
-        bucket = launch.bucket
-        names = self.names()
-        for segment, p in enumerate(bucket.params):
-            tensor = as_real(p)
-            shape, is_double = tensor.shape, tensor.dtype == torch.float64
-            was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
-            if shape != bucket.shapes[segment] or tensor.device != bucket.device:
-                raise ValueError(f"{names[p]} is now {tuple(shape)} on {tensor.device}: {was}")
-            if bucket.residue is not None and p.dtype != bucket.dtype:
-                raise TypeError(f"{names[p]} is now {p.dtype}: its master weights were made for {bucket.dtype}")
-            if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
-                raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
-        pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
-        for p, _ in pairs:
-            first = pairs[0][0]
-            if p.dtype != first.dtype:
-                raise TypeError(
-                    f"{names[p]} is now {p.dtype} and {names[first]} {first.dtype}: their state lies "
-                    "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
-                )
-        check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
-        if bucket.is_sharded:
-            local_gradients([p for p, _ in pairs], [grad for _, grad in pairs], self.names)
-
     def amend(self, bucket: Bucket) -> bool:
         """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
 
@@ -377,7 +251,7 @@ class Placement:
         written = False
         for p in bucket.params:
             if (grad := p.grad) is not None:
-                written |= _resolved(p, grad) is not grad
+                written |= resolved(p, grad) is not grad
         for segment in moved:
             if self._state.get(bucket.params[segment]):
                 self._show(bucket, segment)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket
-from .placement import Launch, Placement
+from .launches import Launch
+from .placement import Placement
 from .scalars import capturing
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from helpers import same_bits
 from radam_fused import FusedRAdam
 from radam_fused.host import DESCRIBES
-from radam_fused.placement import Launch, Placement
+from radam_fused.launches import Launch
+from radam_fused.placement import Placement
 
 STEPS = 8
 SHAPES = ((3,), (), (0,), (17, 5), (4097,), (2, 3, 4))

@@ -1,0 +1,153 @@
+"""What a step launches over a bucket: its tensors, in one of two ways, and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .bucket import Bucket, Plan
+from .checks import check_gradients, gradient_dtypes
+from .global_norm import GlobalNorm
+from .host import describe
+from .layout import as_real
+from .ops import NATIVE_DTYPE, Operators
+from .sharded import local_gradients
+
+DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
+Names = Callable[[], dict[Tensor, str]]
+"""Gives what errors call each parameter."""
+
+
+class Launch(NamedTuple):
+    """The arguments of one call of an operator, but for its rows."""
+
+    bucket: Bucket
+    plan: Plan
+    params: list[Tensor]
+    grads: list[Tensor]
+    segments: Tensor
+    row_of: Tensor
+    origins: Tensor | None = None
+    """Where the random numbers of each segment begin; None where none are drawn."""
+    described: Tensor | None = None
+    """The same parameters and gradients as addresses, where they are plain: see `by_addresses`."""
+
+
+def resolved(param: Tensor, grad: Tensor) -> Tensor:
+    """The parameter's gradient, from now on a tensor that lies in memory as it is: not a lazy conjugate, minus or 0."""
+    if grad.is_conj() or grad.is_neg() or grad._is_zerotensor():
+        grad = grad.detach().clone().resolve_conj().resolve_neg()
+        param.grad = grad
+    return grad
+
+
+def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> Launch:
+    """The launch of a plan, whose parameters have these gradients.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a gradient of a DTensor or a complex parameter that does not fit.
+    """
+    params = plan.params
+    if bucket.is_sharded:
+        grads = local_gradients(params, grads, names)
+        params = [p._local_tensor for p in params]  # type: ignore[attr-defined]
+    if bucket.is_complex:
+        check_gradients(params, grads, [names()[p] for p in plan.params])
+        grads = [resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
+        params, grads = list(map(as_real, params)), list(map(as_real, grads))
+    return Launch(bucket, plan, params, grads, plan.segments, plan.row_of, plan.origins)
+
+
+def by_addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Launch | None:
+    """The launch of a plan by addresses, the quicker way for many tensors; None where the lists are needed.
+
+    They are where a tensor is not a plain one, and where somebody looks at operators: modes and profiles.
+    """
+    if (
+        ops.described is None
+        or bucket.is_complex
+        or bucket.is_sharded
+        or bucket.state_device != bucket.device
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return None
+    if plan.described is None:
+        plan.described = torch.empty(len(plan.params), 4, dtype=torch.int64)
+    device = DLPACK_DEVICE[bucket.device.type], bucket.device.index or 0
+    addresses = plan.described.data_ptr(), plan.segments.data_ptr()
+    grads = describe(plan.params, *addresses, NATIVE_DTYPE[bucket.dtype], *device)
+    if grads is None:
+        return None
+    return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.origins, plan.described)
+
+
+def check_launch(launch: Launch, names_of: Names) -> None:
+    """Raises for the first tensor of a launch that does not fit, by name.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: see `radam_fused.checks`; also a parameter that has another shape,
+            device or precision than when its state was made.
+    """
+    bucket = launch.bucket
+    names = names_of()
+    for segment, p in enumerate(bucket.params):
+        tensor = as_real(p)
+        shape, is_double = tensor.shape, tensor.dtype == torch.float64
+        was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
+        if shape != bucket.shapes[segment] or tensor.device != bucket.device:
+            raise ValueError(f"{names[p]} is now {tuple(shape)} on {tensor.device}: {was}")
+        if bucket.residue is not None and p.dtype != bucket.dtype:
+            raise TypeError(f"{names[p]} is now {p.dtype}: its master weights were made for {bucket.dtype}")
+        if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
+            raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
+    pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
+    for p, _ in pairs:
+        first = pairs[0][0]
+        if p.dtype != first.dtype:
+            raise TypeError(
+                f"{names[p]} is now {p.dtype} and {names[first]} {first.dtype}: their state lies "
+                "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
+            )
+    check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
+    if bucket.is_sharded:
+        local_gradients([p for p, _ in pairs], [grad for _, grad in pairs], names_of)
+
+
+def squares(
+    launches: Sequence[Launch], ops: Mapping[Bucket, Operators], names: Names, norm: GlobalNorm | None = None
+) -> Tensor | None:
+    """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.ops`).
+
+    With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
+    """
+    partial = []
+    for launch in launches:
+        ours = ops[launch.bucket]
+        all_count = norm is None or norm.counts_all(launch.bucket)
+        if ours.described is not None and launch.described is not None and all_count:
+            grad_dtypes = launch.described[:, -1]
+            if bool((grad_dtypes == grad_dtypes[0]).all()):
+                partial.append(ours.described.squares(launch.described, launch.bucket.exp_avg))
+                continue
+        grads = launch.grads
+        if norm is not None:
+            if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
+                check_launch(launch, names)  # which names it: after the all-reduce it would be too late for the others
+            grads = norm.counted(launch.bucket, launch.plan, grads)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for grad in grads:
+            by_dtype.setdefault(grad.dtype, []).append(grad)
+        try:
+            partial += [ours.squares(grads) for grads in by_dtype.values()]
+        except Exception:
+            check_launch(launch, names)  # a clearer error, where a tensor is at fault
+            raise
+    if len(partial) <= 1:
+        return partial[0].unsqueeze(0) if partial else None
+    device = partial[0].device
+    return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in partial])
