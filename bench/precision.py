@@ -1,8 +1,9 @@
-"""What storing state in fewer bits does to learning: ``python -m bench.precision``, a quarter of an hour on two cores.
+"""What storing state in fewer bits does to learning: ``python -m bench.precision``, twenty minutes on two cores.
 
-The demo's GPT and a bfloat16 copy of it, over several seeds, in every form of state that docs/precision.md describes:
-final losses, and the cosine between the weights' total change and that of the float32 run. Raw results go to
-bench/results/precision.json, and the tables into docs/precision.md.
+The demo's GPT and a bfloat16 copy of it, over several seeds, in the forms of state that docs/precision.md describes.
+Whole runs give losses. Short ones, at a rate at which training does not yet magnify every difference, give the cosine
+between the weights' total change and that of the first form. Raw results go to bench/results/precision.json, and the
+tables into docs/precision.md.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from training import Settings, Training  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "precision.json"
 REPORT = ROOT / "docs" / "precision.md"
-STEPS, LAST = 400, 50
-"""Training steps, and how many of their losses at the end are averaged."""
-COMPARED = (50, 100, 200, 400)
-"""After how many steps the weights' change is compared."""
+STEPS, LAST = 1200, 50
+"""Of a whole run, the demo's; and how many losses at its end are averaged."""
+SHORT_STEPS, SHORT_LR = 100, 1e-3
+COMPARED = (25, 50, 100)
+"""After how many steps of a short run the weights' change is compared."""
 
 WHOLE: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -54,6 +56,8 @@ HALF: dict[str, dict[str, Any]] = {
     "nearest": {},
 }
 """Of the bfloat16 model; the last is the control that is worse."""
+LONG = ("fp32", "int8 moments", "fp32 master", "split", "kahan", "stochastic", "nearest")
+"""Those that whole runs are made of."""
 MODELS = {"float32 model": ("float32", WHOLE), "bfloat16 model": ("bfloat16", HALF)}
 
 
@@ -61,11 +65,11 @@ def weights(training: Training) -> Tensor:
     return torch.cat([p.detach().float().reshape(-1) for p in training.model.parameters()])
 
 
-def run(model: str, form: str, seed: int, steps: int) -> dict[str, Any]:
+def run(model: str, form: str, seed: int, steps: int, lr: float) -> dict[str, Any]:
     """One training: its losses, and where its weights went."""
     torch.set_num_threads(1)
     dtype, forms = MODELS[model]
-    settings = Settings(steps=steps, seed=seed, dtype=dtype, validations=1)
+    settings = Settings(steps=steps, lr=lr, seed=seed, dtype=dtype, validations=1)
     training = Training(
         form,
         lambda groups, **given: FusedRAdam(groups, seed=seed, **given, **forms[form]),
@@ -76,12 +80,13 @@ def run(model: str, form: str, seed: int, steps: int) -> dict[str, Any]:
     changes = {}
     for t in range(1, steps + 1):
         training.step()
-        if t in COMPARED:
+        if t in COMPARED and steps == SHORT_STEPS:
             changes[t] = weights(training) - first
     return {
         "model": model,
         "form": form,
         "seed": seed,
+        "steps": steps,
         "loss": statistics.fmean(training.run.losses[-LAST:]),
         "validation": training.run.final_validation,
         "changes": changes,
@@ -100,32 +105,50 @@ def cosines(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {**row, "changes": None, "cosines": found, "same": same}
 
 
-def table(rows: list[dict[str, Any]], model: str) -> list[str]:
-    """A Markdown table of a model's forms: means over the seeds, and the worst cosine."""
-    forms = MODELS[model][1]
-    mean = {form: statistics.fmean(r["loss"] for r in rows if r["form"] == form) for form in forms}
-    exact = next(iter(mean.values()))
-    times = sorted({int(t) for row in rows for t in row["cosines"]})
-    lines = [
-        f"| {model} | loss | against the first | validation | "
-        + " | ".join(f"cosine, {t} steps" for t in times)
-        + " |",
-        "| --- | " + "---: | " * (3 + len(times)),
-    ]
-    for form in forms:
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def losses_table(rows: list[dict[str, Any]], model: str) -> str:
+    """Whole runs of a model: means over the seeds, and how they differ from the first form's, seed by seed."""
+    mine = {form: [row for row in rows if row["form"] == form] for form in MODELS[model][1] if form in LONG}
+    first = next(iter(mine.values()))
+    body = []
+    for form, runs in mine.items():
+        losses = [row["loss"] for row in runs]
+        ratios = [100 * (row["loss"] / exact["loss"] - 1) for row, exact in zip(runs, first, strict=True)]
+        spread = f" ± {statistics.stdev(ratios):.2f}" if len(ratios) > 1 else ""
+        same = losses == [exact["loss"] for exact in first]
+        body.append(
+            [
+                form,
+                f"{statistics.fmean(losses):.4f}",
+                "the same" if same else f"{statistics.fmean(ratios):+.2f} %{spread}",
+                f"{statistics.fmean(row['validation'] for row in runs):.4f}",
+            ]
+        )
+    return markdown([model, "loss", "against the first, by seed", "validation"], body)
+
+
+def cosines_table(rows: list[dict[str, Any]], model: str) -> str:
+    """Short runs of a model: the worst seed's cosines."""
+    body = []
+    for form in MODELS[model][1]:
         mine = [row for row in rows if row["form"] == form]
-        losses = [row["loss"] for row in mine]
-        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-        worst = [min(row["cosines"][t] for row in mine) for t in times]
-        cells = [
-            form,
-            f"{mean[form]:.4f}{spread}",
-            "same bits" if all(row["same"] for row in mine) else f"{100 * (mean[form] / exact - 1):+.3f} %",
-            f"{statistics.fmean(row['validation'] for row in mine):.4f}",
-            *(f"{cosine:.5f}" for cosine in worst),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        worst = [f"{min(row['cosines'][t] for row in mine):.5f}" for t in COMPARED]
+        body.append([form, *(["same bits"] * len(worst) if all(row["same"] for row in mine) else worst)])
+    return markdown([model, *(f"{t} steps" for t in COMPARED)], body)
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """All of them, in the order of the text that they go into."""
+    found = []
+    for table, steps in ((losses_table, False), (cosines_table, True)):
+        for model in MODELS:
+            chosen = [r for r in rows if r["model"] == model and (r["steps"] == SHORT_STEPS) == steps]
+            found.append(table(chosen, model))
+    return "\n\n".join(found)
 
 
 def write(rows: list[dict[str, Any]], report: Path) -> None:
@@ -134,9 +157,7 @@ def write(rows: list[dict[str, Any]], report: Path) -> None:
     begin, end = "<!-- learning -->\n", "<!-- /learning -->"
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
-    tables = [table([row for row in rows if row["model"] == model], model) for model in MODELS]
-    body = "\n\n".join("\n".join(lines) for lines in tables)
-    report.write_text(f"{head}{begin}{body}\n{end}{tail}")
+    report.write_text(f"{head}{begin}{tables(rows)}\n{end}{tail}")
 
 
 def main() -> None:
@@ -149,22 +170,25 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     cases = [
-        (model, form, seed, arguments.steps)
+        (model, form, seed, steps, lr)
+        for steps, lr in ((arguments.steps, Settings.lr), (SHORT_STEPS, SHORT_LR))
         for seed in range(arguments.seeds)
         for model, (_, forms) in MODELS.items()
         for form in forms
+        if form in LONG or steps == SHORT_STEPS
     ]
     with ProcessPoolExecutor(arguments.workers) as pool:
         waiting = [pool.submit(run, *case) for case in cases]
         rows = [done.result() for done in track(as_completed(waiting), "training", total=len(cases))]
-    order = {case[:3]: k for k, case in enumerate(cases)}
-    rows = sorted(cosines(rows), key=lambda row: order[row["model"], row["form"], row["seed"]])
+    order = {case[:4]: k for k, case in enumerate(cases)}
+    rows.sort(key=lambda row: order[row["model"], row["form"], row["seed"], row["steps"]])
+    whole = [{**row, "changes": None} for row in rows if row["steps"] != SHORT_STEPS]
+    rows = [*whole, *cosines([row for row in rows if row["steps"] == SHORT_STEPS])]
     arguments.results.write_text(
         json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": rows}, indent=1) + "\n"
     )
     write(rows, arguments.report)
-    for model in MODELS:
-        print("\n".join(table([row for row in rows if row["model"] == model], model)), end="\n\n")
+    print(tables(rows))
 
 
 if __name__ == "__main__":
