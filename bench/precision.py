@@ -33,7 +33,7 @@ from training import Settings, Training  # noqa: E402
 RESULTS = ROOT / "bench" / "results" / "precision.json"
 REPORT = ROOT / "docs" / "precision.md"
 STEPS, LR, LAST = 400, 1e-3, 50
-"""Of a whole run; and how many losses at its end are averaged. The demo's own rate is four times this: see the report."""
+"""Of a whole run; and how many losses at its end are averaged. The demo's own rate is four times this one."""
 SHORT_STEPS = 100
 COMPARED = (25, 50, 100)
 """After how many steps of a short run the weights' change is compared."""
