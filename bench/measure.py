@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.agreement import Agreement, compare
-from bench.caches import before_step
+from bench.caches import USED, before_step
 from bench.cases import Case
 from bench.contestants import Contestant, Runner
 from bench.heats import divide
@@ -182,7 +182,7 @@ class _Turns:
             step()
             end = time.perf_counter_ns()
             seconds[name] = (end - begin) * 1e-9
-            runner.steps += 2 if self._used else 1
+            runner.steps += 1 + USED if self._used else 1
             self._done += 1
             self._progress(self._done, (WARMUP + self._rounds) * len(self._order))
         return seconds

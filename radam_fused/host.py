@@ -11,7 +11,15 @@ from torch import Tensor
 try:
     from ._C import describe, gradients, holds_exactly, identical, prepare_describe, same_gradients
 
-    DESCRIBES = prepare_describe(Tensor, torch.nn.Parameter, torch._C.TensorBase)
+    _SAMPLES = [torch.empty(3), torch.nn.Parameter(torch.empty(5))]
+    DESCRIBES = prepare_describe(
+        Tensor,
+        torch.nn.Parameter,
+        torch._C.TensorBase,
+        [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
+        object.__basicsize__,
+        torch._C.TensorBase.__basicsize__,
+    )
     """Whether `describe` works with this torch."""
 except ImportError:
     DESCRIBES = False

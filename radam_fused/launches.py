@@ -13,10 +13,9 @@ from .checks import check_gradients, gradient_dtypes
 from .global_norm import GlobalNorm
 from .host import describe
 from .layout import as_real
-from .ops import NATIVE_DTYPE, Operators
+from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
 from .sharded import local_gradients
 
-DLPACK_DEVICE = {"cpu": 1, "cuda": 2}
 Names = Callable[[], dict[Tensor, str]]
 """Gives what errors call each parameter."""
 
@@ -78,7 +77,7 @@ def by_addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Launch | None:
         return None
     if plan.described is None:
         plan.described = torch.empty(len(plan.params), 4, dtype=torch.int64)
-    device = DLPACK_DEVICE[bucket.device.type], bucket.device.index or 0
+    device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
     addresses = plan.described.data_ptr(), plan.segments.data_ptr()
     grads = describe(plan.params, *addresses, NATIVE_DTYPE[bucket.dtype], *device)
     if grads is None:

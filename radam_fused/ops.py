@@ -171,6 +171,8 @@ _described = Described(_ops.step_described.default, _ops.squares_described.defau
 _native = _operators("native")._replace(described=_described)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """``param_dtype`` of ``step_described``: csrc/dtypes.h."""
+NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
+"""``device_type`` of `radam_fused.host.describe`: torch's own numbers."""
 OPERATORS: dict[str, Operators] = {
     "cuda": _native,
     "cpu": _native,

@@ -115,6 +115,40 @@ def test_what_is_not_plain_goes_by_lists(change: Callable, ways: list[bool]) -> 
     assert all(same_bits(a.detach(), b.detach()) for a, b in zip(*results, strict=True))
 
 
+LAZY: dict[str, tuple[Callable[[], Tensor], float]] = {
+    "negative": (lambda: torch.tensor([1 + 2j]).conj().imag, -2.0),
+    "negative_scalar": (lambda: torch.tensor(1 + 2j).conj().imag, -2.0),
+    "zero": (lambda: torch._efficientzerotensor((1,)), 0.0),
+    "view_of_more": (lambda: torch.arange(4.0)[2:3], 2.0),
+}
+
+
+@pytest.mark.parametrize(("lazy", "value"), LAZY.values(), ids=list(LAZY))
+def test_gradient_that_is_not_what_lies_in_memory(lazy: Callable[[], Tensor], value: float, ways: list[bool]) -> None:
+    """Row-major by their strides, but torch negates them as it reads, or has no memory for them."""
+    results = []
+    for literal in (False, True):
+        p = nn.Parameter(torch.ones(lazy().shape))
+        opt = FusedRAdam([p], backend="cpu")
+        first_way = []
+        for t in range(STEPS):
+            grad = torch.full_like(p, value) if literal or t < 4 else lazy()
+            assert grad.is_contiguous()
+            p.grad = grad
+            ways.clear()
+            opt.step()
+            first_way.append(ways[0])  # a second launch follows where the operator wants the gradient written out
+        results.append(p.detach())
+        plain = literal or lazy is LAZY["view_of_more"][0]
+        assert first_way == [False] + [True] * 3 + [plain] * (STEPS - 4)
+    assert same_bits(*results)
+    # The negative control: the other sign shows.
+    p = nn.Parameter(torch.ones(lazy().shape))
+    p.grad = torch.full_like(p, -value or 1.0)
+    FusedRAdam([p], backend="cpu").step()
+    assert not same_bits(p.detach(), results[0])
+
+
 BROKEN: dict[str, tuple[Callable[[nn.Parameter], None], type[Exception], str]] = {
     "sparse": (lambda p: setattr(p, "grad", torch.ones(17, 5).to_sparse()), RuntimeError, "sparse"),
     "moved": (lambda p: setattr(p, "data", torch.ones(5, 17)), ValueError, "is now"),

@@ -1,13 +1,14 @@
 // A list of tensors on its way through torch's dispatcher costs several allocations and reference counts a tensor, more
-// than everything else that a step does for a small one. DLPack's exchange API gives what a kernel needs of a tensor,
-// from its Python object, in one call that allocates nothing (dlpack.h, DLPackDLTensorFromPyObjectNoSync).
+// than everything else that a step does for a small one. But the Python object of a tensor holds an at::Tensor, and the
+// address of one is what the stable ABI calls a handle (AtenTensorHandle). Where in the object it lies,
+// `prepare_describe` finds out from tensors of which it knows everything; all else is asked of the stable ABI.
 #include "describe.h"
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 
 #include "../launch.h"
-#include "dlpack.h"
 
 namespace radam_fused {
 namespace {
@@ -17,9 +18,10 @@ constexpr Py_ssize_t kAhead = 8;  // tensors between asking for an object's memo
 struct Torch {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
-  int (*read)(void* object, DlpackTensor* out) = nullptr;
+  Py_ssize_t handle = 0;  // where in an object its at::Tensor lies, in bytes
   getter get_grad = nullptr;
   void* get_grad_closure = nullptr;
+  PyCFunction is_neg = nullptr;
 };
 
 Torch torch_types;
@@ -29,78 +31,120 @@ bool is_plain_type(PyObject* object) {
   return type == torch_types.parameter || type == torch_types.tensor;
 }
 
-int dtype_of(const DlpackDtype& type) {
-  if (type.lanes != 1) return kUnsupported;
-  if (type.code == kDlpackBfloat) return type.bits == 16 ? kBFloat16 : kUnsupported;
-  if (type.code != kDlpackFloat) return kUnsupported;
-  return type.bits == 32 ? kFloat32 : type.bits == 16 ? kFloat16 : type.bits == 64 ? kFloat64 : kUnsupported;
+AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
+  return reinterpret_cast<AtenTensorHandle>(reinterpret_cast<char*>(object) + offset);
 }
 
-bool is_contiguous(const DlpackTensor& tensor) {
-  int64_t expected = 1;
-  for (int32_t d = tensor.ndim; d-- > 0;) {
-    if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
-    expected *= tensor.shape[d];
+// What is read of a tensor's handle.
+struct Read {
+  Shape shape;
+  int64_t numel;
+  int dtype;
+  void* data;
+};
+
+// False where it is not a row-major array on the device.
+bool read(AtenTensorHandle tensor, const Device& device, Read& out) {
+  if (!is_strided_on(tensor, device) || !is_contiguous(tensor)) return false;
+  out.dtype = dtype_of(tensor);
+  out.shape = shape_of(tensor);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &out.numel));
+  if (out.numel > 0) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &out.data));
+    if (out.data == nullptr) return false;  // zeros that have no memory
   }
   return true;
 }
 
+// Whether a tensor is what its memory says, and not what torch negates as it reads. Such a tensor is the imaginary part
+// of another, with whose memory it comes; to ask each would cost as much as all the rest.
+bool is_literal(PyObject* object, AtenTensorHandle tensor, const Read& read) {
+  int64_t bytes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor, &bytes));
+  if (bytes == read.numel * item_size(read.dtype)) return true;
+  PyObject* negated = torch_types.is_neg(object, nullptr);
+  Py_XDECREF(negated);
+  return negated == Py_False;
+}
+
 struct Expected {
   int dtype;
-  DlpackDevice device;
+  Device device;
 };
 
 // Fills in a pair, or returns false where it is not two row-major arrays as the moments were laid out for.
-bool describe_pair(PyObject* param, PyObject* grad, const Expected& expected, int64_t layout, Described& out) {
-  DlpackTensor p, g;
-  if (torch_types.read(param, &p) != 0 || torch_types.read(grad, &g) != 0) {
-    PyErr_Clear();  // the ordinary way tells what is wrong with it
-    return false;
+bool describe_pair(PyObject* param, PyObject* grad, const Expected& expected, int64_t layout, Described& out) try {
+  const AtenTensorHandle handles[] = {handle_of(param, torch_types.handle), handle_of(grad, torch_types.handle)};
+  Read p{}, g{};
+  if (!read(handles[0], expected.device, p) || !read(handles[1], expected.device, g)) return false;
+  if (p.dtype != expected.dtype || !supported(p.dtype, g.dtype)) return false;
+  if (p.shape.dim != g.shape.dim || !std::equal(p.shape.size, p.shape.size + p.shape.dim, g.shape.size)) return false;
+  if (fingerprint(p.shape) != layout) return false;
+  if (!is_literal(param, handles[0], p) || !is_literal(grad, handles[1], g)) return false;
+  out = {p.data, g.data, p.numel, g.dtype};
+  return true;
+} catch (const std::exception&) {
+  return false;  // the ordinary way tells what is wrong with it
+}
+
+// The place of the at::Tensor in tensors' objects, whose TensorImpls are known; 0 where there is no telling.
+Py_ssize_t find_handle(PyObject* samples, Py_ssize_t begin, Py_ssize_t end) {
+  Py_ssize_t found = 0;
+  for (Py_ssize_t at = begin; at + Py_ssize_t(sizeof(void*)) <= end; at += sizeof(void*)) {
+    bool fits = PyList_Size(samples) > 0;
+    for (Py_ssize_t i = 0; fits && i < PyList_Size(samples); ++i) {
+      PyObject* tensor;
+      unsigned long long impl, data;
+      long long numel;
+      if (!PyArg_ParseTuple(PyList_GetItem(samples, i), "OKKL", &tensor, &impl, &data, &numel)) return 0;
+      unsigned long long word;
+      std::memcpy(&word, reinterpret_cast<char*>(tensor) + at, sizeof word);
+      void* read_data = nullptr;
+      int64_t read_numel = -1;
+      fits = word == impl && aoti_torch_get_data_ptr(handle_of(tensor, at), &read_data) == AOTI_TORCH_SUCCESS &&
+             aoti_torch_get_numel(handle_of(tensor, at), &read_numel) == AOTI_TORCH_SUCCESS &&
+             reinterpret_cast<unsigned long long>(read_data) == data && read_numel == numel;
+    }
+    if (!fits) continue;
+    if (found != 0) return 0;
+    found = at;
   }
-  const auto here = [&](const DlpackDevice& device) {
-    return device.type == expected.device.type && device.index == expected.device.index;
-  };
-  if (!here(p.device) || !here(g.device) || dtype_of(p.dtype) != expected.dtype) return false;
-  if (p.ndim != g.ndim || !std::equal(p.shape, p.shape + p.ndim, g.shape)) return false;
-  if (fingerprint(Shape{p.shape, p.strides, p.ndim}) != layout || !is_contiguous(p) || !is_contiguous(g)) return false;
-  out.numel = 1;
-  for (int32_t d = 0; d < p.ndim; ++d) out.numel *= p.shape[d];
-  out.grad_dtype = dtype_of(g.dtype);
-  out.param = static_cast<char*>(p.data) + p.byte_offset;
-  out.grad = static_cast<char*>(g.data) + g.byte_offset;
-  return supported(expected.dtype, int(out.grad_dtype));
+  return found;
 }
 
 }  // namespace
 
-// prepare_describe(Tensor, Parameter, TensorBase) -> bool: whether this torch has what `describe` needs.
+// prepare_describe(Tensor, Parameter, TensorBase, samples, begin, end) -> bool: whether this torch has what `describe`
+// needs. `samples` is a list of (tensor, address of its TensorImpl, data_ptr(), numel()), whose at::Tensor is looked
+// for in the bytes [begin, end) of each object.
 PyObject* prepare_describe(PyObject*, PyObject* args) {
-  PyObject *tensor, *parameter, *base;
-  if (!PyArg_ParseTuple(args, "OOO", &tensor, &parameter, &base)) return nullptr;
-  PyObject* capsule = PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__");
-  if (capsule == nullptr) {
-    PyErr_Clear();
-    Py_RETURN_FALSE;
+  PyObject *tensor, *parameter, *base, *samples;
+  Py_ssize_t begin, end;
+  if (!PyArg_ParseTuple(args, "OOOO!nn", &tensor, &parameter, &base, &PyList_Type, &samples, &begin, &end)) {
+    return nullptr;
   }
-  const auto* api = static_cast<const DlpackExchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-  Py_DECREF(capsule);
-  if (api == nullptr) PyErr_Clear();
-  if (api == nullptr || api->version.major != kDlpackMajorVersion) Py_RETURN_FALSE;
-  torch_types.read = api->tensor_from_object;
   torch_types.tensor = reinterpret_cast<PyTypeObject*>(tensor);
   torch_types.parameter = reinterpret_cast<PyTypeObject*>(parameter);
+  torch_types.handle = find_handle(samples, begin, end);
+  if (PyErr_Occurred()) return nullptr;
   auto* properties = static_cast<PyGetSetDef*>(PyType_GetSlot(reinterpret_cast<PyTypeObject*>(base), Py_tp_getset));
   for (; properties != nullptr && properties->name != nullptr; ++properties) {
     if (std::strcmp(properties->name, "grad") != 0) continue;
     torch_types.get_grad = properties->get;
     torch_types.get_grad_closure = properties->closure;
   }
-  return PyBool_FromLong(torch_types.read != nullptr && torch_types.get_grad != nullptr);
+  auto* method = static_cast<PyMethodDef*>(PyType_GetSlot(reinterpret_cast<PyTypeObject*>(base), Py_tp_methods));
+  for (; method != nullptr && method->ml_name != nullptr; ++method) {
+    if (std::strcmp(method->ml_name, "is_neg") == 0 && method->ml_flags == METH_NOARGS) {
+      torch_types.is_neg = method->ml_meth;
+    }
+  }
+  return PyBool_FromLong(torch_types.handle != 0 && torch_types.get_grad != nullptr && torch_types.is_neg != nullptr);
 }
 
 // describe(params, described, segments, dtype, device_type, device_index) -> list of gradients, or None.
 //
-// `described` and `segments` are addresses: of a Described for each parameter, which is filled in, and of int64 (n, 2),
+// `described` and `segments` are addresses: of a Described for each parameter, which is filled in and of int64 (n, 2),
 // the operator's argument. None where a parameter has no gradient or a pair is not plain: then the caller goes the
 // ordinary way, by which everything is checked anew. The list keeps the gradients alive.
 PyObject* describe(PyObject*, PyObject* args) {
