@@ -22,7 +22,7 @@ from .layout import ALIGNMENT, fingerprint
 
 HELD = 512
 """Up to so many tensors, all of most models, every gradient is looked at in every step (30 us)."""
-SAMPLE = 8
+SAMPLE = 4
 """Of more gradients, and of the parameters' storage, so many are looked at in each step, in rotation."""
 
 
