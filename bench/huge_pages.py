@@ -1,15 +1,13 @@
-"""``python -m bench.huge_pages``: whether huge pages for FusedRAdam's own buffers would pay; an experiment.
+"""``python -m bench.huge_pages``: what huge pages bring FusedRAdam's own buffers (`radam_fused.memory`).
 
-The package leaves its buffers to torch's allocator. Here half of the optimizers get theirs by madvise(MADV_HUGEPAGE),
-before the first touch; all take turns, and ratios are those of a round, as in `bench.measure`. Linux only, and only
-where the system's transparent huge pages are set to "madvise": under "always" everybody has them, under "never" nobody.
+Half of the optimizers get theirs without; all take turns, and ratios are those of a round, as in `bench.measure`. Linux
+only, and only where the system's transparent huge pages are set to "madvise": under "always" everybody has them, under
+"never" nobody.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import mmap
 import random
 import sys
 import time
@@ -18,50 +16,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.caches import before_step
 from bench.contestants import FIRST_STEPS
 from bench.peers import HYPERPARAMETERS
 from bench.results import quartiles
+from radam_fused import FusedRAdam, memory
 
-LEAST = 4 * 2**20
-"""Bytes of a buffer that is worth advising: two huge pages."""
 FORMS = {"tensors": False, "flatten": True}
 
 
-def advise(tensor: Tensor) -> None:
-    """Asks for huge pages for what the tensor's memory has of whole pages.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    size = tensor.numel() * tensor.element_size()
-    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end <= begin:
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE) != 0:
-        raise OSError(ctypes.get_errno(), "madvise")
-
-
 @contextmanager
-def advised_zeros() -> Iterator[None]:
-    """In here, torch.zeros asks for huge pages for large CPU tensors, before anything touches them."""
-    plain = torch.zeros
-
-    def zeros(*size: Any, **options: Any) -> Tensor:
-        made = torch.empty(*size, **options)
-        if made.device.type == "cpu" and made.numel() * made.element_size() >= LEAST:
-            advise(made)
-        return made.zero_()
-
-    torch.zeros = zeros
+def no_huge_pages() -> Iterator[None]:
+    """In here, new buffers are left to torch's allocator."""
+    advice, memory.HUGE_PAGE = memory.HUGE_PAGE, None
     try:
         yield
     finally:
-        torch.zeros = plain
+        memory.HUGE_PAGE = advice
 
 
 def huge_mib() -> float:
@@ -72,8 +44,6 @@ def huge_mib() -> float:
 
 def optimizer(elements: int, tensors: int, flatten: bool) -> tuple[Callable[[], object], float]:
     """A step, after the first ones, and the seconds of the very first, which lays out and touches the buffers."""
-    from radam_fused import FusedRAdam
-
     params = [torch.nn.Parameter(torch.full((elements // tensors,), 0.02)) for _ in range(tensors)]
     for param in params:
         param.grad = torch.full_like(param, 0.01)
@@ -92,9 +62,9 @@ def compare(elements: int, tensors: int, rounds: int) -> tuple[float, dict[str, 
     steps: dict[tuple[str, bool], Callable[[], object]] = {}
     first: dict[tuple[str, bool], float] = {}
     for form, flatten in FORMS.items():
-        steps[form, False], first[form, False] = optimizer(elements, tensors, flatten)
-        with advised_zeros():
-            steps[form, True], first[form, True] = optimizer(elements, tensors, flatten)
+        with no_huge_pages():
+            steps[form, False], first[form, False] = optimizer(elements, tensors, flatten)
+        steps[form, True], first[form, True] = optimizer(elements, tensors, flatten)
     seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     prepare, order = before_step("cold"), list(steps)
     for _ in range(rounds):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import memory
 from .forms import PLAIN, Storage, second_dtype
 from .host import upload
 from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts
@@ -93,7 +94,7 @@ class Bucket:
         pinned = offload and self.device.type == "cuda"
 
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=self.state_device, pin_memory=pinned)
+            return memory.zeros(shape, dtype, self.state_device, pinned)
 
         moments = storage.moments(self.dtype, tensors[0].numel())
         self.exp_avg = zeros(moments, self.length)

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from . import memory
 from .bucket import Bucket, Plan
 from .checks import check_gradients
 from .host import same_gradients
@@ -48,8 +49,8 @@ class FlatBuffers:
         for index, p in enumerate(bucket.params):
             if p.grad is not None:
                 self._check_stray(index, p.grad)
-        self.param = torch.zeros(bucket.length, dtype=bucket.dtype, device=bucket.device)
-        self.grad = torch.zeros(bucket.length, dtype=bucket.dtype, device=bucket.device)
+        self.param = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
+        self.grad = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
         count = len(bucket.params)
         self._views: list[Tensor | None] | None = [None] * count if count <= HELD else None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, memory
 
 ELEMENTS = 16_000_000
 SCRIPT = """
 import re, torch
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, memory
 p = torch.nn.Parameter(torch.ones({elements}))
 p.grad = torch.ones_like(p)
 opt = {optimizer}
@@ -75,3 +77,34 @@ def test_the_reference_allocates() -> None:
     opt = FusedRAdam([parameter("row-major")], backend="reference")
     opt.step()
     assert allocated(opt) > 4_000_000
+
+
+def advised(tensor: torch.Tensor) -> bool:
+    """Whether the middle of a tensor's memory is under MADV_HUGEPAGE: the kernel marks its mapping "hg"."""
+    middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(part, 16) for part in first.split("-"))
+            inside = begin <= middle < end
+        elif inside and first == "VmFlags:":
+            return "hg" in rest
+    raise AssertionError("no mapping holds the tensor")
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="an advice that only Linux takes")
+@pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
+def test_large_buffers_are_in_huge_pages(flatten: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for least in (memory.LEAST, 2**60):
+        monkeypatch.setattr(memory, "LEAST", least)
+        p = torch.nn.Parameter(torch.ones(64 * 2**20))  # beyond the threshold below which glibc keeps memory it had
+        p.grad = torch.ones_like(p)
+        opt = FusedRAdam([p], flatten=flatten)
+        opt.step()
+        state = opt.state[p]
+        buffers = [state["exp_avg"], state["exp_avg_sq"], *([p, p.grad] if flatten else [])]
+        found += [advised(buffer) for buffer in buffers]
+        assert not advised(torch.ones(64 * 2**20))
+    half = len(found) // 2
+    assert found == [True] * half + [False] * half
