@@ -33,7 +33,7 @@ from bench.caches import USED, before_step
 from bench.cases import Case
 from bench.contestants import Contestant, Runner
 from bench.heats import divide
-from bench.machine import Load, wait_for_quiet
+from bench.machine import Load, free_garbage, wait_for_quiet
 from bench.peers import Absent
 
 WARMUP = 3
@@ -143,7 +143,7 @@ def measure(
         found.agreement.merge(compare(members, runners, start, grads))
         # A step may hold its own optimizer in a cycle; the next heat needs the memory.
         del turns, runners
-        gc.collect()
+        free_garbage()
     return found
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bench.contestants import FIRST_STEPS
 from bench.limits import TimeUp, time_limit
-from bench.machine import available_gib
+from bench.machine import available_gib, free_garbage
 from bench.measure import Plan, Progress
 from bench.peers import HYPERPARAMETERS, PEERS, Absent, reason
 from examples.gpt import GPT, GPTConfig
@@ -209,7 +209,7 @@ def _rounds(found: Trained, inputs: Tensor, targets: Tensor, plan: Plan, progres
     order = list(found.trainings)
     shuffle = random.Random(plan.seed).shuffle
     rounds, done, taken = plan.rounds_for(1.0), 0, 0
-    gc.collect()
+    free_garbage()
     gc.disable()
     try:
         while taken < rounds:

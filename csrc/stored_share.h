@@ -100,9 +100,9 @@ RADAM_HD void compensate_all(Elements& elements, const float* decrease) {
 
 // `random` counts where parameters are rounded stochastically.
 template <typename P>
-RADAM_HD void write_as(Elements& out, const float* x, const Forms& forms, Direction direction, const Philox& random) {
+RADAM_HD void write_as(Elements& out, const float* x, const Forms& forms, const Philox& random) {
   if (forms.master == Master::kKahan) {
-    if (direction != Direction::kHold) compensate_all<P>(out, x);
+    compensate_all<P>(out, x);
   } else if (forms.master == Master::kFloat32) {
     RADAM_UNROLL
     for (int i = 0; i < kShare; ++i) {
@@ -120,16 +120,22 @@ RADAM_HD void write_as(Elements& out, const float* x, const Forms& forms, Direct
 
 RADAM_HD void write_parameter(Elements& out, const float* x, const Forms& forms, Direction direction,
                               const Philox& random) {
-  if (forms.master == Master::kSplit) {
+  if (direction == Direction::kHold) {
+    // The parameter stays bit for bit; a copy takes over what somebody has written to it.
+    if (forms.master == Master::kFloat32) {
+      RADAM_UNROLL
+      for (int i = 0; i < kShare; ++i) out.residue.set(i, x[i]);
+    }
+  } else if (forms.master == Master::kSplit) {
     RADAM_UNROLL
     for (int i = 0; i < kShare; ++i) {
       out.p.set(i, Parameter<bfloat16>::from(x[i]));
       out.residue.set(i, low_bits(x[i]));
     }
   } else if (forms.param_dtype == kBFloat16) {
-    write_as<bfloat16>(out, x, forms, direction, random);
+    write_as<bfloat16>(out, x, forms, random);
   } else if (forms.param_dtype == kFloat16) {
-    write_as<float16>(out, x, forms, direction, random);
+    write_as<float16>(out, x, forms, random);
   } else {
     RADAM_UNROLL
     for (int i = 0; i < kShare; ++i) out.p.set(i, x[i]);

@@ -71,6 +71,22 @@ def test_one_bit_is_noticed(form: Form, expected: dict) -> None:
     assert {"exp_avg_sq", "residue"} & set(differing(case, theirs))
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form.master], ids=str)
+def test_parameters_written_between_steps(form: Form) -> None:
+    """Infinities that somebody writes beside whatever is kept of another value: steps that hold leave them."""
+    cases = []
+    for step in (ops.step_native, ops.step_reference):
+        case = Case(form, layouts_of(form))
+        generator = torch.Generator().manual_seed(0)
+        case.residue.view(torch.int16).random_(-(2**14), 2**14, generator=generator)
+        for p in case.params:
+            p[torch.rand(p.shape, generator=generator) < 0.1] *= float("inf")
+        cases.append((case, case.run(step, steps=4)))
+    (case, _), (_, theirs) = cases
+    assert differing(case, theirs) == []
+    assert any(p.isinf().any() for p in case.params)
+
+
 DRAWING = [form for form in FORMS if form.stochastic or form.state != torch.float32]
 
 

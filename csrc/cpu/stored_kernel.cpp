@@ -234,8 +234,12 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(residue), row);
   } else {
     for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], row);
-    if (forms.stochastic) draw_all(block, group, groups, kForParameter, row);
-    write_parameter(block, param, forms, residue, offset);
+    if (row.direction == Direction::kHold) {  // the parameter stays bit for bit; a copy takes over what it was written
+      if (forms.master == Master::kFloat32) std::memcpy(residue, block.x, block.n * sizeof(float));
+    } else {
+      if (forms.stochastic) draw_all(block, group, groups, kForParameter, row);
+      write_parameter(block, param, forms, residue, offset);
+    }
   }
   if (forms.moments != Moments::kFloat32) draw_all(block, group, groups, kForMoments, row);
   write_moments(block, forms, state, at, offset);
