@@ -180,8 +180,8 @@ Launch prepare(const TensorList& params, const TensorList& grads, const StateTen
 
 DescribedPairs described_pairs(const Tensor& described) {
   STD_TORCH_CHECK(
-      described.dim() == 2 && described.size(1) == 4 && is_int64(described.get()) && is_on_cpu(described.get()),
-      "described must be contiguous int64 of shape (n, 4) on the CPU");
+      described.dim() == 2 && described.size(1) == 5 && is_int64(described.get()) && is_on_cpu(described.get()),
+      "described must be contiguous int64 of shape (n, 5) on the CPU");
   return {static_cast<const Described*>(described.const_data_ptr()), size_t(described.size(0))};
 }
 

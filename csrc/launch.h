@@ -44,15 +44,16 @@ struct Launch {
 Launch prepare(const TensorList& params, const TensorList& grads, const StateTensors& state,
                const TableTensors& tables);
 
-// A pair of row-major arrays, as radam_fused._C.describe fills it in and `described` of the operator step_described
-// holds it: an int64 (n, 4) tensor.
+// A pair of arrays in the order of their moments, as radam_fused._C.describe fills it in and `described` of the
+// operator step_described holds it: an int64 (n, 5) tensor.
 struct Described {
+  AtenTensorHandle tensor;  // the parameter
   void* param;
   void* grad;
   int64_t numel;
   int64_t grad_dtype;
 };
-static_assert(sizeof(Described) == 4 * sizeof(int64_t), "a line of `described`");
+static_assert(sizeof(Described) == 5 * sizeof(int64_t), "a line of `described`");
 
 // The lines of such a tensor; raises where it is another.
 struct DescribedPairs {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ from .forms import PLAIN, Storage, second_dtype
 from .host import upload
 from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts
 from .precision import CODES, MOMENTS, RATIO, decoded, encode, encode_ratio, keep, master_name, master_value, names_of
+from .rows import RowTable
 from .sharded import is_sharded, part_of, wrapped
+
+if TYPE_CHECKING:
+    from .addresses import Addresses
 
 
 @dataclass
@@ -38,14 +42,16 @@ class Plan:
     """For each row its parameter group and how many steps its segments have taken, while the host counts them."""
     leaders: list[int]
     """For each row one of its segments."""
+    row_table: RowTable
+    """Where the host writes the rows of a step."""
     first: bool = True
     """Whether this plan has not been launched yet."""
     tables: tuple[Tensor, Tensor] | None = None
     """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
     origins: Tensor | None = None
     """int64, on the CPU: where the random numbers of each present segment begin; None where none are drawn."""
-    described: Tensor | None = None
-    """int64 (n, 4), on the CPU: room for `radam_fused.host.describe`."""
+    addresses: Addresses | Literal[False] | None = None
+    """See `radam_fused.addresses`; False where there is not that way, None where nobody has asked yet."""
 
 
 class Bucket:
@@ -257,6 +263,7 @@ class Bucket:
             row_of=torch.tensor(row_of, dtype=torch.int64),
             rows=list(rows),
             leaders=list(leaders.values()),
+            row_table=RowTable(len(rows)),
             origins=torch.tensor([self._origins[i] for i in present], dtype=torch.int64) if self.draws else None,
         )
 

@@ -2,10 +2,10 @@
 
 A step is then one segment a row, whatever the number of tensors. What has to be noticed is that somebody has taken a
 view away: ``model.zero_grad()`` sets ``p.grad`` to None, a fresh gradient comes from elsewhere, a parameter moves.
-Up to `HELD` gradients are compared with their views, object by object, in each step. Of more, no view is held here, so
-that each holds one reference to its buffer's storage and the number of references tells, in constant time, that one has
+Up to `LOOKED_AT` parameters, each is looked at with its gradient in each step. Of more, no view is held here, so that
+each holds one reference to its buffer's storage and the number of references tells, in constant time, that one has
 gone; `SAMPLE` of them a step, in rotation, are looked at themselves, as somebody may have taken a reference in the same
-moment. So it is with the storage of parameters.
+moment.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 
 from . import memory
+from .addresses import Addresses
 from .bucket import Bucket, Plan
 from .checks import check_gradients
-from .host import same_gradients
+from .host import DESCRIBES, describe_tensors, in_place
 from .layout import ALIGNMENT, fingerprint
+from .ops import NATIVE_DEVICE, NATIVE_DTYPE
 
-HELD = 512
-"""Up to so many tensors, all of most models, every gradient is looked at in every step (30 us)."""
+LOOKED_AT = 512
+"""Up to so many tensors, all of most models, every one is looked at in every step (10 us)."""
 SAMPLE = 4
-"""Of more gradients, and of the parameters' storage, so many are looked at in each step, in rotation."""
+"""Of more, so many are looked at in each step, in rotation."""
 
 
 class FlatBuffers:
@@ -38,6 +40,7 @@ class FlatBuffers:
     Attributes:
         param, grad: ``bucket.length`` elements of the parameters' dtype; zero between the segments.
         run_origins: where the random numbers of each of the last `runs` begin; None where none are drawn.
+        run_addresses: the last `runs` by their addresses.
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
@@ -53,12 +56,12 @@ class FlatBuffers:
         self.grad = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
         count = len(bucket.params)
-        self._views: list[Tensor | None] | None = [None] * count if count <= HELD else None
         self._missing = list(range(count))
         self._is_missing = [True] * count
-        self._next_parameter = self._next_gradient = 0
+        self._next = 0
         self._runs_of: Plan | None = None
         self.run_origins: Tensor | None = None
+        self.run_addresses: Addresses | None = None
         with torch.no_grad():
             for index, p in enumerate(bucket.params):
                 view = bucket.view(self.param, index)
@@ -69,7 +72,20 @@ class FlatBuffers:
                     self._is_missing[index] = False
         bucket.strides = list(bucket.moment_strides)
         self._references = [-1, -1]
-        self.collect()
+        self._places = self._described_places()
+        self._count(0)
+        self._rebind()
+
+    def _described_places(self) -> Tensor | None:
+        """int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each parameter, as it is to be."""
+        bucket = self._bucket
+        places = torch.zeros(len(bucket.params), 5, dtype=torch.int64)
+        if not DESCRIBES or not describe_tensors(bucket.params, places.data_ptr()):
+            return None
+        starts = torch.tensor(bucket.starts, dtype=torch.int64)
+        places[:, 1] = self.param.data_ptr() + starts * self.param.element_size()
+        places[:, 3] = torch.tensor([p.numel() for p in bucket.params], dtype=torch.int64)
+        return places
 
     def _counted(self, which: int) -> bool:
         """Whether a buffer has as many references as when all its views were last looked at; 0 is param, 1 is grad."""
@@ -85,39 +101,38 @@ class FlatBuffers:
         if grad.dtype != self._bucket.dtype:
             raise TypeError(f"flatten=True: gradient of {name} is {grad.dtype}: must be {self._bucket.dtype}, as it is")
 
-    def _check_storage(self, indices: range) -> None:
-        base, item = self.param.data_ptr(), self.param.element_size()
-        for index in indices:
-            p = self._bucket.params[index]
-            if p.numel() and (
-                p.device != self._bucket.device or p.data_ptr() != base + self._bucket.starts[index] * item
-            ):
+    def undisturbed(self) -> bool:
+        """Whether all views are in place, as far as a step looks (see above)."""
+        count = len(self._is_missing)
+        if count <= LOOKED_AT:
+            return self._in_place(0, count)
+        begin, end = self._next, min(self._next + SAMPLE, count)
+        self._next = end if end < count else 0
+        return self._counted(0) and self._counted(1) and self._in_place(begin, end)
+
+    def _in_place(self, begin: int, end: int) -> bool:
+        if self._places is None:
+            return all(self._is_stored(index) and self._is_bound(index) for index in range(begin, end))
+        bucket, line = self._bucket, self._places.element_size() * self._places.shape[1]
+        device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
+        return in_place(self._places.data_ptr() + begin * line, 0, end - begin, NATIVE_DTYPE[bucket.dtype], *device)
+
+    def _is_stored(self, index: int) -> bool:
+        """Whether a parameter is the buffer's view."""
+        p = self._bucket.params[index]
+        address = self.param.data_ptr() + self._bucket.starts[index] * self.param.element_size()
+        return p.numel() == 0 or (p.device == self._bucket.device and p.data_ptr() == address)
+
+    def check_storage(self) -> None:
+        """Raises RuntimeError if a parameter is no longer a view of the flat buffer."""
+        for index, name in enumerate(self._names):
+            if not self._is_stored(index):
                 raise RuntimeError(
-                    f"flatten=True: the storage of {self._names[index]} has been replaced (by .to(), .data = or "
+                    f"flatten=True: the storage of {name} has been replaced (by .to(), .data = or "
                     "the like), so it is no longer a view of the flat buffer; build the optimizer after moving the "
                     "model, or use flatten=False"
                 )
-
-    def check_storage(self) -> None:
-        """Raises if a parameter is no longer a view of the flat buffer: at once, or after some steps (see above)."""
-        if self._counted(0):
-            sample, self._next_parameter = self._sample(self._next_parameter)
-            self._check_storage(sample)
-        else:
-            self._check_storage(range(len(self._is_missing)))
-            self._count(0)
-
-    def _sample(self, position: int) -> tuple[range, int]:
-        """The indices to look at in this step, and where the next one goes on."""
-        count = len(self._is_missing)
-        sample = range(position, min(position + SAMPLE, count))
-        return sample, sample.stop if sample.stop < count else 0
-
-    def _looks_bound(self) -> bool:
-        if self._views is not None:
-            return same_gradients(self._bucket.params, self._views)
-        sample, self._next_gradient = self._sample(self._next_gradient)
-        return self._counted(1) and all(map(self._is_bound, sample))
+        self._count(0)
 
     def _is_bound(self, index: int) -> bool:
         """Whether a gradient is the buffer's view, or None where it was None."""
@@ -139,18 +154,23 @@ class FlatBuffers:
         """Brings every gradient into the flat buffer and returns the segments that have none.
 
         Raises:
-            RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
+            RuntimeError, TypeError, ValueError: a parameter that is no view any more, or a gradient that the buffer
+                cannot take, before anything is written.
         """
-        if not self._looks_bound():
-            strays = self._strays()
-            for index, grad in strays:
-                if grad is not None:
-                    self._check_stray(index, grad)
-            for index, grad in strays:
-                self._bind(index, grad)
-            del strays
-            self._settle()
+        if not self.undisturbed():
+            self.check_storage()
+            self._rebind()
         return self._missing
+
+    def _rebind(self) -> None:
+        strays = self._strays()
+        for index, grad in strays:
+            if grad is not None:
+                self._check_stray(index, grad)
+        for index, grad in strays:
+            self._bind(index, grad)
+        del strays
+        self._settle()
 
     def _bind(self, index: int, grad: Tensor | None) -> None:
         """Makes ``p.grad`` a view of the flat buffer with the values of `grad`; None stays None."""
@@ -163,13 +183,15 @@ class FlatBuffers:
     def _settle(self) -> None:
         """Remembers how things are, after every gradient has been looked at."""
         self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
-        if self._views is not None:
-            self._views = [p.grad for p in self._bucket.params]
+        if self._places is not None:
+            distance = self.grad.data_ptr() - self.param.data_ptr()
+            self._places[:, 2] = self._places[:, 1] + distance
+            self._places[self._missing, 2] = 0
         self._count(1)
 
     def zero_grads(self) -> None:
         """Zeroes every gradient of the bucket with one memset; a gradient that is None stays so."""
-        if not self._looks_bound():
+        if not self.undisturbed():
             for index, grad in self._strays():
                 p = self._bucket.params[index]
                 p.grad = None
@@ -181,8 +203,12 @@ class FlatBuffers:
     def runs(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Neighbouring segments of the same row, merged: parameters, gradients, segments and rows of a launch."""
         if self._runs_of is not plan:
-            self._runs = self._merge(plan)
+            self._runs = params, grads, segments, row_of = self._merge(plan)
             self._runs_of = plan
+            if DESCRIBES:
+                for p, grad in zip(params, grads, strict=True):
+                    p.grad = grad  # where `Addresses` looks for it
+                self.run_addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
             for which in range(2):  # the runs are views too; `collect` has just seen that all else is in place
                 self._count(which)
         return self._runs

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
 try:
-    from ._C import describe, gradients, holds_exactly, identical, prepare_describe, same_gradients
+    from ._C import (
+        describe,
+        describe_tensors,
+        gradients,
+        hold_gradients,
+        holds_exactly,
+        identical,
+        in_place,
+        prepare_describe,
+        step_described,
+    )
 
     _SAMPLES = [torch.empty(3), torch.nn.Parameter(torch.empty(5))]
     DESCRIBES = prepare_describe(
         Tensor,
         torch.nn.Parameter,
-        torch._C.TensorBase,
         [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
         object.__basicsize__,
         torch._C.TensorBase.__basicsize__,
     )
-    """Whether `describe` works with this torch."""
+    """Whether a step by addresses works with this torch (addresses.py)."""
 except ImportError:
     DESCRIBES = False
 
-    def describe(
-        params: list[Tensor], described: int, segments: int, dtype: int, device_type: int, device_index: int
-    ) -> list[Tensor] | None:
-        """Of C++ alone: see csrc/cpu/describe.cpp."""
-        return None
+    def _missing(*_: Any) -> Any:
+        raise NotImplementedError("radam_fused._C is not there; ask DESCRIBES first")
+
+    describe = describe_tensors = hold_gradients = in_place = step_described = _missing  # type: ignore[assignment]
 
     def identical(a: list[Any], b: list[Any]) -> bool:
         """Whether two lists hold the very same objects."""
@@ -37,10 +45,6 @@ except ImportError:
     def holds_exactly(entries: dict[Any, Any], values: list[Any]) -> bool:
         """Whether the values of a dict are the very objects of a list, in order."""
         return identical(list(entries.values()), values)
-
-    def same_gradients(params: list[Tensor], grads: list[Tensor | None]) -> bool:
-        """Whether ``params[i].grad is grads[i]`` for every i."""
-        return len(params) == len(grads) and all(map(is_, map(attrgetter("grad"), params), grads))
 
     def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """The gradients of parameters, and the indices of those that have none."""
@@ -55,4 +59,15 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
 
 
-__all__ = ["DESCRIBES", "describe", "gradients", "holds_exactly", "identical", "same_gradients", "upload"]
+__all__ = [
+    "DESCRIBES",
+    "describe",
+    "describe_tensors",
+    "gradients",
+    "hold_gradients",
+    "holds_exactly",
+    "identical",
+    "in_place",
+    "step_described",
+    "upload",
+]

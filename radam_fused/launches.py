@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .addresses import Addresses
 from .bucket import Bucket, Plan
 from .checks import check_gradients, gradient_dtypes
 from .global_norm import GlobalNorm
-from .host import describe
+from .host import gradients
 from .layout import as_real
-from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
+from .ops import Operators
 from .sharded import local_gradients
 
 Names = Callable[[], dict[Tensor, str]]
@@ -26,13 +27,13 @@ class Launch(NamedTuple):
     bucket: Bucket
     plan: Plan
     params: list[Tensor]
-    grads: list[Tensor]
+    grads: list[Tensor] | None
+    """None where they are found by `addresses`."""
     segments: Tensor
     row_of: Tensor
     origins: Tensor | None = None
     """Where the random numbers of each segment begin; None where none are drawn."""
-    described: Tensor | None = None
-    """The same parameters and gradients as addresses, where they are plain: see `by_addresses`."""
+    addresses: Addresses | None = None
 
 
 def resolved(param: Tensor, grad: Tensor) -> Tensor:
@@ -60,31 +61,6 @@ def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> L
     return Launch(bucket, plan, params, grads, plan.segments, plan.row_of, plan.origins)
 
 
-def by_addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Launch | None:
-    """The launch of a plan by addresses, the quicker way for many tensors; None where the lists are needed.
-
-    They are where a tensor is not a plain one, and where somebody looks at operators: modes and profiles.
-    """
-    if (
-        ops.described is None
-        or bucket.is_complex
-        or bucket.is_sharded
-        or bucket.state_device != bucket.device
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-    ):
-        return None
-    if plan.described is None:
-        plan.described = torch.empty(len(plan.params), 4, dtype=torch.int64)
-    device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
-    addresses = plan.described.data_ptr(), plan.segments.data_ptr()
-    grads = describe(plan.params, *addresses, NATIVE_DTYPE[bucket.dtype], *device)
-    if grads is None:
-        return None
-    return Launch(bucket, plan, plan.params, grads, plan.segments, plan.row_of, plan.origins, plan.described)
-
-
 def check_launch(launch: Launch, names_of: Names) -> None:
     """Raises for the first tensor of a launch that does not fit, by name.
 
@@ -92,6 +68,8 @@ def check_launch(launch: Launch, names_of: Names) -> None:
         RuntimeError, TypeError, ValueError: see `radam_fused.checks`; also a parameter that has another shape,
             device or precision than when its state was made.
     """
+    if launch.addresses is not None and launch.addresses.plain():
+        return
     bucket = launch.bucket
     names = names_of()
     for segment, p in enumerate(bucket.params):
@@ -128,12 +106,13 @@ def squares(
     for launch in launches:
         ours = ops[launch.bucket]
         all_count = norm is None or norm.counts_all(launch.bucket)
-        if ours.described is not None and launch.described is not None and all_count:
-            grad_dtypes = launch.described[:, -1]
-            if bool((grad_dtypes == grad_dtypes[0]).all()):
-                partial.append(ours.described.squares(launch.described, launch.bucket.exp_avg))
+        if ours.squares_described is not None and launch.addresses is not None and all_count:
+            held = launch.addresses.held()
+            grad_dtypes = launch.addresses.table[:, -1]
+            if held is not None and bool((grad_dtypes == grad_dtypes[0]).all()):
+                partial.append(ours.squares_described(launch.addresses.table, launch.bucket.exp_avg))
                 continue
-        grads = launch.grads
+        grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
         if norm is not None:
             if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
                 check_launch(launch, names)  # which names it: after the all-reduce it would be too late for the others

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .launches import Launch, check_launch
-from .ops import NATIVE_DTYPE
+from .ops import Operators
 from .placement import Placement
 from .reports import span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
@@ -30,15 +30,17 @@ def choose_scalars(
     Raises:
         RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers.
     """
-    if (
-        max_grad_norm is None
-        and grad_scale is None
-        and found_inf is None
-        and not any(bucket.counted_on_device for bucket in placement.buckets)
-        and not any(group["capturable"] or on_device(group["lr"]) for group in groups)
-    ):
-        if any(capturing(bucket.device) for bucket in placement.buckets):
-            raise RuntimeError("capturable = False: a CUDA graph that captures step() needs True, to replay it right")
+    known = max_grad_norm is None and grad_scale is None and found_inf is None
+    for bucket in placement.buckets:
+        known = known and not bucket.counted_on_device
+    for group in groups:
+        known = known and not (group["capturable"] or on_device(group["lr"]))
+    if known:
+        for bucket in placement.buckets:
+            if capturing(bucket.device):
+                raise RuntimeError(
+                    "capturable = False: a CUDA graph that captures step() needs True, to replay it right"
+                )
         return HostScalars(groups)
     placement.count_on_device()
     return DeviceScalars(groups, tables, squares, max_grad_norm or 0.0, grad_scale, found_inf)
@@ -50,30 +52,40 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     Raises:
         RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
     """
-    bucket, plan, params, grads, segments, row_of, origins, described = launch
+    bucket, plan = launch.bucket, launch.plan
     ops = placement.ops[bucket]
     # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
     with torch._C._AutoDispatchBelowAutograd():
         with span("rows"):
             rows = scalars.rows(bucket, plan, ops)
         try:
-            moments = bucket.exp_avg, bucket.exp_avg_sq
-            forms = bucket.scales, bucket.residue, bucket.stochastic, origins
             with span("step"):
-                if described is not None and ops.described is not None:
-                    dtype = NATIVE_DTYPE[bucket.dtype]
-                    ops.described.step(described, dtype, *moments, segments, row_of, rows, zero_grads, *forms)
-                else:
-                    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
+                stepped = _call(launch, ops, rows, zero_grads)
         except Exception:
             scalars.undo(bucket, plan)
             check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
-            again = placement.collect(bucket) if placement.amend(bucket) else None
-            if again is None:
+            if not placement.amend(bucket):
                 raise
-            run(placement, again, scalars, zero_grads)
-            return
+            stepped = False
+        else:
+            if not stepped:
+                scalars.undo(bucket, plan)
+    if stepped:
+        placement.stepped(launch)
+    elif (again := placement.collect(bucket)) is not None:
+        run(placement, again, scalars, zero_grads)
+
+
+def _call(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> bool:
+    """The step operator, and the version counters of what it writes; False where it takes lists, nothing done."""
+    bucket, plan, params, grads, segments, row_of, origins, addresses = launch
+    if addresses is not None:
+        return addresses.step(rows, zero_grads)
+    assert grads is not None
+    moments = bucket.exp_avg, bucket.exp_avg_sq
+    forms = bucket.scales, bucket.residue, bucket.stochastic, origins
+    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
     if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
         torch.autograd.graph.increment_version(plan.params)
-    placement.stepped(launch)
+    return True

@@ -117,9 +117,8 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
-# The step of C++ and CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described), for a
-# bucket of many small tensors: the lists of `step` would cost more on their way through the dispatcher than all else.
-# Nothing that looks at operators sees what it writes, so it is only for a step that nothing looks at (launching.py).
+# Those of C++ and CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described). Nothing that
+# looks at operators sees what the step writes, so it is only for one that nothing looks at (addresses.py).
 _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
@@ -145,30 +144,23 @@ cpu.load()
 cuda.load()
 
 
-class Described(NamedTuple):
-    """The operators that take the addresses of plain tensors."""
-
-    step: Callable[..., None]
-    squares: Callable[[Tensor, Tensor], Tensor]
-
-
 class Operators(NamedTuple):
     """What one implementation offers."""
 
     step: Callable[..., None]
     squares: Callable[[list[Tensor]], Tensor]
     rows: Callable[..., tuple[Tensor, Tensor]]
-    described: Described | None = None
-    """By addresses, where there is that way."""
+    squares_described: Callable[[Tensor, Tensor], Tensor] | None = None
+    """**squares** by addresses, where there is that way; its step is `radam_fused.addresses`."""
 
 
 def _operators(implementation: str) -> Operators:
     return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
 
 
-_ops = torch.ops.radam_fused
-_described = Described(_ops.step_described.default, _ops.squares_described.default) if DESCRIBES else None
-_native = _operators("native")._replace(described=_described)
+_native = _operators("native")
+if DESCRIBES:
+    _native = _native._replace(squares_described=torch.ops.radam_fused.squares_described.default)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """``param_dtype`` of ``step_described``: csrc/dtypes.h."""
 NATIVE_DEVICE = {"cpu": 0, "cuda": 1}

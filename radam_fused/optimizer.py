@@ -35,7 +35,7 @@ from .options import (
     refuse_with_differentiable,
 )
 from .placement import Placement
-from .reports import RectificationState, rectification_state, span
+from .reports import RectificationState, observable, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, Scalars
 from .separate import SeparatePlacement
 
@@ -182,6 +182,7 @@ class FusedRAdam(Optimizer):
             self.param_groups.pop()
             raise
 
+    @observable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient.
 
@@ -199,13 +200,19 @@ class FusedRAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self._differentiable):
+        if torch.compiler.is_compiling() and not self._differentiable:
+            with torch.no_grad():
+                compiled.run(self)
+            return loss
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(self._differentiable)  # the context manager makes five calls of it
+        try:
             if self._differentiable:
                 differentiable_step(self.param_groups, self.state, self._zero_grads)
-            elif torch.compiler.is_compiling():
-                compiled.run(self)
             else:
                 self._step()
+        finally:
+            torch._C._set_grad_enabled(before)
         return loss
 
     def _current_placement(self) -> Placement:
@@ -220,9 +227,11 @@ class FusedRAdam(Optimizer):
         norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group)
         with nullcontext() if norm is None else norm.taking_part():
             placement.place_arrivals()
+            # A single launch checks its own tensors before it writes; several have to be right before the first does.
+            sure = len(placement.buckets) > 1 or self._max_grad_norm is not None
             with span("collect"):
-                launches = [launch for bucket in placement.buckets if (launch := placement.collect(bucket)) is not None]
-            if len(launches) > 1:  # a single launch checks its own tensors before it writes
+                launches = [launch for b in placement.buckets if (launch := placement.collect(b, sure)) is not None]
+            if len(launches) > 1:
                 for launch in launches:
                     check_launch(launch, placement.names)
             squares = (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .addresses import addresses, may_go_by_addresses
 from .backends import backend_for
 from .bucket import Bucket, Plan
 from .checks import check_disjoint, check_gradients
@@ -20,7 +21,7 @@ from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
 from .groups import group_names
 from .host import gradients, holds_exactly, identical
-from .launches import Launch, by_addresses, by_lists, resolved
+from .launches import Launch, by_lists, resolved
 from .layout import as_real, segment_starts
 from .offload import Offloader
 from .ops import OPERATORS, Operators
@@ -214,18 +215,25 @@ class Placement:
 
     # A step.
 
-    def collect(self, bucket: Bucket) -> Launch | None:
-        """What a step launches over a bucket, or None where no parameter of it has a gradient."""
+    def collect(self, bucket: Bucket, sure: bool = True) -> Launch | None:
+        """What a step launches over a bucket, or None where no parameter of it has a gradient.
+
+        Unless ``sure`` a launch by addresses may be one that cannot go that way, which its step finds out itself.
+        """
         if self.offload and capturing(bucket.device):
             raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
         if self._flatten:
             flat = self._flats[bucket]
-            flat.check_storage()
             plan = bucket.plan(flat.collect())
-            return Launch(bucket, plan, *flat.runs(plan), flat.run_origins) if plan.present else None
+            if not plan.present:
+                return None
+            runs = flat.runs(plan)
+            by_addresses = flat.run_addresses if may_go_by_addresses(bucket, self.ops[bucket]) else None
+            return Launch(bucket, plan, *runs, flat.run_origins, by_addresses)
         whole = bucket.whole_plan()
-        if whole is not None and (described := by_addresses(bucket, whole, self.ops[bucket])) is not None:
-            return described
+        found = None if whole is None else addresses(bucket, whole, self.ops[bucket])
+        if whole is not None and found is not None and (not sure or found.plain()):
+            return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
         grads, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
         if not plan.present:

@@ -39,8 +39,7 @@ class HostScalars:
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
-        rows = [step_row(self._groups[index], taken + 1) for index, taken in plan.rows]
-        return torch.tensor(rows, dtype=torch.float64)
+        return plan.row_table.filled([step_row(self._groups[index], taken + 1) for index, taken in plan.rows])
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`: nothing was counted."""

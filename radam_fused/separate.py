@@ -84,9 +84,9 @@ class SeparatePlacement(Placement):
             super()._show(bucket, segment)
             self._shown[p] = self._state[p]
 
-    def collect(self, bucket: Bucket) -> Launch | None:
+    def collect(self, bucket: Bucket, sure: bool = True) -> Launch | None:
         """See `Placement.collect`; a bucket without a gradient keeps its plan for the next."""
-        return None if bucket.params[0].grad is None else super().collect(bucket)
+        return None if bucket.params[0].grad is None else super().collect(bucket, sure)
 
     def count_alone_on_device(self, bucket: Bucket) -> None:
         """`Placement.count_on_device`, for one bucket."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from helpers import same_bits
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, launching
+from radam_fused.addresses import BRIEF
 from radam_fused.host import DESCRIBES
 from radam_fused.launches import Launch
-from radam_fused.placement import Placement
 
 STEPS = 8
 SHAPES = ((3,), (), (0,), (17, 5), (4097,), (2, 3, 4))
@@ -27,17 +31,16 @@ DTYPES = {
 
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each launch that was collected, whether it goes by addresses."""
+    """For each attempt at a launch, whether it was by addresses and could go that way."""
     seen: list[bool] = []
-    collect = Placement.collect
+    call = launching._call
 
-    def noting(self: Placement, bucket: object) -> Launch | None:
-        launch = collect(self, bucket)
-        if launch is not None:
-            seen.append(launch.described is not None)
-        return launch
+    def noting(launch: Launch, *rest: Any) -> bool:
+        stepped = call(launch, *rest)
+        seen.append(stepped and launch.addresses is not None)
+        return stepped
 
-    monkeypatch.setattr(Placement, "collect", noting)
+    monkeypatch.setattr(launching, "_call", noting)
     return seen
 
 
@@ -86,14 +89,31 @@ def test_equals_the_lists(dtypes: tuple[torch.dtype, torch.dtype], options: dict
 
 
 class Subclass(torch.Tensor):
-    pass
+    """Of a gradient's own memory."""
+
+
+class Wrapper(torch.Tensor):
+    """Of another tensor, as one whose values a collective has yet to bring."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        wrapper = torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), dtype=inner.dtype)
+        wrapper.inner = inner
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        unwrap = partial(tree_map_only, cls, lambda wrapper: wrapper.inner)
+        return func(*unwrap(args), **unwrap(kwargs or {}))
 
 
 CHANGES: dict[str, Callable[[nn.Parameter], None]] = {
     "gradient_missing": lambda p: setattr(p, "grad", None),
     "gradient_transposed": lambda p: setattr(p, "grad", torch.ones(5, 17).t()),
     "gradient_expanded": lambda p: setattr(p, "grad", torch.ones(1).expand(17, 5)),
-    "gradient_of_a_subclass": lambda p: setattr(p, "grad", torch.ones(17, 5).as_subclass(Subclass)),
+    "gradient_in_a_wrapper": lambda p: setattr(p, "grad", Wrapper(torch.ones(17, 5))),
     "parameter_transposed": lambda p: setattr(p, "data", p.data.t().contiguous().t()),
 }
 
@@ -113,6 +133,82 @@ def test_what_is_not_plain_goes_by_lists(change: Callable, ways: list[bool]) -> 
         results.append(params)
     assert ways[:6] == [False] + [True] * 4 + [False]
     assert all(same_bits(a.detach(), b.detach()) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        lambda p: setattr(p, "grad", torch.ones(17, 5).as_subclass(Subclass)),
+        lambda p: setattr(p, "grad", torch.ones(17, 5, 2)[..., 0].clone()),
+        lambda p: setattr(p, "grad", torch.ones(100)[10:95].view(17, 5)),
+    ],
+    ids=["subclass", "clone", "part_of_a_buffer"],
+)
+def test_what_lies_as_its_parameter_does_is_plain(alike: Callable, ways: list[bool]) -> None:
+    results = []
+    for backend in ("cpu", "reference"):
+        params = parameters(torch.float32)
+        opt = FusedRAdam(params, backend=backend)
+        for t in range(STEPS):
+            for p in params:
+                p.grad = torch.full_like(p, 0.1 * (t + 1))
+            if t == 5:
+                alike(params[3])
+            opt.step()
+        results.append(params)
+    assert ways[:STEPS] == [False] + [True] * (STEPS - 1)
+    assert all(same_bits(a.detach(), b.detach()) for a, b in zip(*results, strict=True))
+
+
+def test_a_dense_order_of_its_own_is_plain(ways: list[bool]) -> None:
+    """channels_last parameters with gradients alike, and a dimension of one place whose stride says nothing."""
+    results = []
+    for backend in ("cpu", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last)
+        params = [nn.Parameter(images), nn.Parameter(torch.ones(7, 1))]
+        opt = FusedRAdam(params, backend=backend)
+        for _ in range(STEPS):
+            params[0].grad = torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last)
+            params[1].grad = torch.randn(1, 7, generator=generator).t()
+            opt.step()
+        results.append(params)
+    assert ways[:STEPS] == [False] + [True] * (STEPS - 1)
+    assert all(same_bits(a.detach(), b.detach()) for a, b in zip(*results, strict=True))
+
+
+def test_gradients_outlive_a_long_step(ways: list[bool]) -> None:
+    """A step too long to keep other threads waiting holds the gradients that one of these may replace."""
+    p = nn.Parameter(torch.zeros(BRIEF + 1))
+    opt = FusedRAdam([p], backend="cpu")
+    p.grad = torch.ones_like(p)
+    for _ in range(2):
+        opt.step()
+    stop = threading.Event()
+    replaced = 0
+
+    def replace() -> None:
+        nonlocal replaced
+        while not stop.is_set():
+            p.grad = torch.ones_like(p)
+            replaced += 1
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(20):
+            opt.step()
+    finally:
+        stop.set()
+        thread.join()
+    assert replaced > 0
+    assert ways == [False] + [True] * 21
+    expected = nn.Parameter(torch.zeros(1))
+    expected.grad = torch.ones(1)
+    same = FusedRAdam([expected], backend="reference")
+    for _ in range(22):
+        same.step()
+    assert same_bits(p.detach()[-1:], expected.detach())
 
 
 LAZY: dict[str, tuple[Callable[[], Tensor], float]] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
-from radam_fused.flat import HELD, SAMPLE
+from radam_fused.flat import LOOKED_AT, SAMPLE
 from tests.helpers import filled, same_bits
 
 LAYOUTS = ["size_0", "size_1", "size_3", "0-d", "size_257", "transposed", "channels_last", "matrix", "strided"]
@@ -267,7 +267,9 @@ def calls_of_a_step(count: int, flatten: bool) -> int:
     return calls
 
 
-@pytest.mark.parametrize(("few", "many"), [(64, HELD), (2 * HELD, 4 * HELD)], ids=["compared", "counted"])
+@pytest.mark.parametrize(
+    ("few", "many"), [(64, LOOKED_AT), (2 * LOOKED_AT, 4 * LOOKED_AT)], ids=["looked_at", "counted"]
+)
 def test_python_calls_do_not_grow_with_the_tensors(few: int, many: int) -> None:
     calls = calls_of_a_step(few, flatten=True)
     assert calls_of_a_step(many, flatten=True) <= calls + 5
@@ -464,17 +466,6 @@ def test_replaced_parameter_storage_is_an_error_that_names_it(take: Callable, in
     del held
 
 
-@pytest.mark.parametrize("index", [0, 70])
-def test_replaced_storage_is_noticed_in_the_end_while_the_old_one_is_held(index: int) -> None:
-    """The count of references stays then; the parameters are looked at in rotation."""
-    opt = FusedRAdam(small(), flatten=True)
-    train(opt, range(3))
-    held = replace(index)(opt)
-    with pytest.raises(RuntimeError, match=rf"param_groups\[0\]\['params'\]\[{index}\]"):
-        train(opt, range(3, 3 + -(-MANY // SAMPLE)))
-    del held
-
-
 def test_weights_swapped_and_swapped_back_between_steps() -> None:
     """As for an evaluation with averaged weights."""
     opts = pair()
@@ -578,12 +569,24 @@ def test_copies_have_buffers_of_their_own(copier: Callable) -> None:
     assert same(opt, opt2)
 
 
-# More tensors than are compared one by one: what they do is the same, noticed by counting references.
+# More tensors than are looked at one by one: what they do is the same, noticed by counting references.
 
 
 @pytest.fixture
 def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radam_fused.flat.HELD", 0)
+    monkeypatch.setattr("radam_fused.flat.LOOKED_AT", 0)
+
+
+@pytest.mark.usefixtures("_counted")
+@pytest.mark.parametrize("index", [0, 70])
+def test_replaced_storage_is_noticed_in_the_end_while_the_old_one_is_held(index: int) -> None:
+    """The count of references stays then; the parameters are looked at in rotation."""
+    opt = FusedRAdam(small(), flatten=True)
+    train(opt, range(3))
+    held = replace(index)(opt)
+    with pytest.raises(RuntimeError, match=rf"param_groups\[0\]\['params'\]\[{index}\]"):
+        train(opt, range(3, 3 + -(-MANY // SAMPLE)))
+    del held
 
 
 @pytest.mark.usefixtures("_counted")

@@ -1,12 +1,22 @@
-// Reads parameters and their gradients from Python objects, for a step that then needs no list of tensors.
+// Reads parameters and their gradients by the addresses of the tensors' objects, for a step that then needs no list of
+// tensors. The functions are those of the Python module radam_fused._C; see describe.cpp.
 #pragma once
 
 #include <Python.h>
 
 namespace radam_fused {
 
-// Python functions of the module radam_fused._C; see describe.cpp.
-PyObject* describe(PyObject* module, PyObject* args);
+// Whether this torch has what the others need.
 PyObject* prepare_describe(PyObject* module, PyObject* args);
+// The tensors of a plan, once for all of its steps.
+PyObject* describe_tensors(PyObject* module, PyObject* args);
+// Whether all pairs are plain, with their addresses.
+PyObject* describe(PyObject* module, PyObject* args);
+// Whether all pairs lie where they did.
+PyObject* in_place(PyObject* module, PyObject* args);
+// As `describe`; what is returned keeps the gradients alive.
+PyObject* hold_gradients(PyObject* module, PyObject* args);
+// The operator step_described over what is described anew.
+PyObject* step_described(PyObject* module, PyObject* args);
 
 }  // namespace radam_fused

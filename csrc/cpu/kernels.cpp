@@ -17,13 +17,13 @@ RADAM_HD void update_at(P* p, const G* g, T* m, T* v, int64_t i, const Row<T>& r
 
 template <typename P, typename G>
 RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
-                          const double* columns) {
+                          const void* rounded) {
   using T = Computed<P>;
   P* __restrict p = static_cast<P*>(param);
   const G* __restrict g = static_cast<const G*>(grad);
   T* __restrict m = static_cast<T*>(exp_avg);
   T* __restrict v = static_cast<T*>(exp_avg_sq);
-  const Row<T> row = Row<T>::from(columns);
+  const Row<T> row = *static_cast<const Row<T>*>(rounded);
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     prefetch(p + i);
@@ -36,18 +36,18 @@ RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* ex
 }
 
 template <typename P, typename G>
-void span_baseline(void* p, const void* g, void* m, void* v, int64_t n, const double* row) {
+void span_baseline(void* p, const void* g, void* m, void* v, int64_t n, const void* row) {
   update_span<P, G>(p, g, m, v, n, row);
 }
 
 #if RADAM_X86
 template <typename P, typename G>
-RADAM_AVX2 void span_avx2(void* p, const void* g, void* m, void* v, int64_t n, const double* row) {
+RADAM_AVX2 void span_avx2(void* p, const void* g, void* m, void* v, int64_t n, const void* row) {
   update_span<P, G>(p, g, m, v, n, row);
 }
 
 template <typename P, typename G>
-RADAM_AVX512 void span_avx512(void* p, const void* g, void* m, void* v, int64_t n, const double* row) {
+RADAM_AVX512 void span_avx512(void* p, const void* g, void* m, void* v, int64_t n, const void* row) {
   update_span<P, G>(p, g, m, v, n, row);
 }
 #endif

@@ -41,21 +41,6 @@ PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
   return PyObject_GetAttr(PyList_GetItem(params, i), name);
 }
 
-PyObject* same_gradients(PyObject*, PyObject* args) {
-  PyObject *params, *grads;
-  if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &params, &PyList_Type, &grads)) return nullptr;
-  const Py_ssize_t size = PyList_Size(params);
-  if (PyList_Size(grads) != size) Py_RETURN_FALSE;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    PyObject* grad = grad_of(params, i, size);
-    if (grad == nullptr) return nullptr;
-    const bool same = grad == PyList_GetItem(grads, i);
-    Py_DECREF(grad);
-    if (!same) Py_RETURN_FALSE;
-  }
-  Py_RETURN_TRUE;
-}
-
 PyObject* gradients(PyObject*, PyObject* params) {
   if (!PyList_Check(params)) return PyErr_Format(PyExc_TypeError, "gradients() takes a list of parameters");
   PyObject* grads = PyList_New(0);
@@ -85,10 +70,14 @@ PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
     {"identical", identical, METH_VARARGS, "Whether two lists hold the very same objects."},
     {"holds_exactly", holds_exactly, METH_VARARGS, "Whether the values of a dict are the very objects of a list."},
-    {"same_gradients", same_gradients, METH_VARARGS, "Whether params[i].grad is grads[i] for every i."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {"prepare_describe", radam_fused::prepare_describe, METH_VARARGS, "Whether this torch has what describe needs."},
-    {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or None."},
+    {"describe_tensors", radam_fused::describe_tensors, METH_VARARGS, "Notes where the parameters' tensors are."},
+    {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or False."},
+    {"in_place", radam_fused::in_place, METH_VARARGS, "Whether pairs lie where they were described to."},
+    {"hold_gradients", radam_fused::hold_gradients, METH_VARARGS,
+     "As describe, and keeps the gradients alive; or None."},
+    {"step_described", radam_fused::step_described, METH_VARARGS, "As describe, and a step over them; or False."},
     {nullptr, nullptr, 0, nullptr},
 };
 

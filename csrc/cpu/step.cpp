@@ -23,11 +23,14 @@ constexpr int64_t kChunk = 512;
 // How many elements of a gradient are cleared at a time, while they are in the first cache after their update.
 constexpr int64_t kCleared = 2048;
 
-// What is to be done to a segment.
+// What is to be done to a segment. All of it but the last two is the same for neighbours of one row, most often, and
+// would cost a short segment more than its elements do.
 struct Pass {
   SpanKernel kernel;
   StoredKernel stored;  // in its place, where the state is not stored plainly
   const double* row;
+  Row<float> single;  // the row as `kernel` takes it, in one of two dtypes
+  Row<double> wide;
   bool skip;   // the row says so
   bool clear;  // the gradient is zero afterwards
   int64_t grad_item;
@@ -43,8 +46,9 @@ void update(const Launch& launch, const Segment& segment, const Pass& pass, void
     pass.stored(param, grad, segment.grad_dtype, launch.forms, launch.state, segment.start + at, segment.origin + at, n,
                 pass.row);
   } else {
+    const bool wide = launch.forms.param_dtype == kFloat64;
     pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
-                pass.row);
+                wide ? static_cast<const void*>(&pass.wide) : &pass.single);
   }
 }
 
@@ -81,16 +85,27 @@ void update_strided(const Launch& launch, const Segment& segment, const Pass& pa
   }
 }
 
-void update_segment(const Launch& launch, const Segment& segment, bool zero_grads, int64_t begin, int64_t end) {
+Pass pass_for(const Launch& launch, const Segment& segment, bool zero_grads) {
   Pass pass;
   pass.row = launch.rows + segment.row * kRowColumns;
-  pass.skip = Row<double>::from(pass.row).direction == Direction::kSkip;
+  pass.single = Row<float>::from(pass.row);
+  pass.wide = Row<double>::from(pass.row);
+  pass.skip = pass.wide.direction == Direction::kSkip;
   pass.clear = zero_grads && !segment.overlapping;
-  if (pass.skip && !pass.clear) return;
   pass.kernel = select_kernel(launch.forms.param_dtype, segment.grad_dtype);
   pass.stored = launch.forms.plain() ? nullptr : select_stored_kernel();
   pass.grad_item = item_size(segment.grad_dtype);
   pass.moment_item = launch.forms.moment_item();
+  return pass;
+}
+
+// Whether the pass of one segment is that of another too, but for where its moments are.
+bool alike(const Segment& a, const Segment& b) {
+  return a.row == b.row && a.grad_dtype == b.grad_dtype && a.overlapping == b.overlapping;
+}
+
+void update_segment(const Launch& launch, const Segment& segment, Pass& pass, int64_t begin, int64_t end) {
+  if (pass.skip && !pass.clear) return;
   pass.exp_avg = launch.state.exp_avg + segment.start * pass.moment_item;
   pass.exp_avg_sq = launch.state.exp_avg_sq + segment.start * pass.moment_item;
   (segment.strides == nullptr ? update_plain : update_strided)(launch, segment, pass, begin, end);
@@ -121,12 +136,15 @@ int64_t whole_blocks(int64_t at, int64_t numel) {
 // Elements [begin, end) of the whole launch, counted over all segments without their padding.
 void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t end) {
   auto index = size_t(std::upper_bound(launch.ends.begin(), launch.ends.end(), begin) - launch.ends.begin());
+  const Segment* passed = &launch.segments[index];
+  Pass pass = pass_for(launch, *passed, zero_grads);
   for (int64_t at = begin; at < end; ++index) {
     const Segment& segment = launch.segments[index];
     if (index + kSegmentsAhead < launch.segments.size()) prefetch(launch, launch.segments[index + kSegmentsAhead]);
+    if (!alike(segment, *passed)) pass = pass_for(launch, *(passed = &segment), zero_grads);
     const int64_t first = launch.ends[index] - segment.numel;
     const int64_t until = std::min(end, launch.ends[index]);
-    update_segment(launch, segment, zero_grads, whole_blocks(at - first, segment.numel),
+    update_segment(launch, segment, pass, whole_blocks(at - first, segment.numel),
                    whole_blocks(until - first, segment.numel));
     at = until;
   }

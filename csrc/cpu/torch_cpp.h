@@ -1,0 +1,37 @@
+// What the stable ABI has no function for: functions of torch's C++ by their mangled names, as they have been since
+// torch 1.8. They are weak, so that a torch without one of them loads this library all the same, and `has_all` tells.
+//
+// A handle of the stable ABI is the address of an at::Tensor, which holds nothing but the address of its TensorImpl. A
+// C++ reference is passed and returned as an address, `this` like a first argument (Itanium C++ ABI), so that none of
+// torch's headers, whose inline parts change from release to release, is needed here.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace radam_fused {
+namespace torch_cpp {
+
+// const at::Tensor& c10::TensorImpl::grad() const: what .grad is, without a Python object for it.
+const void* grad(const void* impl) __asm__("_ZNK3c1010TensorImpl4gradEv") __attribute__((weak));
+// bool at::native::is_neg(const at::Tensor&): whether torch negates the elements as it reads them.
+bool is_neg(const void* tensor) __asm__("_ZN2at6native6is_negERKNS_6TensorE") __attribute__((weak));
+// void torch::autograd::impl::bump_version(const at::Tensor&)
+void bump_version(const void* tensor) __asm__("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE")
+    __attribute__((weak));
+
+inline bool has_all() { return &grad != nullptr && &is_neg != nullptr && &bump_version != nullptr; }
+
+}  // namespace torch_cpp
+
+// The address of a tensor's TensorImpl.
+inline const void* impl_of(AtenTensorHandle tensor) { return *reinterpret_cast<const void* const*>(tensor); }
+
+// The gradient of a tensor by its TensorImpl; a handle of an undefined tensor where there is none.
+inline AtenTensorHandle grad_of(const void* impl) {
+  return static_cast<AtenTensorHandle>(const_cast<void*>(torch_cpp::grad(impl)));
+}
+
+inline bool is_neg(AtenTensorHandle tensor) { return torch_cpp::is_neg(tensor); }
+inline void bump_version(AtenTensorHandle tensor) { torch_cpp::bump_version(tensor); }
+
+}  // namespace radam_fused

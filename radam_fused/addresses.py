@@ -1,0 +1,93 @@
+"""A step over plain tensors by their addresses: csrc/cpu/describe.cpp.
+
+The quicker way for many tensors, as the lists of an operator cost more on their way through torch's dispatcher than all
+else that a step does for a small one. It is for tensors of torch's own types, gradients that lie as their parameters
+do, and a moment in which nobody looks at operators; everything else goes by lists, which give the same bits and the
+clear errors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .host import describe, describe_tensors, hold_gradients, step_described
+from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
+
+if TYPE_CHECKING:
+    from .bucket import Bucket, Plan
+
+BRIEF = 2**22
+"""Of a bucket up to so many elements a step takes a few milliseconds at most: no longer than Python's threads wait for
+each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive."""
+
+
+class Addresses:
+    """The pairs of a launch whose segments are all dense arrays.
+
+    Args:
+        bucket: whose state is stepped.
+        params: tensors whose gradients are looked for in ``.grad``.
+        segments, row_of, origins: the operator's.
+
+    Attributes:
+        table: int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each.
+        known: whether all are of torch's own types; nothing else may be asked where they are not.
+    """
+
+    def __init__(
+        self, bucket: Bucket, params: list[Tensor], segments: Tensor, row_of: Tensor, origins: Tensor | None
+    ) -> None:
+        self.table = torch.zeros(len(params), 5, dtype=torch.int64)
+        self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64)
+        self.known = describe_tensors(params, self.table.data_ptr())
+        self._params = params  # the table has addresses within these objects
+        self._brief = bucket.device.type == "cpu" and bucket.length <= BRIEF
+        self._pairs = (
+            self.table.data_ptr(),
+            segments.data_ptr(),
+            len(params),
+            NATIVE_DTYPE[bucket.dtype],
+            NATIVE_DEVICE[bucket.device.type],
+            bucket.device.index or 0,
+        )
+        self._before = self.table, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of
+        self._after = bucket.scales, bucket.residue, bucket.stochastic, origins
+
+    def plain(self) -> bool:
+        """Whether all pairs are plain tensors that fit."""
+        return describe(*self._pairs)
+
+    def held(self) -> object | None:
+        """While this object lives so do the gradients in the table, and the table is right; None if not `plain`."""
+        return hold_gradients(*self._pairs)
+
+    def step(self, rows: Tensor, zero_grads: bool) -> bool:
+        """The step operator, and the version counters of what it writes; False, with nothing done, if not `plain`."""
+        return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after))
+
+
+def may_go_by_addresses(bucket: Bucket, ops: Operators) -> bool:
+    """Whether a step may, as far as that shows before one looks at its tensors; modes come and go."""
+    return not (
+        ops.squares_described is None
+        or bucket.is_complex
+        or bucket.is_sharded
+        or bucket.state_device != bucket.device
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
+    """Those of a plan; None where a step has to go by lists."""
+    if not may_go_by_addresses(bucket, ops):
+        return None
+    if plan.addresses is None:
+        dense = all(bucket.moment_strides[i] == bucket.strides[i] for i in plan.present)
+        found = Addresses(bucket, plan.params, plan.segments, plan.row_of, plan.origins) if dense else None
+        plan.addresses = found if found is not None and found.known else False
+    return plan.addresses or None
