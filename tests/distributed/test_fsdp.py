@@ -40,17 +40,17 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 def sharded(kind: str, model: Net) -> Net:
     """The model, spread over all ranks in one of several ways."""
-    world = dist.get_world_size()
+    world, device = dist.get_world_size(), next(model.parameters()).device.type
     policy: dict[str, Any] = {}
     if kind == "hybrid":
-        policy["mesh"] = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicas", "shards"))
+        policy["mesh"] = init_device_mesh(device, (2, world // 2), mesh_dim_names=("replicas", "shards"))
     elif kind == "tensor parallel":
-        mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh(device, (world // 2, 2), mesh_dim_names=("data", "tensor"))
         plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
         parallelize_module(model, mesh["tensor"], plan)
         policy["mesh"] = mesh["data"]
     else:
-        policy["mesh"] = init_device_mesh("cpu", (world,))
+        policy["mesh"] = init_device_mesh(device, (world,))
     if kind == "mixed precision":
         policy["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     if kind == "second dimension":
