@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -22,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from radam_fused import FusedRAdam
 from tests.distributed.test_fsdp import KINDS, PRECISIONS, backward, sharded
+from tests.distributed.test_pretrain import pretrain
 from tests.distributed.training import (
     OPTIONS,
     STEPS,
@@ -59,9 +61,9 @@ def trained(kind: str, device: str, backend: str, precision: str, limits: dict[s
 
 def check_training(device: str, backend: str, clip: bool) -> None:
     """Every way of spreading a model, in float32 and in bfloat16 with master weights."""
-    world = dist.get_world_size()
+    several = dist.get_world_size() > 1
     limits = {"max_grad_norm": LIMIT} if clip else {}
-    for kind in ON_MORE if world > 1 else ON_ONE:
+    for kind in ON_MORE if several else ON_ONE:
         for precision in ("fp32", "bf16-split"):
             case = f"{kind}, {precision}"
             record, alone = trained(kind, device, backend, precision, limits)
@@ -70,7 +72,7 @@ def check_training(device: str, backend: str, clip: bool) -> None:
             assert len(record.norms) == (STEPS if clip else 0), case
             assert difference(record, alone) is None, case
             assert fused(record.ops)[-1] in ("radam_fused::step_native", "radam_fused::step_triton"), case
-            one = clip and world > 1 and not kind.startswith("ddp")
+            one = clip and several and not kind.startswith("ddp")
             assert collectives(record.ops) == ["c10d::allreduce_"] * one, case
     record.grads[3][2].view(-1)[5] *= 1.01  # the negative control
     assert difference(record, repeat(record, master_weights="split", **limits)) is not None
@@ -122,10 +124,15 @@ def check_disagreement(device: str, backend: str) -> None:
             assert (error is not None) == (wrong and device == "cpu")
 
 
-def work(rank: int, world: int, folder: Path, backend: str) -> None:
+def world() -> int:
+    """One, two or four GPUs."""
+    return max(n for n in (1, 2, 4) if n <= torch.cuda.device_count())
+
+
+def work(rank: int, size: int, folder: Path, backend: str) -> None:
     """One rank, which takes seconds to start, so all checks in one; an assertion that fails here fails the test."""
     torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world)
+    dist.init_process_group("nccl", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=size)
     try:
         for clip in (False, True):
             check_training("cuda", backend, clip)
@@ -136,5 +143,18 @@ def work(rank: int, world: int, folder: Path, backend: str) -> None:
 
 
 def test_over_nccl(backend: str, tmp_path: Path) -> None:
-    world = max(n for n in (1, 2, 4) if n <= torch.cuda.device_count())
-    torch.multiprocessing.spawn(work, (world, tmp_path, backend), world)
+    torch.multiprocessing.spawn(work, (world(), tmp_path, backend), world())
+
+
+def test_pretraining(tmp_path: Path) -> None:
+    """examples/pretrain.py by torchrun: the losses of the CPU, and a run that goes on from its checkpoint."""
+    _, there = pretrain(tmp_path / "cpu", 1, 40)
+    first, here = pretrain(tmp_path / "gpu", world(), 40, "cuda")
+    assert first.endswith(f"on {world()} processes (cuda), from step 0")
+    assert here[20] == pytest.approx(there[20], abs=0.05)
+    assert here[40] < here[20] < 5.4
+    for folder in sorted((tmp_path / "gpu").glob("step-*"))[-2:]:  # as if it had been stopped after step 20
+        (folder / ".metadata").unlink()
+    first, resumed = pretrain(tmp_path / "gpu", world(), 40, "cuda")
+    assert first.endswith("from step 20")
+    assert resumed == {40: pytest.approx(here[40], abs=1e-3)}
