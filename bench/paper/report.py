@@ -70,6 +70,14 @@ def _head(store: Store) -> list[str]:
                 f"- {part}: {about['date'][:10]}, {on['cpu']}, {about['workers']} at a time, torch {by['torch']}, "
                 f"{about['cpu'] / 60:.1f} min of CPU time, {commit}"
             )
+    known = [about for about in abouts.values() if about]
+    if known:
+        cpu, clock = (sum(about[key] for about in known) / 60 for key in ("cpu", "seconds"))
+        workers = min(about["workers"] for about in known)
+        lines.append(
+            f"- in all: {cpu:.1f} min of CPU time, so {cpu / workers:.1f} min with {workers} at a time on free cores; "
+            f"{clock / workers:.1f} by the clock here"
+        )
     return [*lines, ""]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
+import numpy
 import torch
+from rich.console import Console
 
 from bench.paper import choices, early, report, report_training, robustness, tasks
 from bench.paper import run as runs
@@ -109,15 +113,22 @@ def test_a_repair_in_part_is_called_that() -> None:
     assert found == ["repairs it", "repairs it in part", "does not repair it"]
 
 
-def test_cifar10_from_a_folder(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("archive", ["bin", "py"])
+def test_cifar10_from_a_folder(archive, tmp_path, monkeypatch) -> None:
+    pixels = [k % 256 for k in range(3072)]
     for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
-        (tmp_path / f"{name}.bin").write_bytes(bytes([7] + [k % 256 for k in range(3072)]) * 3)
+        if archive == "bin":
+            (tmp_path / f"{name}.bin").write_bytes(bytes([7, *pixels]) * 3)
+        else:
+            data = {b"data": numpy.array([pixels] * 3, numpy.uint8), b"labels": [7] * 3}
+            (tmp_path / name).write_bytes(pickle.dumps(data))
     monkeypatch.setenv("CIFAR10", str(tmp_path))
     assert tasks.images() == ["digits", "cifar10"]
     tasks._images.cache_clear()
     task = tasks.task("cifar10", "cpu", **SIZES["tiny"].model("cifar10"))
     assert task.x.shape == (15, 3, 32, 32)
     assert set(task.y.tolist()) == {7}
+    assert task.x[0, 1, 0, 5] == pytest.approx((5 / 255 - 0.4822) / 0.2435)  # pixel 5 of the green ones
     found = train(task, optimizer("radam", 0.01), 0, 3)
     assert math.isfinite(found["losses"][-1])
     planned = [u for u in runs.plan(SIZES["tiny"], "cpu", ["robustness"]) if u.name.startswith("cifar10")]
@@ -139,6 +150,31 @@ def test_quick_results_stay_away_from_the_full_ones() -> None:
     assert full.report.parts[-2:] == ("docs", "paper.md")
     assert "build" in quick.results.parts
     assert quick.report.parent == quick.results
+
+
+def test_the_same_command_does_more_on_a_gpu() -> None:
+    cpu, gpu = parse(["--device", "cpu"]), parse(["--device", "cuda"])
+    assert (cpu.sizes.name, gpu.sizes.name, gpu.workers) == ("full", "large", 1)
+    assert gpu.report.parent == gpu.results != cpu.results
+    units = runs.plan(gpu.sizes, "cuda", list(runs.PARTS))
+    assert {unit.settings["device"] for unit in units if unit.part != "theory"} == {"cuda"}
+    for name in ("text", "deep", "reverse"):
+        small, large = cpu.sizes.model(name), gpu.sizes.model(name)
+        assert all(large[key] > small[key] for key in ("layers", "width", "context", "batch"))
+    for name, steps in gpu.sizes.steps.items():
+        assert steps.robustness > cpu.sizes.steps[name].robustness
+    assert gpu.sizes.paths > cpu.sizes.paths
+    assert (gpu.sizes.seeds, gpu.sizes.lrs) == (cpu.sizes.seeds, cpu.sizes.lrs)
+
+
+def test_a_bar_shows_how_far_it_is(tmp_path) -> None:
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    run = runs.Run(SIZES["tiny"], "cpu", Store(tmp_path), 1, ["theory"], console)
+    run.start()
+    assert "tiny: 5 of 5 units to do" in shown.getvalue()
+    assert "5/5 theory/" in shown.getvalue()
+    assert "100%" in shown.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import statistics
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +45,55 @@ def test_measures_and_writes(monkeypatch, tmp_path, capsys):
     numbers = json.loads((tmp_path / "new" / "scale.json").read_text())
     assert {name: len(times) for name, times in numbers["host ms"].items()} == dict.fromkeys(scale.CONTESTANTS, 3)
     assert "torch.optim.AdamW(fused=True): " in capsys.readouterr().out
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def committed_rows(found):
+    """The rows of docs/scale.md that the committed numbers make."""
+    first, last = found["simulated"]
+    ms = {name: f"{statistics.median(times):.1f} ms" for name, times in found["host ms"].items()}
+    rows = [
+        f"a rank's elements, the first and the last | {first['elements']:,} and {last['elements']:,} |",
+        f"bytes | {first['state bytes'] / 1e9:.3f} and {last['state bytes'] / 1e9:.3f} GB |",
+        f"float32 | {8 * first['elements'] / 1e9:.3f} GB |",
+        f"723 DTensors on a mesh of 512 | {ms['FusedRAdam']}; with `max_grad_norm` {ms['FusedRAdam, max_grad_norm']} |",
+        f"AdamW(fused=True) | {ms['torch.optim.AdamW(fused=True)']} |",
+        f"RAdam(foreach=True) | {ms['torch.optim.RAdam(foreach=True)']} |",
+    ]
+    lines = found["computed"]
+    for top, end in zip(lines[::2], lines[1::2], strict=True):
+        numbers = f"{top['elements']:,} | {end['elements']:,} | {end['empty shards']}"
+        rows.append(f"| {top['world']:,} | {numbers} | {top['state bytes'] / 1e9:.2f} GB |")
+    return rows
+
+
+def test_the_page_has_the_committed_numbers():
+    found = json.loads(scale.DEFAULT_OUT.read_text())
+    text = (ROOT / "docs" / "scale.md").read_text()
+    rows = committed_rows(found)
+    assert len(rows) == 12
+    assert [row for row in rows if row not in text] == []
+    ours, theirs = (found["host ms"][name] for name in ("FusedRAdam", "torch.optim.AdamW(fused=True)"))
+    low, middle, high = statistics.quantiles(ours, n=4)
+    assert f"(quartiles {low:.1f} and {high:.1f} ms" in text
+    readme = (ROOT / "README.md").read_text()
+    for number in (middle, statistics.median(theirs)):
+        assert f" {number:.1f}" in readme
+    # Negative control: none of the rows is there with other numbers.
+    other = [re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), row) for row in rows]
+    assert [row for row in other if row in text] == []
+
+
+def test_the_page_says_what_a_step_does():
+    """One launch and no collective, or with a norm three and one: what the simulation counted."""
+    text = (ROOT / "docs" / "scale.md").read_text()
+    assert "| 1; with `max_grad_norm` 3 (squares, rows, step) |" in text
+    assert "| 0; with `max_grad_norm` 1, of 8 bytes |" in text
+    for found in json.loads(scale.DEFAULT_OUT.read_text())["simulated"]:
+        assert found["launches"] == {"squares": 1, "rows": 1, "step": 1}
+        assert len(found["collectives"]) == 1
+        assert {key: found[key] for key in ("elements", "empty shards", "state bytes")} == scale.computed(
+            found["world"], found["rank"]
+        )

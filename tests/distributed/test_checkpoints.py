@@ -35,6 +35,14 @@ from tests.distributed.training import OPTIONS, Record, difference, net, train
 
 BEFORE, AFTER = 5, 4
 """Steps before and after the checkpoint: RAdam rectifies from the sixth on."""
+MODES: dict[str, dict[str, Any]] = {
+    **PRECISIONS,
+    "fp64": {"dtype": torch.float64},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp16-fp32": {"dtype": torch.float16, "master_weights": "fp32"},
+    "fp16-kahan": {"dtype": torch.float16, "master_weights": "kahan"},
+}
+"""Whose bits do not depend on how many ranks there are. Those that round at random are in test_stored.py."""
 
 
 def gradient(p: Tensor, k: int, t: int) -> Tensor:
@@ -54,7 +62,7 @@ def formula(model: nn.Module) -> Any:
 
 
 def made(kind: str, precision: str) -> tuple[nn.Module, FusedRAdam]:
-    options = dict(PRECISIONS[precision])
+    options = dict(MODES[precision])
     model = net(options.pop("dtype"))
     if kind != "plain":
         model = sharded(kind, model)
@@ -88,7 +96,7 @@ def uninterrupted(precision: str) -> Record:
     return train(model, optimizer, formula(model), range(BEFORE + AFTER))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", MODES)
 @pytest.mark.parametrize("kind", ["one mesh", "plain"])
 def test_saved_at_two_loaded_at_others(kind: str, precision: str, ranks: Ranks, tmp_path: Path) -> None:
     ranks.run(2, save, tmp_path, kind, precision)
@@ -171,36 +179,50 @@ interrupted(*sys.argv[1:])
 
 
 class Slow(dcp.FileSystemWriter):
-    """Tells when the tensors are written and the metadata are not, and waits there."""
+    """Tells when it has come to a point of the save, and waits there for its end.
 
-    def __init__(self, folder: str, sign: Path) -> None:
+    The points: "tensors" are cut short, or all of them are written and the "metadata" are not.
+    """
+
+    def __init__(self, folder: Path, point: str, sign: Path) -> None:
         super().__init__(folder)
-        self._sign = sign
+        self._folder, self._point, self._sign = folder, point, sign
 
-    def finish(self, metadata: Any, results: Any) -> None:
+    def _wait(self) -> None:
         self._sign.touch()
         time.sleep(60)
 
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        if self._point == "metadata":
+            return super().write_data(plan, planner)
+        super().write_data(plan, planner).wait()
+        for path in self._folder.glob(f"__{dist.get_rank()}_*"):
+            os.truncate(path, path.stat().st_size // 2)
+        return self._wait()
 
-def interrupted(rank: str, folder: str) -> None:
+    def finish(self, metadata: Any, results: Any) -> None:
+        self._wait()
+
+
+def interrupted(rank: str, folder: str, point: str, precision: str) -> None:
     """A run that saves after steps 2 and 5, and is killed before the second checkpoint is complete."""
     place = Path(folder)
     dist.init_process_group("gloo", init_method=f"file://{place / 'rendezvous'}", rank=int(rank), world_size=2)
-    model, optimizer = made("one mesh", "fp32")
+    model, optimizer = made("one mesh", precision)
     backward = formula(model)
     for begin, end in ((0, 2), (2, BEFORE)):
         train(model, optimizer, backward, range(begin, end))
         parts = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
         if end == BEFORE:
-            dcp.save(parts, storage_writer=Slow(str(place / f"step-{end}"), place / "saving"))
+            dcp.save(parts, storage_writer=Slow(place / f"step-{end}", point, place / f"saving-{rank}"))
         else:
             dcp.save(parts, checkpoint_id=place / f"step-{end}")
 
 
-def resumed(folder: Path) -> tuple[list[str], Record]:
+def resumed(folder: Path, precision: str) -> tuple[list[str], Record]:
     """Goes on from the last checkpoint that is complete, as its metadata, written last, says."""
     complete = sorted(path.name for path in folder.glob("step-*") if (path / ".metadata").exists())
-    model, optimizer = made("one mesh", "fp32")
+    model, optimizer = made("one mesh", precision)
     weights, states = get_state_dict(model, optimizer)
     dcp.load({"model": weights, "optimizer": states}, checkpoint_id=folder / complete[-1])
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states)
@@ -208,14 +230,27 @@ def resumed(folder: Path) -> tuple[list[str], Record]:
     return complete, train(model, optimizer, formula(model), range(done, BEFORE + AFTER))
 
 
-def test_killed_while_saving(ranks: Ranks, tmp_path: Path) -> None:
+def refused(folder: Path, precision: str) -> bool:
+    """The negative control: whether torch takes a folder for no checkpoint."""
+    try:
+        load(folder, "one mesh", precision, True)
+    except dcp.CheckpointException:  # which is no Exception
+        return True
+    return False
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
+@pytest.mark.parametrize("point", ["tensors", "metadata"])
+def test_killed_while_saving(point: str, precision: str, ranks: Ranks, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    arguments = [str(tmp_path), point, precision]
     processes = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), str(tmp_path)], env=environment) for rank in range(2)
+        subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), *arguments], env=environment) for rank in range(2)
     ]
+    signs = [tmp_path / f"saving-{rank}" for rank in range(2 if point == "tensors" else 1)]  # metadata are rank 0's
     try:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "saving").exists():
+        while not all(sign.exists() for sign in signs):
             assert all(process.poll() is None for process in processes)
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -224,6 +259,7 @@ def test_killed_while_saving(ranks: Ranks, tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
     assert any((tmp_path / f"step-{BEFORE}").iterdir())  # something of the second has been written
-    for complete, record in ranks.run(2, resumed, tmp_path):
+    for complete, record in ranks.run(2, resumed, tmp_path, precision):
         assert complete == ["step-2"]
-        assert difference(record, uninterrupted("fp32")) is None
+        assert difference(record, uninterrupted(precision)) is None
+    assert ranks.run(1, refused, tmp_path / f"step-{BEFORE}", precision) == [True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
+import tests.distributed.ranks as processes
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.training import OPTIONS
@@ -92,6 +94,8 @@ def test_a_gradient_that_does_not_fit(which: str, clip: dict[str, Any], ranks: R
             assert isinstance(outcome, Failed)
             assert f"no rank has stepped, as a gradient does not fit on rank {ODD}" in outcome.message
             assert WRONG[which][1] in outcome.message
+        else:
+            assert outcome is None  # has stepped, and waits for nobody
 
 
 def missing(which: list[str], options: dict[str, Any]) -> tuple[list[float], list[float], float | None]:
@@ -172,3 +176,23 @@ def test_refused(make: Callable[[], str], ranks: Ranks) -> None:
         assert isinstance(outcome, Failed)
         assert outcome.name == "ValueError"
         assert REFUSED[make] in outcome.message
+
+
+def waits_for_ever() -> None:
+    """As a step would whose ranks do not all come to its collective."""
+    if dist.get_rank() == ODD:
+        time.sleep(600)
+    dist.barrier()
+
+
+def test_a_hang_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of all of the above, in processes of its own: they are killed."""
+    monkeypatch.setattr(processes, "MOST", 2)
+    pool = Ranks()
+    try:
+        assert pool.run(2, dist.get_world_size) == [2, 2]  # they have started, which takes a while
+        monkeypatch.setattr(processes, "SECONDS", 1.0)
+        with pytest.raises(TimeoutError, match="rank 0 of 2 hangs in waits_for_ever"):
+            pool.run(2, waits_for_ever)
+    finally:
+        pool.stop()

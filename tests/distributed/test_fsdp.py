@@ -26,6 +26,7 @@ from tests.distributed.training import (
     net,
     repeat,
     train,
+    watched,
 )
 
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -39,17 +40,17 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 def sharded(kind: str, model: Net) -> Net:
     """The model, spread over all ranks in one of several ways."""
-    world = dist.get_world_size()
+    world, device = dist.get_world_size(), next(model.parameters()).device.type
     policy: dict[str, Any] = {}
     if kind == "hybrid":
-        policy["mesh"] = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicas", "shards"))
+        policy["mesh"] = init_device_mesh(device, (2, world // 2), mesh_dim_names=("replicas", "shards"))
     elif kind == "tensor parallel":
-        mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+        mesh = init_device_mesh(device, (world // 2, 2), mesh_dim_names=("data", "tensor"))
         plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
         parallelize_module(model, mesh["tensor"], plan)
         policy["mesh"] = mesh["data"]
     else:
-        policy["mesh"] = init_device_mesh("cpu", (world,))
+        policy["mesh"] = init_device_mesh(device, (world,))
     if kind == "mixed precision":
         policy["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     if kind == "second dimension":
@@ -76,13 +77,15 @@ def fsdp(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Record:
     optimizer = FusedRAdam(model.parameters(), **{**OPTIONS, **options})
     record = train(model, optimizer, backward(model, kind))
     for p in model.parameters():
-        for name in ("exp_avg", "exp_avg_sq"):
-            moment = optimizer.state[p][name]
-            assert isinstance(moment, DTensor)
-            assert moment.placements == p.placements
-            assert moment.device_mesh == p.device_mesh
-            assert moment.to_local().shape == p.to_local().shape
-            assert moment.shape == p.shape
+        kept = {name: value for name, value in optimizer.state[p].items() if name != "step"}
+        assert {"exp_avg", "exp_avg_sq"} <= kept.keys()
+        assert len(kept) == 2 + ("master_weights" in options)
+        for value in kept.values():
+            assert isinstance(value, DTensor)
+            assert value.placements == p.placements
+            assert value.device_mesh == p.device_mesh
+            assert value.to_local().shape == p.to_local().shape
+            assert value.shape == p.shape
     return record
 
 
@@ -134,3 +137,27 @@ def adamw() -> list[str]:
 def test_torch_goes_through_dtensors(ranks: Ranks) -> None:
     """The control of what `fused` sees."""
     assert "aten::_fused_adamw_ of DTensors" in fused(ranks.run(2, adamw)[0])
+
+
+def first_steps(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The operators of a first step, which makes the state: ours, and torch's."""
+    seen = []
+    for make in (lambda p: FusedRAdam(p, **options), lambda p: torch.optim.AdamW(p, fused=True)):
+        model = sharded(kind, net(dtype))
+        optimizer = make(model.parameters())
+        backward(model, kind)(0)
+        with watched() as ops:
+            optimizer.step()
+        seen.append(ops)
+    return seen[0], seen[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_is_made_without_an_operator_on_dtensors(kind: str, precision: str, ranks: Ranks) -> None:
+    options = dict(PRECISIONS[precision])
+    for ours, theirs in ranks.run(4, first_steps, kind, options.pop("dtype"), options):
+        assert [op for op in ours if op.endswith("DTensors")] == []
+        assert fused(ours) == ["radam_fused::step_native"]
+        assert collectives(ours) == []
+        assert "aten::zeros_like of DTensors" in theirs  # the negative control

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
-from tests.distributed.test_fsdp import KINDS, backward, sharded
+from tests.distributed.test_fsdp import KINDS, PRECISIONS, backward, sharded
 from tests.distributed.training import (
     OPTIONS,
     Record,
@@ -33,24 +33,30 @@ CLIP = {**OPTIONS, "max_grad_norm": 0.05}
 """Well below every norm here, so that each step is clipped."""
 
 
-def clipped(kind: str) -> tuple[Record, list[float]]:
+def clipped(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Record, list[float]]:
     """A run, and what torch finds for the norm."""
-    model = sharded(kind, net())
-    optimizer = FusedRAdam(model.parameters(), **CLIP)
+    model = sharded(kind, net(dtype))
+    optimizer = FusedRAdam(model.parameters(), **CLIP, **options)
     theirs: list[float] = []
 
     def measure(_: int) -> None:
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters()])
         theirs.append(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
 
-    can = kind != "tensor parallel"  # torch itself refuses norms over several meshes
+    # torch itself refuses norms over several meshes, and rounds those of bfloat16 gradients.
+    can = kind != "tensor parallel" and dtype == torch.float32
     return train(model, optimizer, backward(model, kind), edit=measure if can else None), theirs
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_norm_of_the_whole_model(kind: str, ranks: Ranks) -> None:
-    results = ranks.run(4, clipped, kind)
-    alone = repeat(results[0][0], max_grad_norm=CLIP["max_grad_norm"])
+def test_the_norm_of_the_whole_model(kind: str, precision: str, ranks: Ranks) -> None:
+    options = dict(PRECISIONS[precision])
+    results = ranks.run(4, clipped, kind, options.pop("dtype"), options)
+    alone = repeat(results[0][0], max_grad_norm=CLIP["max_grad_norm"], **options)
+    # The negative control: a norm that is off by a thousandth shows in the bits.
+    off = repeat(results[0][0], max_grad_norm=1.001 * CLIP["max_grad_norm"], **options)
+    assert difference(results[0][0], off) is not None
     for rank, (record, theirs) in enumerate(results):
         assert record.norms == pytest.approx(alone.norms, rel=1e-14)
         assert record.norms == results[0][0].norms  # of one all-reduce, so bit for bit the same on every rank
@@ -65,13 +71,14 @@ def test_the_norm_of_the_whole_model(kind: str, ranks: Ranks) -> None:
         assert fused(record.ops) == operators[not counts :]
 
 
-def test_one_number(ranks: Ranks) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_number(kind: str, ranks: Ranks) -> None:
     """The all-reduce carries one float64."""
-    assert ranks.run(2, sizes_of_all_reduces) == [[(1, torch.float64)]] * 2
+    assert ranks.run(4, sizes_of_all_reduces, kind) == [[(1, torch.float64)]] * 4
 
 
-def sizes_of_all_reduces() -> list[tuple[int, torch.dtype]]:
-    model = sharded("one mesh", net())
+def sizes_of_all_reduces(kind: str) -> list[tuple[int, torch.dtype]]:
+    model = sharded(kind, net())
     optimizer = FusedRAdam(model.parameters(), **CLIP)
     seen = []
     plain = dist.all_reduce
@@ -80,7 +87,7 @@ def sizes_of_all_reduces() -> list[tuple[int, torch.dtype]]:
         seen.append((tensor.numel(), tensor.dtype))
         return plain(tensor, *args, **kwargs)
 
-    backward(model, "one mesh")(0)
+    backward(model, kind)(0)
     dist.all_reduce = noting
     try:
         optimizer.step()

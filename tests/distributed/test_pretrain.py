@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--device=cpu", "--layers=2", "--width=32", "--heads=2", "--context=32", "--batch=4", "--save-every=10"]
+TINY = ["--layers=2", "--width=32", "--heads=2", "--context=32", "--batch=4", "--save-every=10"]
 
 
-def pretrain(out: Path, processes: int, steps: int) -> tuple[str, dict[int, float]]:
+def pretrain(out: Path, processes: int, steps: int, device: str = "cpu") -> tuple[str, dict[int, float]]:
     """The first line, and the loss by step."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     made = subprocess.run(
-        [*launcher, str(ROOT / "examples" / "pretrain.py"), *TINY, f"--steps={steps}", f"--out={out}"],
+        [
+            *launcher,
+            str(ROOT / "examples" / "pretrain.py"),
+            *TINY,
+            f"--device={device}",
+            f"--steps={steps}",
+            f"--out={out}",
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -106,23 +106,25 @@ def test_zero_redundancy_optimizer(bucket_view: bool, precision: str, ranks: Ran
         assert fused(ops) == ["radam_fused::step_native"]
 
 
-def consolidated() -> bool:
-    """Saved on one rank, loaded on each, and trained on: as never interrupted."""
-    model, again = net(), net()
+def consolidated() -> tuple[bool, bool]:
+    """Saved on one rank, loaded on each, and trained on: as never interrupted? And with the weights alone?"""
+    model, again, forgetful = net(), net(), net()
     optimizers = []
-    for each in (model, again):
+    for each in (model, again, forgetful):
         optimizers.append(ZeroRedundancyOptimizer(each.parameters(), FusedRAdam, **OPTIONS))
-    whole, resumed = optimizers
+    whole, resumed, fresh = optimizers
     train(model, whole, lambda t: mean_loss(model, t, 0).backward(), range(4))
-    again.load_state_dict(model.state_dict())
+    for each in (again, forgetful):
+        each.load_state_dict(model.state_dict())
     whole.consolidate_state_dict(to=0)
     told = [whole.state_dict() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(told, src=0)
     resumed.load_state_dict(copy.deepcopy(told[0]))  # on rank 0 these are the very tensors that go on changing
-    for each, optimizer in ((model, whole), (again, resumed)):
+    for each, optimizer in ((model, whole), (again, resumed), (forgetful, fresh)):
         train(each, optimizer, lambda t, each=each: mean_loss(each, t, 0).backward(), range(4, STEPS))
-    return all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    same = [all(map(torch.equal, model.parameters(), other.parameters())) for other in (again, forgetful)]
+    return same[0], same[1]
 
 
 def test_zero_redundancy_optimizer_resumes(ranks: Ranks) -> None:
-    assert all(ranks.run(2, consolidated))
+    assert ranks.run(2, consolidated) == [(True, False)] * 2

@@ -9,6 +9,8 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tests.helpers import same_bits
+
 STEPS, SAVED_AT = 10, 4
 """RAdam rectifies from the sixth step on, so after the checkpoint."""
 OPTIONS: dict[str, Any] = {"lr": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1, "decoupled_weight_decay": True}
@@ -37,3 +39,8 @@ def gpt2() -> nn.Module:
 def weights(model: nn.Module) -> list[Tensor]:
     """A copy of them."""
     return [p.detach().clone() for p in model.parameters()]
+
+
+def differ(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models differ by a bit: the control of a setting that might have done nothing."""
+    return not all(same_bits(p, q) for p, q in zip(weights(a), weights(b), strict=True))

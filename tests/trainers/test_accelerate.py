@@ -17,7 +17,7 @@ import accelerate
 
 from radam_fused import FusedRAdam
 from tests.helpers import same_bits
-from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, WORDS, gpt2, weights
+from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, WORDS, differ, gpt2, weights
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,8 @@ def _fresh() -> Iterator[None]:
 class Loop:
     """What the user would write."""
 
-    def __init__(self, precision: str, optimizer: type = FusedRAdam) -> None:
+    def __init__(self, precision: str, optimizer: type = FusedRAdam, limit: float = 0.7) -> None:
+        self.limit = limit
         self.accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
         model = gpt2()
         made = optimizer(model.parameters(), **OPTIONS)
@@ -50,7 +51,7 @@ class Loop:
                 loss = self.model(input_ids=words, labels=words).loss
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.limit)
                 self.optimizer.step()
                 self.schedule.step()
                 self.optimizer.zero_grad()
@@ -84,6 +85,19 @@ def test_trains_and_resumes(precision: str, tmp_path: Path) -> None:
     forgetful.optimizer.optimizer.state.clear()
     forgetful.run(SAVED_AT, STEPS)
     assert not all(same_bits(p, q) for p, q in zip(first.weights(), forgetful.weights(), strict=True))
+
+
+def test_precision_and_clipping_are_its_own() -> None:
+    """The control of the runs above: either setting makes another run of it."""
+    found = []
+    for precision, limit in (("no", 1e9), ("no", 0.7), ("bf16", 0.7)):
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        loop = Loop(precision, limit=limit)
+        loop.run(0, STEPS)
+        found.append(loop.accelerator.unwrap_model(loop.model))
+    unclipped, clipped, narrow = found
+    assert differ(unclipped, clipped)
+    assert differ(clipped, narrow)
 
 
 def test_as_torch_does() -> None:

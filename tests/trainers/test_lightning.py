@@ -17,7 +17,7 @@ import lightning
 
 from radam_fused import FusedRAdam
 from tests.helpers import same_bits
-from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, WORDS, gpt2, weights
+from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, WORDS, differ, gpt2, weights
 
 
 class Model(lightning.LightningModule):
@@ -58,10 +58,12 @@ def fit(model: Model, folder: Path, precision: str, clip: float | None, resume: 
     return model
 
 
+LIMIT = 0.7
+"""Of the gradients' norm, which is above it."""
 WAYS = {
-    "fp32": ("32-true", 1.0, {}),
+    "fp32": ("32-true", LIMIT, {}),
     # Under mixed precision Lightning does not clip for optimizers that unscale by themselves; the step does.
-    "bf16 autocast": ("bf16-mixed", None, {"max_grad_norm": 1.0}),
+    "bf16 autocast": ("bf16-mixed", None, {"max_grad_norm": LIMIT}),
 }
 
 
@@ -86,14 +88,22 @@ def test_trains_and_resumes(way: str, tmp_path: Path) -> None:
     assert not all(same_bits(p, q) for p, q in zip(weights(whole), weights(other), strict=True))
 
 
+def test_precision_and_clipping_are_its_own(tmp_path: Path) -> None:
+    """The control of the runs above: either setting makes another run of it."""
+    clipped, narrow = (fit(Model(**options), tmp_path, precision, clip) for precision, clip, options in WAYS.values())
+    assert differ(clipped, narrow)
+    for of, precision in ((clipped, "32-true"), (narrow, "bf16-mixed")):
+        assert differ(of, fit(Model(), tmp_path, precision, None))
+
+
 def test_mixed_precision_leaves_clipping_to_the_step(tmp_path: Path) -> None:
     """As with torch's fused optimizers; the message says so."""
     with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
-        fit(Model(), tmp_path, "bf16-mixed", 1.0)
+        fit(Model(), tmp_path, "bf16-mixed", LIMIT)
 
 
 def test_as_torch_does(tmp_path: Path) -> None:
-    ours = fit(Model(), tmp_path / "ours", "32-true", 1.0)
-    theirs = fit(Model(torch.optim.RAdam), tmp_path / "theirs", "32-true", 1.0)
+    ours = fit(Model(), tmp_path / "ours", "32-true", LIMIT)
+    theirs = fit(Model(torch.optim.RAdam), tmp_path / "theirs", "32-true", LIMIT)
     for p, q in zip(weights(ours), weights(theirs), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=2e-5)

@@ -14,10 +14,13 @@ import transformers
 
 from radam_fused import FusedRAdam
 from tests.helpers import same_bits
-from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, Text, gpt2, weights
+from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, Text, differ, gpt2, weights
+
+LIMIT = 0.7
+"""Of the gradients' norm, which is above it."""
 
 
-def trainer(folder: Path, bf16: bool, optimizer: type = FusedRAdam, **options: Any) -> Any:
+def trainer(folder: Path, bf16: bool, optimizer: type = FusedRAdam, limit: float = LIMIT, **options: Any) -> Any:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -25,7 +28,7 @@ def trainer(folder: Path, bf16: bool, optimizer: type = FusedRAdam, **options: A
         gradient_accumulation_steps=2,
         lr_scheduler_type="cosine",
         warmup_steps=0,
-        max_grad_norm=1.0,
+        max_grad_norm=limit,
         bf16=bf16,
         use_cpu=True,
         save_steps=SAVED_AT,
@@ -51,7 +54,8 @@ def test_trains_and_resumes(bf16: bool, tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.1
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.1 * rates[0]
-    assert all(line["grad_norm"] > 0 for line in whole.state.log_history if "loss" in line)
+    norms = [line["grad_norm"] for line in whole.state.log_history if "loss" in line]
+    assert min(norms) > LIMIT
 
     resumed = trainer(tmp_path / "resumed", bf16)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{SAVED_AT}"))
@@ -80,12 +84,27 @@ def test_as_torch_does(tmp_path: Path) -> None:
     assert max(moved) > 1e-3
 
 
+def test_precision_and_clipping_are_its_own(tmp_path: Path) -> None:
+    """The control of the runs above: either setting makes another run of it."""
+    plain, clipped, narrow = (
+        trainer(tmp_path / "plain", False, limit=0.0),
+        trainer(tmp_path / "clipped", False),
+        trainer(tmp_path / "narrow", True),
+    )
+    for run in (plain, clipped, narrow):
+        run.train()
+    assert differ(plain.model, clipped.model)
+    assert differ(clipped.model, narrow.model)
+
+
 def test_clipping_in_the_step(tmp_path: Path) -> None:
     """``max_grad_norm`` of the optimizer in place of the Trainer's: one pass over the gradients less."""
-    theirs, ours = trainer(tmp_path / "a", False), trainer(tmp_path / "b", False, max_grad_norm=1.0)
-    ours.args.max_grad_norm = 0.0
-    for run in (theirs, ours):
+    theirs, ours = trainer(tmp_path / "a", False), trainer(tmp_path / "b", False, limit=0.0, max_grad_norm=LIMIT)
+    unclipped = trainer(tmp_path / "c", False, limit=0.0)
+    for run in (theirs, ours, unclipped):
         run.train()
     for p, q in zip(weights(theirs.model), weights(ours.model), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=2e-5)
+    far = [(p - q).abs().max() for p, q in zip(weights(ours.model), weights(unclipped.model), strict=True)]
+    assert max(far) > 1e-3  # the negative control
     assert float(ours.optimizer.optimizer.last_grad_norm) > 0
