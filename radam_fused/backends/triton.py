@@ -18,6 +18,7 @@ from torch import Tensor
 from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
 from ..forms import HALF
 from ..layout import ALIGNMENT
+from .triton_interpreter import mend
 from .triton_segments import Segment, segment_table, tile_map
 from .triton_state import State, as_stored, check_segments, check_tables
 from .triton_tables import Table, facts, on_device
@@ -62,6 +63,8 @@ def require(operator: str, device: torch.device) -> None:
         reason = f"the tensors are on {device}: TRITON_INTERPRET=1 runs the kernels interpreted on the CPU"
     if reason is not None:
         raise RuntimeError(f"radam_fused::{operator}_triton: {reason}")
+    if device.type != "cuda":
+        mend()
 
 
 def programs(work: int, device: torch.device) -> int:
