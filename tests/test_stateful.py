@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+pytest.importorskip("hypothesis", reason="requirements/dev.txt has it")
+
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import peers
+from bench import forms, peers
 from bench.gpu import check, contestants, exercise, installed, machine, measure, step, traces, tune, tune_cuda
 from bench.gpu.cases import CASES, DTYPES, pass_bytes, values
 from bench.gpu.clock import HostClock
@@ -288,3 +288,16 @@ def test_grids_of_cuda_are_timed_in_processes_of_their_own(monkeypatch, capsys):
     assert asked == [None, "132", "264", "528"]
     assert [row["BLOCKS_PER_SM"] for row in found["tiny", "bf16"]] == [0, 1, 4]
     assert "264 blocks: oh" in capsys.readouterr().out
+
+
+def test_stored_forms_are_timed_and_an_absent_backend_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(forms, "available_backends", lambda: {"cuda": "not built", "cpu": None})
+    path = tmp_path / "forms.json"
+    arguments = ["--elements", "5000", "--rounds", "2", "--results", str(path)]
+    assert forms.main([*arguments, "--backends", "cuda", "cpu"]) == 1
+    found = json.loads(path.read_text())
+    assert found["absent"] == {"cuda": "not built"}
+    assert [(row["form"], row["backend"]) for row in found["rows"]] == [(form.name, "cpu") for form in forms.FORMS]
+    assert all(row["ms"] > 0.0 for row in found["rows"])
+    assert "cuda was not measured: not built" in capsys.readouterr().out
+    assert forms.main([*arguments, "--backends", "cpu"]) == 0
