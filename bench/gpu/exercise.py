@@ -1,9 +1,9 @@
 """A short run over small odd layouts, for compute-sanitizer to watch: ``python -m bench.gpu.exercise``.
 
-Every kernel of a backend runs, and every path: full tiles and ragged ends, misaligned and strided tensors, every pair of
-dtypes, tables by value and in memory, ``flatten``, groups; the norm, rows made on the device, cleared gradients, and
-moments stored in fewer bits. The results are compared with `reference` on the CPU. As few of
-torch's own kernels as possible run, since a sanitizer slows everything down.
+Every kernel of a backend runs, and every path: full tiles and ragged ends, misaligned and strided tensors, every pair
+of dtypes, tables by value and in memory, ``flatten``, groups; the norm, rows made on the device, cleared gradients, and
+moments stored in fewer bits. The results are compared with `reference` on the CPU. As few of torch's own kernels as
+possible run, since a sanitizer slows everything down.
 
 ``--plant`` does what a sanitizer has to notice (`bench.gpu.stray`).
 """
