@@ -117,7 +117,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--results", type=Path, default=Path("bench/results/cpu/forms.json"))
     options = parser.parse_args(arguments)
-    on = HostClock() if options.device == "cpu" else current()
+    try:
+        on = HostClock() if options.device == "cpu" else current()
+    except RuntimeError as error:
+        print(f"nothing was measured: {error}")
+        return 1
     elements = options.elements or ELEMENTS[options.device]
     rows: list[dict[str, Any]] = []
     absent = {}

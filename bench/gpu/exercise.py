@@ -64,14 +64,15 @@ class Run(NamedTuple):
         return f"{self.starts[0].dtype}, gradients {self.grad_dtype}, {self.options}"
 
 
-def runs() -> list[Run]:
-    """Everything that is exercised."""
+def runs(timed: bool = False) -> list[Run]:
+    """Everything that is exercised, or only what the benchmarks of a step time."""
     plain = _odd(torch.float32)
     half = [*_odd(torch.bfloat16), torch.linspace(-1.0, 1.0, 4099).bfloat16()]  # long enough for moments of 8 bits
+    pairs = [pair for pair in PAIRS if not timed or pair[0] == pair[1]]
     return [
-        *(Run(_odd(p), g, {}) for p, g in PAIRS),
-        *(Run(plain[: len(SHAPES)], torch.float32, options) for options in OPTIONS),
-        *(Run(half, torch.bfloat16, options) for options in STORED),
+        *(Run(_odd(p), g, {}) for p, g in pairs),
+        *(Run(plain[: len(SHAPES)], torch.float32, options) for options in (OPTIONS[:1] if timed else OPTIONS)),
+        *(Run(half, torch.bfloat16, options) for options in (() if timed else STORED)),
         Run([torch.full((5,), float(k % 7)) for k in range(MANY)], torch.float32, {}),
     ]
 
@@ -102,13 +103,13 @@ def train(device: str, backend: str, run: Run) -> list[Tensor]:
     return [param.detach().cpu() for param in params]
 
 
-def exercise(device: str, backend: str) -> int:
+def exercise(device: str, backend: str, timed: bool = False) -> int:
     """Trains with a backend on a device and with `reference` on the CPU; returns how many runs were compared.
 
     Raises:
         AssertionError: the bits differ.
     """
-    every = runs()
+    every = runs(timed)
     for run in every:
         expected = train("cpu", "reference", run)
         for k, (a, b) in enumerate(zip(train(device, backend, run), expected, strict=True)):
@@ -120,6 +121,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.exercise", description=__doc__)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], metavar="NAME")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--timed", action="store_true", help="only what the benchmarks of a step time")
     parser.add_argument("--plant", action="store_true", help="write out of bounds, and nothing else")
     options = parser.parse_args(arguments)
     if options.plant:
@@ -134,7 +136,7 @@ def main(arguments: list[str]) -> int:
         if available[backend] is not None:
             print(f"absent {backend}: {available[backend]}")
         else:
-            print(f"exercised {backend}: {exercise(options.device, backend)} runs")
+            print(f"exercised {backend}: {exercise(options.device, backend, options.timed)} runs")
     return 0
 
 

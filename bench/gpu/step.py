@@ -145,7 +145,7 @@ class Suite:
 
 def smoke(backends: Sequence[str], device: str) -> dict[str, str]:
     """Backends whose short exercise fails in a process of its own, with the reason: they would end the run for all."""
-    command = [sys.executable, "-m", "bench.gpu.exercise", "--device", device, "--backends"]
+    command = [sys.executable, "-m", "bench.gpu.exercise", "--timed", "--device", device, "--backends"]
     started = [(backend, subprocess.Popen([*command, backend], stdout=PIPE, stderr=STDOUT)) for backend in backends]
     out = {}
     for backend, process in started:

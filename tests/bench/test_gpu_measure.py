@@ -74,8 +74,9 @@ def test_counts_fit_the_time():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_commands_say_so(tmp_path, capsys):
     assert step.main(["--out", str(tmp_path)]) == 1
+    assert forms.main(["--device", "cuda"]) == 1
     assert tune.main(["--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("no CUDA GPU") == 2
+    assert capsys.readouterr().out.count("no CUDA GPU") == 3
     assert not list(tmp_path.iterdir())
     assert machine.gpu()["name"] == "cpu"
     assert not installed.due("cuda")
@@ -227,6 +228,7 @@ def test_exercise_on_the_cpu():
     """Every kernel runs: of one that does not a sanitizer sees nothing."""
     with torch.profiler.profile() as profile:
         assert exercise.exercise("cpu", "cpu") == len(exercise.runs()) == 19
+    assert len(exercise.runs(timed=True)) == 6
     called = {event.key.partition("::")[2] for event in profile.key_averages() if event.key.startswith("radam_fused::")}
     assert called >= {"step_native", "squares_native", "rows_native"}
 
