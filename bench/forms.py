@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from bench.gpu.clock import Clock, HostClock, current, host
 from bench.machine import commit, machine, versions
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, available_backends
 from radam_fused.layout import ALIGNMENT
 
 ROUNDS, FIRST = 30, 7
@@ -76,28 +74,14 @@ def optimizer(form: Form, elements: int, device: str, backend: str) -> FusedRAda
     return opt
 
 
-def milliseconds(step: Callable[[], object], device: str) -> float:
-    """Of one step: on a GPU what it keeps the device busy."""
-    if device == "cpu":
-        begin = time.perf_counter()
-        step()
-        return (time.perf_counter() - begin) * 1e3
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
-
-
-def measure(device: str, backend: str, elements: int, rounds: int) -> list[dict[str, Any]]:
+def measure(on: Clock, backend: str, elements: int, rounds: int) -> list[dict[str, Any]]:
     """A row a form, all measured in turns, so that what disturbs one disturbs its neighbours."""
-    optimizers = [optimizer(form, elements, device, backend) for form in FORMS]
+    optimizers = [optimizer(form, elements, on.device, backend) for form in FORMS]
+    host_takes = [statistics.median(host(on, opt.step, 5)) for opt in optimizers]
     times: list[list[float]] = [[] for _ in FORMS]
-    for _ in track(range(rounds), f"stored forms on {device}, {backend}"):
-        for opt, taken in zip(optimizers, times, strict=True):
-            taken.append(milliseconds(opt.step, device))
+    for _ in range(rounds):
+        for opt, taken, first in zip(optimizers, times, host_takes, strict=True):
+            taken += [1e3 * seconds for seconds in on.busy(opt.step, 1, first)]
     medians = [statistics.median(taken) for taken in times]
     return [
         {
@@ -112,29 +96,48 @@ def measure(device: str, backend: str, elements: int, rounds: int) -> list[dict[
     ]
 
 
-def main() -> None:
-    """Measures, prints a table and saves the rows."""
+def text(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a row."""
+    heading = f"{'form':<32}{'backend':<9}{'bytes':>6}{'ms':>9}{'against its bytes':>19}"
+    return "\n".join(
+        [heading]
+        + [
+            f"{row['form']:<32}{row['backend']:<9}{row['bytes']:>6.2f}{row['ms']:>9.3f}{row['against_bytes']:>19.2f}"
+            for row in rows
+        ]
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures, prints a table and saves the rows; the status is 1 where a backend that was asked for cannot run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=list(ELEMENTS), default="cpu")
     parser.add_argument("--backends", nargs="+", default=None)
     parser.add_argument("--elements", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--results", type=Path, default=Path("bench/results/cpu/forms.json"))
-    arguments = parser.parse_args()
-    device = arguments.device
-    elements = arguments.elements or ELEMENTS[device]
-    rows = []
-    for backend in arguments.backends or (["cpu"] if device == "cpu" else ["cuda", "triton"]):
-        rows += measure(device, backend, elements, arguments.rounds)
-    record = {"machine": machine(), "versions": versions(), "commit": commit(), "elements": elements, "rows": rows}
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    arguments.results.write_text(json.dumps(record, indent=1) + "\n")
-    table = Table("form", "backend", "bytes", "ms", "against its bytes")
-    for row in rows:
-        cells = f"{row['bytes']:.2f}", f"{row['ms']:.2f}", f"{row['against_bytes']:.2f}"
-        table.add_row(row["form"], row["backend"], *cells)
-    Console().print(table)
+    options = parser.parse_args(arguments)
+    try:
+        on = HostClock() if options.device == "cpu" else current()
+    except RuntimeError as error:
+        print(f"nothing was measured: {error}")
+        return 1
+    elements = options.elements or ELEMENTS[options.device]
+    rows: list[dict[str, Any]] = []
+    absent = {}
+    about = {"machine": machine(), "versions": versions(), "commit": commit(), "elements": elements}
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    for backend in options.backends or (["cpu"] if options.device == "cpu" else ["cuda", "triton"]):
+        reason = available_backends()[backend]
+        if reason is None:
+            rows += measure(on, backend, elements, options.rounds)
+        else:
+            absent[backend] = reason
+            print(f"{backend} was not measured: {reason}")
+        options.results.write_text(json.dumps({**about, "absent": absent, "rows": rows}, indent=1) + "\n")
+    print(text(rows))
+    return int(bool(absent))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

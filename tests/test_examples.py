@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("rich", reason="requirements/dev.txt has it")
+pytest.importorskip("matplotlib", reason="requirements/dev.txt has it")
+
 import torch
 
 from radam_fused import FusedRAdam

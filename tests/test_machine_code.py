@@ -11,13 +11,19 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import triton
 
 import radam_fused
+from radam_fused.backends import triton_compiler
+from radam_fused.backends.triton_compiler import fuses
 
 COMPILE = Path(__file__).parent / "compile_triton.py"
 TOOLS = Path(__import__("triton").__file__).parent / "backends" / "nvidia" / "bin"
@@ -102,10 +108,17 @@ def test_full_tiles_move_128_bits_at_a_time(pair: str, arch: int, code: dict) ->
 @ARCHS
 @KERNELS
 def test_nothing_spills(pair: str, arch: int, code: dict) -> None:
+    rounds_by_itself(arch)
     for name in ("step", "step_zero"):
         found = code[name, pair, arch, False]
         assert not spills(found)
         assert found.registers <= (128 if pair == "fp64-fp64" else 72)
+
+
+def rounds_by_itself(arch: int) -> None:
+    """Skips where the compiler is known not to: `test_a_compiler_that_fuses_is_known` has what is then the case."""
+    if reason := fuses(arch):
+        pytest.skip(reason)
 
 
 def spills(found: Code) -> bool:
@@ -145,6 +158,7 @@ def test_stored_forms_spill_nothing(form: str, arch: int, code: dict) -> None:
 @ARCHS
 @STORED_FORMS
 def test_stored_forms_round_every_operation_by_itself(form: str, arch: int, code: dict) -> None:
+    rounds_by_itself(arch)
     found = code["stored", form, arch, False]
     adds, multiplies = arithmetic(found)
     assert adds >= ADDS * ON_A_THREAD
@@ -210,12 +224,36 @@ def arithmetic(found: Code) -> tuple[int, int]:
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair != "fp64-fp64"])
 def test_no_multiply_is_fused_with_an_add(pair: str, arch: int, code: dict) -> None:
     """Every addition and multiplication of the contract is there by itself: the full tile's and the general path's."""
+    rounds_by_itself(arch)
     found = code["step", pair, arch, False]
     elements = TILE // THREADS + 1
     adds, multiplies = arithmetic(found)
     assert adds >= ADDS * elements
     assert multiplies >= MULTIPLIES * elements
     assert "fma.rn" not in found.ptx
+
+
+@ARCHS
+def test_a_compiler_that_fuses_is_known(arch: int, code: dict) -> None:
+    """The reading of the machine code, and what users are warned of, agree."""
+    found = code["step", "bf16-bf16", arch, False]
+    assert "fma.rn" not in found.ptx
+    missing = arithmetic(found)[0] < ADDS * (TILE // THREADS + 1)
+    assert missing == (fuses(arch) is not None)
+
+
+@pytest.mark.parametrize(("version", "arch", "warned"), [("12.9", 100, 1), ("12.9", 90, 0), ("13.1", 100, 0)])
+def test_users_are_warned_of_one_once(version: str, arch: int, warned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = SimpleNamespace(version=version)
+    monkeypatch.setattr(triton, "knobs", SimpleNamespace(nvidia=SimpleNamespace(ptxas_blackwell=tool)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: divmod(arch, 10))
+    triton_compiler.warn_of_fusion.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            triton_compiler.warn_of_fusion(torch.device("cuda", 0))
+    triton_compiler.warn_of_fusion.cache_clear()
+    assert [version in str(warning.message) for warning in caught] == [True] * warned
 
 
 @ARCHS

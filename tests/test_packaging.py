@@ -106,6 +106,7 @@ def tools(tmp_path_factory, real_compiler):
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory):
     """The sdist of a copy of this tree into which a library of some earlier build has strayed."""
+    pytest.importorskip("build", reason="requirements/dev.txt has it")
     base = tmp_path_factory.mktemp("sdist")
     unwanted = (".git", ".venv*", ".*cache", "__pycache__", "build", "dist", "*.egg-info", "*.so", "out")
     shutil.copytree(ROOT, base / "tree", ignore=shutil.ignore_patterns(*unwanted))

@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("hypothesis", reason="requirements/dev.txt has it")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

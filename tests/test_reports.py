@@ -28,12 +28,39 @@ def test_rectification_state(capturable: bool) -> None:
     ]
 
 
-def test_spans_only_while_a_profile_is_taken() -> None:
+SPANS = {"radam_fused.collect", "radam_fused.scalars", "radam_fused.rows", "radam_fused.step"}
+
+
+def clipped() -> FusedRAdam:
     p = torch.zeros(3)
     p.grad = torch.ones(3)
-    opt = FusedRAdam([p], max_grad_norm=1.0)
-    opt.step()
+    return FusedRAdam([p], max_grad_norm=1.0)
+
+
+def test_spans_in_a_profile() -> None:
+    opt = clipped()
     with torch.profiler.profile() as profile:
         opt.step()
-    names = {event.key for event in profile.key_averages()}
-    assert {"radam_fused.collect", "radam_fused.scalars", "radam_fused.rows", "radam_fused.step"} <= names
+    assert {event.key for event in profile.key_averages()} >= SPANS
+
+
+@pytest.mark.skipif(not torch.profiler.itt.is_available(), reason="this torch marks no ranges but NVTX's")
+def test_spans_only_where_ranges_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By ITT, which torch marks in the way of NVTX but without a GPU."""
+    seen: list[str] = []
+    record = torch.autograd.profiler.record_function
+
+    def recorded(name: str) -> torch.autograd.profiler.record_function:
+        seen.append(name)
+        return record(name)
+
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", recorded)
+    opt = clipped()
+    opt.step()
+    assert not SPANS & set(seen)
+    with torch.autograd.profiler.emit_itt():
+        opt.step()
+    assert set(seen) >= SPANS
+    seen.clear()
+    opt.step()
+    assert not SPANS & set(seen)

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+pytest.importorskip("hypothesis", reason="requirements/dev.txt has it")
+
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -23,10 +26,12 @@ from hypothesis.stateful import (
 )
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.backward import StepInBackward
 from radam_fused.bucket import Bucket
 from radam_fused.placement import Placement
 from radam_fused.scalars import DeviceScalars
+from radam_fused.transfer import Transfer
 from tests.helpers import same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose
@@ -65,6 +70,7 @@ class Training(RuleBasedStateMachine):
     @initialize(
         backend=st.sampled_from(["cpu", "cpu", "reference"]),
         flatten=flags,
+        offload=flags,
         zero_grads=flags,
         capturable=flags,
         clip=flags,
@@ -72,11 +78,23 @@ class Training(RuleBasedStateMachine):
         frozen=subsets,
     )
     def start(
-        self, backend: str, flatten: bool, zero_grads: bool, capturable: bool, clip: bool, named: bool, frozen: set[int]
+        self,
+        backend: str,
+        flatten: bool,
+        offload: bool,
+        zero_grads: bool,
+        capturable: bool,
+        clip: bool,
+        named: bool,
+        frozen: set[int],
     ) -> None:
         self.flatten, self.zero_grads = flatten, zero_grads
+        self.offload = offload and backend == "cpu" and not flatten
+        capturable = capturable and not self.offload
         self.clip = clip and backend == "cpu"  # the reference adds 1,024 x 1,024 lanes for the smallest gradient
         self.options: dict[str, Any] = {"backend": backend, "flatten": flatten, "zero_grads": zero_grads}
+        if self.offload:
+            self.options["offload"] = True
         if self.clip:
             self.options["max_grad_norm"] = MAX_NORM
         self.copies = 0
@@ -216,6 +234,43 @@ class Training(RuleBasedStateMachine):
         assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-4, abs=1e-3)
         self.finish(before)
 
+    @rule()
+    def step_with_hooks(self) -> None:
+        """A pre-hook that halves the gradients, and a post-hook."""
+        before: list[Tensor | None] = []
+        order: list[str] = []
+
+        @torch.no_grad()
+        def halve(opt: torch.optim.Optimizer, *_: Any) -> None:
+            order.append("pre")
+            for p in (p for group in opt.param_groups for p in group["params"] if p.grad is not None):
+                p.grad.mul_(0.5)
+            if opt is self.ours:
+                before.extend(self.gradients())
+
+        for opt in (self.ours, self.theirs):
+            handles = [opt.register_step_pre_hook(halve), opt.register_step_post_hook(lambda *_: order.append("post"))]
+            if opt is self.theirs:
+                handles.append(opt.register_step_pre_hook(lambda *_: self.clip_theirs()))
+            opt.step()
+            for handle in handles:
+                handle.remove()
+        assert order == ["pre", "post"] * 2
+        self.finish(before)
+
+    @precondition(lambda self: not (self.flatten or self.offload or self.clip))
+    @rule(seed=seeds, missing=subsets)
+    def step_during_backward(self, seed: int, missing: set[int]) -> None:
+        """Turned on for one iteration, which leaves no gradient behind."""
+        with step_in_backward(self.ours):
+            self.differentiate(0, seed, missing)
+            self.ours.step()
+        self.differentiate(1, seed, missing)
+        self.theirs.step()
+        for p, q in self.pairs:
+            assert p.grad is None
+            q.grad = None
+
     @precondition(has_gradients)
     @rule(power=st.integers(-3, 16), bad=st.sampled_from([None, math.inf, math.nan]), index=picks, unscale=flags)
     def step_with_scaler(self, power: int, bad: float | None, index: int, unscale: bool) -> None:
@@ -264,6 +319,7 @@ class Training(RuleBasedStateMachine):
             else:
                 group["lr"] = lr
 
+    @precondition(lambda self: not self.offload)
     @rule(index=picks, capturable=flags)
     def change_capturable(self, index: int, capturable: bool) -> None:
         self.group(index)[0]["capturable"] = capturable
@@ -334,7 +390,7 @@ class Training(RuleBasedStateMachine):
             between = torch.optim.RAdam([{"params": group["params"]} for group in self.ours.param_groups])
             between.load_state_dict(loaded[0])
             loaded[0] = between.state_dict()
-        if capturable is not None:
+        if capturable is not None and not self.offload:
             for group in loaded[0]["param_groups"]:
                 group["capturable"] = capturable
         names = [group.get("param_names") for group in self.ours.param_groups]
@@ -486,4 +542,14 @@ def test_ignored_edits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_counts_of_failed_steps_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the launch finds other strides and is tried again."""
     monkeypatch.setattr(DeviceScalars, "undo", lambda self, bucket, plan: None)
+    assert found(FusedRAdam)
+
+
+def test_parameters_that_do_not_come_back_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transfer, "up", lambda self, slot, copies: None)
+    assert found(FusedRAdam)
+
+
+def test_hooks_that_outlast_their_iteration_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepInBackward, "remove", lambda self: None)
     assert found(FusedRAdam)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, offload
 from tests.helpers import same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose
@@ -33,6 +33,7 @@ FEATURES = {
     "clip": "max_grad_norm",
     "zero_grads": "the step clears the gradients",
     "flatten": "flat buffers",
+    "offload": "moments apart from the parameters, stepped in chunks",
     "tensor_lr": "a tensor, changed in place",
     "closure": "step(closure)",
     "hooks": "a pre-hook that halves the gradients, a post-hook that counts",
@@ -58,6 +59,7 @@ CHANGING = {
 REFUSED = [{"amp", "closure"}, {"unscale", "closure"}, {"amp", "complex"}, {"unscale", "complex"}]
 """Pairs that torch.amp.GradScaler has no way to do, with any optimizer."""
 REFUSED += [{"flatten", "complex"}]
+REFUSED += [{"offload", other} for other in ("flatten", "capturable", "toggle")]
 PAIRS = [p for p in itertools.combinations(FEATURES, 2) if set(p) not in REFUSED]
 
 MAX_NORM = 0.5
@@ -118,6 +120,7 @@ class Loop:
                 lr=0.05,
                 backend=self.backend,
                 flatten=has("flatten"),
+                offload=has("offload"),
                 zero_grads=has("zero_grads"),
                 capturable=self.capturable,
                 max_grad_norm=MAX_NORM if has("clip") else None,
@@ -268,10 +271,13 @@ RUNS = [
     *(("reference", features) for features in ALONE + [p for p in PAIRS if "clip" not in p]),
     *(("triton", features) for features in ON_TRITON),
 ]
+RUNS = [(backend, features) for backend, features in RUNS if backend == "cpu" or "offload" not in features]
+"""Offloaded moments are the cpu backend's."""
 
 
 @pytest.mark.parametrize(("backend", "features"), RUNS, ids=lambda v: v if isinstance(v, str) else "+".join(v))
-def test_features(backend: str, features: tuple[str, ...]) -> None:
+def test_features(backend: str, features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "SLOT_BYTES", 192)  # several chunks a step
     steps = STEPS if backend == "cpu" else 9
     assert worst(Loop(backend, features, steps), plain(features, steps)) < TOLERANCE
 

@@ -1,7 +1,8 @@
 """``python -m bench.gpu``, which is ``make gpu``: build, test, sanitize and measure on a machine with an NVIDIA GPU.
 
 Every stage has its time, a stage that fails does not stop the others, and the exit status is 1 if any did. What is
-kept, at most eight files: gpu.json, gpu.md and three plots (bench), tune.json (tune), stages.json, log.txt.
+kept, seven files: gpu.json, gpu.md and three plots (bench), stages.json with what the stages forms and tune found,
+log.txt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from bench.gpu import claims, report
 from bench.gpu.plan import DEFAULT, ROOT, TOTAL, stages
 from bench.gpu.stages import FAILED, Outcome, Stage, run
 
+FOLDED = ("forms", "tune")
+"""Stages that leave a small JSON file of that name, which becomes a part of stages.json."""
 TAIL = 1500
 """Characters of a failed task's log that are shown; log.txt has all of it."""
 
@@ -71,6 +74,16 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, f"{failed} of {len(outcomes)} failed" if failed else "nothing failed"])
 
 
+def fold(folder: Path) -> dict[str, Any]:
+    """What is in the files of `FOLDED`, which are taken away."""
+    found = {}
+    for path in (folder / f"{name}.json" for name in FOLDED):
+        if path.exists():
+            found[path.stem] = json.loads(path.read_text())
+            path.unlink()
+    return found
+
+
 def keep(outcomes: Sequence[Outcome], about: dict[str, Any], folder: Path) -> None:
     """Writes stages.json and log.txt."""
     shown = [{key: value for key, value in vars(outcome).items() if key != "log"} for outcome in outcomes]
@@ -102,10 +115,12 @@ def main(arguments: Sequence[str]) -> int:
         for outcome in outcomes:
             if outcome.status == FAILED and outcome.log:
                 print(f"the end of {outcome.stage} {outcome.task}:\n{scrubbed(outcome.log)[-TAIL:]}", flush=True)
+        about.update(fold(folder))
         keep(done, about, folder)
 
     available = stages(folder)
     chosen = [stage for name, stage in available.items() if name in options.stages]
+    fold(folder)  # an earlier run's, had it been cut off
     fresh = time.time()
     with TemporaryDirectory() as logs:
         outcomes = run(chosen, options.seconds - (time.monotonic() - began), Path(logs), before, after)

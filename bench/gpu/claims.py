@@ -103,9 +103,13 @@ def _bits(found: Found) -> list[str]:
     lines = []
     for backend in BACKENDS:
         rows = [row for row in found["rows"] if row["backend"] == backend]
-        same = {"rows with reference's bits": float(sum(bool(row["check"]["right"]) for row in rows)) if rows else None}
+        right = [row["check"]["right"] for row in rows]
+        known = [one for one in right if one is not None]
+        same: dict[str, float | None] = {"rows with reference's bits": float(sum(known)) if known else None}
         text = f"what was timed has reference's bits, {backend}, {len(rows)} rows"
-        lines.append(_line(text, same, partial(eq, len(rows)), ""))
+        line = _line(text, same, partial(eq, len(known)), "")
+        unknown = len(right) - len(known)
+        lines.append(line.replace(PASS, UNMEASURED) + f"; {unknown} not compared" if unknown else line)
     return lines
 
 

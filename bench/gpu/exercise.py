@@ -1,8 +1,9 @@
 """A short run over small odd layouts, for compute-sanitizer to watch: ``python -m bench.gpu.exercise``.
 
-Every path of a backend is taken: full tiles and ragged ends, misaligned and strided tensors, every pair of dtypes,
-tables by value and in memory, ``flatten``, groups. The results are compared with `reference` on the CPU. As few of
-torch's own kernels as possible run, since a sanitizer slows everything down.
+Every kernel of a backend runs, and every path: full tiles and ragged ends, misaligned and strided tensors, every pair
+of dtypes, tables by value and in memory, ``flatten``, groups; the norm, rows made on the device, cleared gradients, and
+moments stored in fewer bits. The results are compared with `reference` on the CPU. As few of torch's own kernels as
+possible run, since a sanitizer slows everything down.
 
 ``--plant`` does what a sanitizer has to notice (`bench.gpu.stray`).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +22,18 @@ SHAPES = ((), (1,), (0,), (255,), (257,), (33, 17), (2500,))
 MANY = 900
 """Tensors enough for tables that no longer fit in a kernel's arguments."""
 FLOAT = (torch.float32, torch.float16, torch.bfloat16)
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"flatten": True},
+    {"capturable": True},
+    {"max_grad_norm": 0.5},  # partial sums and rows, each with memory that threads share
+    {"zero_grads": True},
+)
+STORED: tuple[dict[str, Any], ...] = (
+    {"state_dtype": torch.int8},  # the kernel whose threads tell each other their largest value
+    {"state_dtype": torch.float16, "rounding": "stochastic"},
+    {"state_dtype": torch.bfloat16, "master_weights": "split"},
+    {"master_weights": "kahan"},
+)
 PAIRS = [(torch.float64, torch.float64), *((p, g) for p in FLOAT for g in FLOAT)]
 
 
@@ -39,8 +53,33 @@ def _on(device: str, tensor: Tensor) -> Tensor:
     return base.clone().to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def train(device: str, backend: str, starts: list[Tensor], grad_dtype: torch.dtype, flatten: bool) -> list[Tensor]:
+class Run(NamedTuple):
+    """What is trained."""
+
+    starts: list[Tensor]
+    grad_dtype: torch.dtype
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.starts[0].dtype}, gradients {self.grad_dtype}, {self.options}"
+
+
+def runs(timed: bool = False) -> list[Run]:
+    """Everything that is exercised, or only what the benchmarks of a step time."""
+    plain = _odd(torch.float32)
+    half = [*_odd(torch.bfloat16), torch.linspace(-1.0, 1.0, 4099).bfloat16()]  # long enough for moments of 8 bits
+    pairs = [pair for pair in PAIRS if not timed or pair[0] == pair[1]]
+    return [
+        *(Run(_odd(p), g, {}) for p, g in pairs),
+        *(Run(plain[: len(SHAPES)], torch.float32, options) for options in (OPTIONS[:1] if timed else OPTIONS)),
+        *(Run(half, torch.bfloat16, options) for options in (() if timed else STORED)),
+        Run([torch.full((5,), float(k % 7)) for k in range(MANY)], torch.float32, {}),
+    ]
+
+
+def train(device: str, backend: str, run: Run) -> list[Tensor]:
     """Parameters after some steps, on the CPU."""
+    starts, grad_dtype, options = run
     from radam_fused import FusedRAdam
 
     params = [torch.nn.Parameter(_on(device, start)) for start in starts]
@@ -51,7 +90,7 @@ def train(device: str, backend: str, starts: list[Tensor], grad_dtype: torch.dty
     for param in params:
         if param.dtype != grad_dtype:
             param.grad_dtype = grad_dtype
-    optimizer = FusedRAdam(groups, lr=0.01, backend=backend, flatten=flatten)
+    optimizer = FusedRAdam(groups, lr=0.01, backend=backend, **options)
     for step in range(STEPS):
         # Thousands of transfers would take a sanitizer long, and show nothing new.
         for start, param in zip(starts, params, strict=True) if step == 0 or len(starts) < MANY else ():
@@ -59,30 +98,30 @@ def train(device: str, backend: str, starts: list[Tensor], grad_dtype: torch.dty
             grad = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(grad_dtype).to(device)
             param.grad = grad
         optimizer.step()
+        if options.get("zero_grads"):
+            assert not any(param.grad.any() for param in params if param.grad is not None)
     return [param.detach().cpu() for param in params]
 
 
-def exercise(device: str, backend: str) -> int:
+def exercise(device: str, backend: str, timed: bool = False) -> int:
     """Trains with a backend on a device and with `reference` on the CPU; returns how many runs were compared.
 
     Raises:
         AssertionError: the bits differ.
     """
-    runs: list[tuple[list[Tensor], torch.dtype, bool]] = [(_odd(p), g, False) for p, g in PAIRS]
-    runs.append((_odd(torch.float32)[: len(SHAPES)], torch.float32, True))
-    runs.append(([torch.full((5,), float(k % 7)) for k in range(MANY)], torch.float32, False))
-    for starts, grad_dtype, flatten in runs:
-        expected = train("cpu", "reference", starts, grad_dtype, flatten)
-        for k, (a, b) in enumerate(zip(train(device, backend, starts, grad_dtype, flatten), expected, strict=True)):
-            same = torch.equal(a, b)
-            assert same, f"{backend}: tensor {k} ({starts[0].dtype}, gradients {grad_dtype}) differs from reference"
-    return len(runs)
+    every = runs(timed)
+    for run in every:
+        expected = train("cpu", "reference", run)
+        for k, (a, b) in enumerate(zip(train(device, backend, run), expected, strict=True)):
+            assert torch.equal(a, b), f"{backend}: tensor {k} ({run}) differs from reference"
+    return len(every)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.exercise", description=__doc__)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], metavar="NAME")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--timed", action="store_true", help="only what the benchmarks of a step time")
     parser.add_argument("--plant", action="store_true", help="write out of bounds, and nothing else")
     options = parser.parse_args(arguments)
     if options.plant:
@@ -97,7 +136,7 @@ def main(arguments: list[str]) -> int:
         if available[backend] is not None:
             print(f"absent {backend}: {available[backend]}")
         else:
-            print(f"exercised {backend}: {exercise(options.device, backend)} runs")
+            print(f"exercised {backend}: {exercise(options.device, backend, options.timed)} runs")
     return 0
 
 

@@ -111,24 +111,32 @@ def _sanitize() -> list[Task]:
     ]
 
 
+def _dealt(workers: int) -> list[list[str]]:
+    """The files of the ordinary suite, dealt out: the longest first, as those mostly take the longest."""
+    paths = [path for path in ROOT.glob("tests/**/test_*.py") if path.parent.name != "gpu"]
+    files = [path.relative_to(ROOT).as_posix() for path in sorted(paths, key=lambda path: -path.stat().st_size)]
+    return [files[k::workers] for k in range(min(workers, len(files)))]
+
+
 def _tests() -> list[Task]:
     """The ordinary suite as on a machine without a GPU, and beside it the GPU's own tests."""
     cores = os.cpu_count() or 1
-    pytest = [sys.executable, "-m", "pytest", "-q", "--durations=10", "-p", "no:cacheprovider"]
-    workers = max(1, min(12, cores - 2))
+    # A file that does not import, for want of what it tests with, must not keep the others from running.
+    flags = ["-q", "--durations=10", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    pytest = [sys.executable, "-m", "pytest", *flags]
+    workers = max(1, min(12, cores - 4))
     xdist = importlib.util.find_spec("xdist") is not None
-    parallel = ["-n", str(workers)] if xdist else []
     by_file = ["-n", "3", "--dist", "loadfile"] if xdist else []  # the tests that fill the memory are in one file
-    threads = str(max(1, cores // workers))
-    beside = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("tests/test_*_gpu.py"))]
+    shares = [["-n", str(workers), "tests", "--ignore=tests/gpu"]] if xdist else _dealt(workers)
+    environment: dict[str, str | None] = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": str(max(1, cores // workers)),
+    }
+    names = [f"suite{f'-{k}' if len(shares) > 1 else ''}" for k in range(1, len(shares) + 1)]
     return [
-        Task(
-            "suite",
-            [*pytest, *parallel, "tests", "--ignore=tests/gpu"],
-            {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": threads},
-            judge_pytest,
-        ),
-        Task("gpu", [*pytest, *by_file, "-rs", "tests/gpu", *beside], {"TRITON_INTERPRET": None}, judge_pytest),
+        *(Task(name, [*pytest, *share], environment, judge_pytest) for name, share in zip(names, shares, strict=True)),
+        Task("gpu", [*pytest, *by_file, "-rs", "tests/gpu"], {"TRITON_INTERPRET": None}, judge_pytest),
     ]
 
 

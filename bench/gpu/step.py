@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from subprocess import PIPE, STDOUT
@@ -144,7 +145,7 @@ class Suite:
 
 def smoke(backends: Sequence[str], device: str) -> dict[str, str]:
     """Backends whose short exercise fails in a process of its own, with the reason: they would end the run for all."""
-    command = [sys.executable, "-m", "bench.gpu.exercise", "--device", device, "--backends"]
+    command = [sys.executable, "-m", "bench.gpu.exercise", "--timed", "--device", device, "--backends"]
     started = [(backend, subprocess.Popen([*command, backend], stdout=PIPE, stderr=STDOUT)) for backend in backends]
     out = {}
     for backend, process in started:
@@ -165,7 +166,8 @@ def write(found: dict[str, Any], folder: Path) -> None:
     """JSON and Markdown; the plots are made once, at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(found, folder / "gpu.json")
-    (folder / "gpu.md").write_text(report.markdown(found, claims.lines(found), plot.NAMES))
+    plots = plot.NAMES if find_spec("matplotlib") else ()
+    (folder / "gpu.md").write_text(report.markdown(found, claims.lines(found), plots))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

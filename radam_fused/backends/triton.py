@@ -18,6 +18,8 @@ from torch import Tensor
 from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
 from ..forms import HALF
 from ..layout import ALIGNMENT
+from .triton_compiler import warn_of_fusion
+from .triton_interpreter import mend
 from .triton_segments import Segment, segment_table, tile_map
 from .triton_state import State, as_stored, check_segments, check_tables
 from .triton_tables import Table, facts, on_device
@@ -32,6 +34,8 @@ INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
 STORED_SLICE = 256
 """On the general path of stored forms: a block that shares a scale."""
+ZEROING_REGISTERS = 72
+"""Where parameters and gradients differ in size: without a limit, ptxas spills some to make room for eight blocks."""
 STORED_REGISTERS = 128
 """The most that leave four blocks to a multiprocessor; without a limit, ptxas spills some to make room for five."""
 PROGRAMS_PER_SM = 8
@@ -62,6 +66,10 @@ def require(operator: str, device: torch.device) -> None:
         reason = f"the tensors are on {device}: TRITON_INTERPRET=1 runs the kernels interpreted on the CPU"
     if reason is not None:
         raise RuntimeError(f"radam_fused::{operator}_triton: {reason}")
+    if device.type == "cuda":
+        warn_of_fusion(device)
+    else:
+        mend()
 
 
 def programs(work: int, device: torch.device) -> int:
@@ -193,6 +201,8 @@ class _Launch(NamedTuple):
             "num_warps": WARPS,
             "enable_fp_fusion": False,
         }
+        if zero_grads and self.dtype != param_dtype and state.plain():
+            constants["maxnreg"] = ZEROING_REGISTERS
         if state.plain():
             from .triton_kernel import step_kernel
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from bench import peers
+from bench import forms, peers
 from bench.gpu import check, contestants, exercise, installed, machine, measure, step, traces, tune, tune_cuda
 from bench.gpu.cases import CASES, DTYPES, pass_bytes, values
 from bench.gpu.clock import HostClock
@@ -74,8 +74,9 @@ def test_counts_fit_the_time():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_commands_say_so(tmp_path, capsys):
     assert step.main(["--out", str(tmp_path)]) == 1
+    assert forms.main(["--device", "cuda"]) == 1
     assert tune.main(["--out", str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("no CUDA GPU") == 2
+    assert capsys.readouterr().out.count("no CUDA GPU") == 3
     assert not list(tmp_path.iterdir())
     assert machine.gpu()["name"] == "cpu"
     assert not installed.due("cuda")
@@ -224,7 +225,12 @@ def test_an_interrupted_run_keeps_what_it_has(monkeypatch):
 
 
 def test_exercise_on_the_cpu():
-    assert exercise.exercise("cpu", "cpu") == 12
+    """Every kernel runs: of one that does not a sanitizer sees nothing."""
+    with torch.profiler.profile() as profile:
+        assert exercise.exercise("cpu", "cpu") == len(exercise.runs()) == 19
+    assert len(exercise.runs(timed=True)) == 6
+    called = {event.key.partition("::")[2] for event in profile.key_averages() if event.key.startswith("radam_fused::")}
+    assert called >= {"step_native", "squares_native", "rows_native"}
 
 
 def test_exercise_notices_other_bits(monkeypatch):
@@ -288,3 +294,16 @@ def test_grids_of_cuda_are_timed_in_processes_of_their_own(monkeypatch, capsys):
     assert asked == [None, "132", "264", "528"]
     assert [row["BLOCKS_PER_SM"] for row in found["tiny", "bf16"]] == [0, 1, 4]
     assert "264 blocks: oh" in capsys.readouterr().out
+
+
+def test_stored_forms_are_timed_and_an_absent_backend_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(forms, "available_backends", lambda: {"cuda": "not built", "cpu": None})
+    path = tmp_path / "forms.json"
+    arguments = ["--elements", "5000", "--rounds", "2", "--results", str(path)]
+    assert forms.main([*arguments, "--backends", "cuda", "cpu"]) == 1
+    found = json.loads(path.read_text())
+    assert found["absent"] == {"cuda": "not built"}
+    assert [(row["form"], row["backend"]) for row in found["rows"]] == [(form.name, "cpu") for form in forms.FORMS]
+    assert all(row["ms"] > 0.0 for row in found["rows"])
+    assert "cuda was not measured: not built" in capsys.readouterr().out
+    assert forms.main([*arguments, "--backends", "cpu"]) == 0

@@ -111,6 +111,16 @@ def test_launches_that_were_not_counted_are_named():
     assert any("10 not counted" in line for line in claims.lines(found))
 
 
+def test_rows_that_were_not_compared_are_named():
+    """Were there no memory for the comparison, say: neither right nor wrong."""
+    found = made_up(cuda={"check": {"right": None, "reason": "not compared: OutOfMemoryError"}})
+    (line,) = [line for line in claims.lines(found) if "reference's bits, cuda" in line]
+    assert line.startswith(claims.UNMEASURED)
+    assert line.endswith("10 not compared")
+    found = made_up(cuda={"check": {"right": None}}, cuda_flat={"check": {"right": False}})
+    assert verdicts(found, "reference's bits, cuda") == {claims.MISS}
+
+
 def test_tables_and_markdown():
     found = made_up()
     text = report.terminal(found)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import plan
+from bench.gpu import plan, plot
 from bench.gpu.stages import FAILED, PASSED, SKIPPED, Outcome, Stage, Task, run, run_stage
 
 
@@ -141,6 +141,21 @@ def test_builds_and_backends_are_judged():
     assert plan.judge_backends(1, "ImportError: no\n") == (FAILED, "ImportError: no")
 
 
+@pytest.mark.parametrize("xdist", [True, False], ids=["with_xdist", "without_xdist"])
+def test_every_file_of_the_suite_is_run_once(xdist, monkeypatch):
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: xdist or None)
+    monkeypatch.setattr(plan.os, "cpu_count", lambda: 16)
+    *suite, gpu = plan._tests()
+    assert gpu.command[-1] == "tests/gpu"
+    assert len(suite) == (1 if xdist else 12)
+    assert all("--continue-on-collection-errors" in task.command for task in (*suite, gpu))
+    named = [part for task in suite for part in task.command if part.startswith("tests")]
+    files = {path.relative_to(plan.ROOT).as_posix() for path in plan.ROOT.glob("tests/**/test_*.py")}
+    expected = ["tests"] if xdist else sorted(name for name in files if not name.startswith("tests/gpu/"))
+    assert sorted(named) == expected
+    assert "tests/bench/test_gpu_stages.py" in files
+
+
 def test_the_plan_fits_its_time():
     stages = plan.stages(Path("results"))
     assert list(stages)[:5] == list(plan.DEFAULT)
@@ -149,8 +164,13 @@ def test_the_plan_fits_its_time():
 
 
 def fake(failing: bool):
+    """Stages, one of which leaves all the files that there may be."""
+
     def stages(folder: Path) -> dict[str, Stage]:
-        tasks = [python("fine", f"print({str(plan.ROOT)!r})"), python("bad", f"raise SystemExit({int(failing)})")]
+        names = ["gpu.md", *plot.NAMES, "forms.json", "tune.json"]
+        write = f"import pathlib; [pathlib.Path({str(folder)!r}, n).write_text('[1]') for n in {names}]"
+        fine = f"print({str(plan.ROOT)!r}); {write}"
+        tasks = [python("fine", fine), python("bad", f"raise SystemExit({int(failing)})")]
         return {"build": Stage("build", tasks, 60, 0), "bench": Stage("bench", [], 60, 0)}
 
     return stages
@@ -170,7 +190,10 @@ def test_command(failing, tmp_path, monkeypatch, capsys):
     log = (tmp_path / "log.txt").read_text()
     assert str(plan.ROOT) not in log
     assert "##### build fine: passed" in log
-    assert len(list(tmp_path.iterdir())) <= 8
+    assert kept["forms"] == kept["tune"] == [1]
+    files = {path.name for path in tmp_path.iterdir()} | {"gpu.json"}
+    assert files == {"gpu.json", "gpu.md", *plot.NAMES, "stages.json", "log.txt"}
+    assert len(files) <= 8
 
 
 def test_command_refuses_unknown_stages(capsys):

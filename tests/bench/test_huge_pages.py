@@ -7,6 +7,7 @@ import os
 import pytest
 
 pytest.importorskip("pytest_benchmark")
+pytest.importorskip("rich")
 
 import torch
 

@@ -1,0 +1,42 @@
+"""A compiler of Triton's kernels that is known to break the numeric contract, and where.
+
+On Blackwell two float32 operations may go in one packed instruction. ptxas before CUDA 13.1 fuses a packed
+multiplication with the addition after it, `mul.rn.f32x2` and `add.rn.f32x2` though these are, and under -fmad=false.
+Triton brings a ptxas of its own: 12.9 in Triton 3.6, 13.1 in Triton 3.7.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+PACKED = 100
+"""The first architecture (sm_100) with packed operations."""
+FIXED = 13, 1
+
+
+def fuses(arch: int) -> str | None:
+    """Why kernels for an architecture, as in 90 for sm_90, do not round every operation by itself; None if they do."""
+    if arch < PACKED:
+        return None
+    import triton  # here, because it need not be installed
+
+    version = triton.knobs.nvidia.ptxas_blackwell.version
+    if tuple(map(int, version.split("."))) >= FIXED:
+        return None
+    return (
+        f"Triton {triton.__version__} compiles with ptxas {version}, which fuses multiplications with additions on "
+        "this GPU whatever it is told: results differ from the other backends' in their last bits. Use Triton 3.7, or "
+        "point TRITON_PTXAS_BLACKWELL_PATH to the ptxas of CUDA 13.1 or later"
+    )
+
+
+@functools.cache
+def warn_of_fusion(device: torch.device) -> None:
+    """Warns where kernels on a GPU do not give the other backends' bits; once a device."""
+    major, minor = torch.cuda.get_device_capability(device)
+    reason = fuses(10 * major + minor)
+    if reason is not None:
+        warnings.warn(f"backend = 'triton': {reason}", stacklevel=2)
