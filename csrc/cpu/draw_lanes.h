@@ -14,6 +14,7 @@ constexpr int kBlockWords = kBlockElements / 2;
 // and two sums; of the lines of philox.h GCC makes four multiplications and a dozen permutations.
 RADAM_LANES void draw_calls(uint32_t* words, uint64_t group, uint32_t stream, const Row<float>& row) {
   constexpr int kXor = 0x96;
+  constexpr auto kOddToEven = _MM_PERM_ENUM(0xf5);
   const U factor0 = _mm512_set1_epi64(0xD2511F53), factor1 = _mm512_set1_epi64(0xCD9E8D57);
   U c0 = _mm512_add_epi64(_mm512_set1_epi64(int64_t(group)), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
   U c1 = _mm512_srli_epi64(c0, 32);
@@ -22,9 +23,9 @@ RADAM_LANES void draw_calls(uint32_t* words, uint64_t group, uint32_t stream, co
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const U a = _mm512_mul_epu32(c0, factor0), b = _mm512_mul_epu32(c2, factor1);
-    c0 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(b, 32), c1, all(k0), kXor);
+    c0 = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(b, kOddToEven), c1, _mm512_set1_epi32(int32_t(k0)), kXor);
     c1 = b;
-    c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(a, 32), c3, all(k1), kXor);
+    c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(a, 32), c3, _mm512_set1_epi32(int32_t(k1)), kXor);
     c3 = a;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;

@@ -33,12 +33,20 @@ struct Pair {
 };
 
 RADAM_LANES F all(float x) { return _mm512_set1_ps(x); }
-RADAM_LANES U all(uint32_t x) { return _mm512_set1_epi32(int32_t(x)); }
+// A constant from memory, which costs nothing beside arithmetic: GCC 12 would make it anew in a general register wherever
+// it is wanted, and its way to the vector's takes a port of the arithmetic's.
+template <uint32_t kBits>
+RADAM_LANES U constant() {
+  static constexpr uint32_t kMemory = kBits;
+  U x;
+  asm("vpbroadcastd %1, %0" : "=v"(x) : "m"(kMemory));
+  return x;
+}
 RADAM_LANES U bits_of(F x) { return _mm512_castps_si512(x); }
 RADAM_LANES F of_bits(U x) { return _mm512_castsi512_ps(x); }
-RADAM_LANES U even_of(U words) { return _mm512_and_si512(words, all(0xffffu)); }
+RADAM_LANES U even_of(U words) { return _mm512_and_si512(words, constant<0xffffu>()); }
 RADAM_LANES U odd_of(U words) { return _mm512_srli_epi32(words, 16); }
-RADAM_LANES U magnitude_bits(F x) { return _mm512_and_si512(bits_of(x), all(kMagnitude)); }
+RADAM_LANES U magnitude_bits(F x) { return _mm512_and_si512(bits_of(x), constant<kMagnitude>()); }
 RADAM_LANES __mmask16 is_number(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q); }
 
 // 32 neighbours of 16 bits in memory, as words.
@@ -49,7 +57,7 @@ RADAM_LANES void set_words(void* array, int i, U words) {
 // Of a pair the upper halves.
 RADAM_LANES U upper_halves(U even, U odd) {
   constexpr int kSelect = 0xca;  // where the first has ones the second, else the third
-  return _mm512_ternarylogic_epi32(all(0xffff0000u), odd, odd_of(even), kSelect);
+  return _mm512_ternarylogic_epi32(constant<0xffff0000u>(), odd, odd_of(even), kSelect);
 }
 
 RADAM_LANES U evens_first() {
@@ -62,7 +70,7 @@ RADAM_LANES U in_order() {
 }
 
 RADAM_LANES Pair widened(bfloat16, U words) {
-  return {of_bits(_mm512_slli_epi32(words, 16)), of_bits(_mm512_and_si512(words, all(0xffff0000u)))};
+  return {of_bits(_mm512_slli_epi32(words, 16)), of_bits(_mm512_and_si512(words, constant<0xffff0000u>()))};
 }
 RADAM_LANES Pair widened(float16, U words) {
   const U split = _mm512_permutexvar_epi16(evens_first(), words);
@@ -75,7 +83,7 @@ RADAM_LANES Pair pair_at(const void* array, int i) {
     const float* from = static_cast<const float*>(array) + i;
     const F low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + kLanes);
     const U evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const U odds = _mm512_add_epi32(evens, all(1u));
+    const U odds = _mm512_add_epi32(evens, constant<1u>());
     return {_mm512_permutex2var_ps(low, evens, high), _mm512_permutex2var_ps(low, odds, high)};
   } else {
     return widened(S{}, words_at(array, i));
@@ -90,7 +98,7 @@ RADAM_LANES Pair pair_at(const void* array, int dtype, int i) {
 RADAM_LANES void set_floats(void* array, int i, const Pair& x) {
   float* to = static_cast<float*>(array) + i;
   const U low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const U high = _mm512_add_epi32(low, all(8u));
+  const U high = _mm512_add_epi32(low, constant<8u>());
   _mm512_storeu_ps(to, _mm512_permutex2var_ps(x.even, low, x.odd));
   _mm512_storeu_ps(to + kLanes, _mm512_permutex2var_ps(x.even, high, x.odd));
 }
@@ -104,11 +112,11 @@ RADAM_LANES U halves(const Pair& x) {
 
 // What a bfloat16 is cut out of: the bits and what rounds them, or a NaN.
 RADAM_LANES U rounded_by(F x, U addend) {
-  return _mm512_mask_add_epi32(all(0x7fc00000u), is_number(x), bits_of(x), addend);
+  return _mm512_mask_add_epi32(constant<0x7fc00000u>(), is_number(x), bits_of(x), addend);
 }
 RADAM_LANES U to_nearest(F x) {
-  const U last = _mm512_and_si512(odd_of(bits_of(x)), all(1u));
-  return rounded_by(x, _mm512_add_epi32(last, all(0x7fffu)));
+  const U last = _mm512_and_si512(odd_of(bits_of(x)), constant<1u>());
+  return rounded_by(x, _mm512_add_epi32(last, constant<0x7fffu>()));
 }
 
 // Narrow<S>, for a pair.
@@ -117,7 +125,7 @@ RADAM_LANES U narrowed(float16, const Pair& x) { return halves<_MM_FROUND_TO_NEA
 
 // Parameter<P>.
 RADAM_LANES U as_parameter(bfloat16, const Pair& x) {
-  return upper_halves(rounded_by(x.even, all(0x8000u)), rounded_by(x.odd, all(0x8000u)));
+  return upper_halves(rounded_by(x.even, constant<0x8000u>()), rounded_by(x.odd, constant<0x8000u>()));
 }
 RADAM_LANES U as_parameter(float16 p, const Pair& x) { return narrowed(p, x); }
 
@@ -132,15 +140,15 @@ RADAM_LANES F to_be_cut(F x, U draw) {
   const U rest = magnitude_bits(x);
   const U normal = _mm512_add_epi32(rest, _mm512_srli_epi32(draw, 3));
   const F low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(draw, 2)), all(0x1p-38f));
-  const __mmask16 is_subnormal = _mm512_cmplt_epu32_mask(rest, all(0x38800000u));
+  const __mmask16 is_subnormal = _mm512_cmplt_epu32_mask(rest, constant<0x38800000u>());
   U cut = bits_of(_mm512_mask_add_ps(of_bits(normal), is_subnormal, of_bits(rest), low));
-  const __mmask16 is_large = _mm512_cmpge_epu32_mask(cut, all(0x47800000u));
+  const __mmask16 is_large = _mm512_cmpge_epu32_mask(cut, constant<0x47800000u>());
   if (__builtin_expect(is_large, 0)) {
-    cut = _mm512_mask_mov_epi32(cut, is_large, all(kInfinity));
-    cut = _mm512_mask_mov_epi32(cut, _knot_mask16(is_number(x)), all(kQuietNan));
+    cut = _mm512_mask_mov_epi32(cut, is_large, constant<kInfinity>());
+    cut = _mm512_mask_mov_epi32(cut, _knot_mask16(is_number(x)), constant<kQuietNan>());
   }
   constexpr int kSelect = 0xca;
-  return of_bits(_mm512_ternarylogic_epi32(all(kMagnitude), cut, bits_of(x), kSelect));
+  return of_bits(_mm512_ternarylogic_epi32(constant<kMagnitude>(), cut, bits_of(x), kSelect));
 }
 RADAM_LANES U drawn(float16, const Pair& x, U draws) {
   return halves<_MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC>(
@@ -156,7 +164,7 @@ RADAM_LANES U others(U draws) {
 // code_of
 RADAM_LANES U code_of(F c, U draw, float limit) {
   c = _mm512_add_ps(c, _mm512_mul_ps(_mm512_cvtepi32_ps(draw), all(0x1p-16f)));
-  return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(c, all(0.0f)), all(limit)));  // of a NaN the second: 0
+  return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(c, _mm512_setzero_ps()), all(limit)));  // of a NaN the second: 0
 }
 
 // 32 codes of 8 bits, two in a word of 16.
@@ -166,7 +174,7 @@ RADAM_LANES U codes_at(const void* array, int i) {
 }
 RADAM_LANES void set_codes(void* array, int i, U even, U odd) {
   constexpr int kSelect = 0xca;
-  const U codes = _mm512_ternarylogic_epi32(all(0xffu), even, _mm512_slli_epi32(odd, 8), kSelect);
+  const U codes = _mm512_ternarylogic_epi32(constant<0xffu>(), even, _mm512_slli_epi32(odd, 8), kSelect);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(array) + i), _mm512_cvtepi32_epi16(codes));
 }
 

@@ -49,8 +49,8 @@ template <typename P>
 RADAM_LANES Pair from_master(U written, const Pair& master) {
   const U differing = _mm512_xor_si512(as_parameter(P{}, master), written);
   const Pair taken = widened(P{}, written);
-  return {_mm512_mask_mov_ps(taken.even, _mm512_testn_epi32_mask(differing, all(0xffffu)), master.even),
-          _mm512_mask_mov_ps(taken.odd, _mm512_testn_epi32_mask(differing, all(0xffff0000u)), master.odd)};
+  return {_mm512_mask_mov_ps(taken.even, _mm512_testn_epi32_mask(differing, constant<0xffffu>()), master.even),
+          _mm512_mask_mov_ps(taken.odd, _mm512_testn_epi32_mask(differing, constant<0xffff0000u>()), master.odd)};
 }
 
 template <typename P>
@@ -105,8 +105,8 @@ RADAM_LANES void split(void* p, void* residue, const Pair& x, int i) {
   constexpr __mmask32 kEven = 0x55555555;
   U low = _mm512_mask_blend_epi16(kEven, _mm512_slli_epi32(bits_of(x.odd), 16), bits_of(x.even));
   if (_mm512_cmp_ps_mask(x.even, x.odd, _CMP_UNORD_Q)) {
-    low = _mm512_mask_mov_epi32(_mm512_and_si512(low, all(0xffff0000u)), is_number(x.even), low);
-    low = _mm512_mask_mov_epi32(_mm512_and_si512(low, all(0xffffu)), is_number(x.odd), low);
+    low = _mm512_mask_mov_epi32(_mm512_and_si512(low, constant<0xffff0000u>()), is_number(x.even), low);
+    low = _mm512_mask_mov_epi32(_mm512_and_si512(low, constant<0xffffu>()), is_number(x.odd), low);
   }
   set_words(residue, i, low);
 }

@@ -76,14 +76,14 @@ RADAM_LANES F decode_first(U code, F scale, F root) {
 // RootCode::encode; in `m` then FirstCode::quotient.
 RADAM_LANES U encode_root(F root, F& m, F factor, F scale, U draw) {
   U code = code_of(_mm512_mul_ps(root_of(_mm512_abs_ps(root)), factor), draw, 255.0f);
-  code = _mm512_mask_max_epi32(code, _mm512_cmp_ps_mask(root, all(0.0f), _CMP_GT_OQ), code, all(1u));
+  code = _mm512_mask_max_epi32(code, _mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ), code, constant<1u>());
   const F decoded = decode_root(code, scale);
-  m = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(decoded, all(0.0f), _CMP_GT_OQ), m, decoded);
+  m = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(decoded, _mm512_setzero_ps(), _CMP_GT_OQ), m, decoded);
   return code;
 }
 RADAM_LANES U encode_first(F quotient, F factor, U draw) {
   const U code = code_of(_mm512_mul_ps(_mm512_abs_ps(quotient), factor), draw, 127.0f);
-  return _mm512_mask_sub_epi32(code, _mm512_cmp_ps_mask(quotient, all(0.0f), _CMP_LT_OQ), all(0u), code);
+  return _mm512_mask_sub_epi32(code, _mm512_cmp_ps_mask(quotient, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_si512(), code);
 }
 
 RADAM_LANES U largest_of(U largest, const Pair& x) {
@@ -94,12 +94,12 @@ RADAM_LANES void update_coded(const Block& at, const Task& task, const Draws& dr
   const bool compensated = task.forms.master == Master::kKahan;
   const F old_scale = all(*at.scale), old_sq_scale = all(*at.sq_scale);
   Pair firsts[kBlockElements / kElements], roots[kBlockElements / kElements];
-  U largest = all(0u);
+  U largest = _mm512_setzero_si512();
   for (int i = 0; i < at.n; i += kElements) {
     Pair x = read_parameter(at.param, at.residue, task.forms, i);
     const Pair g = pair_at(at.grad, task.grad_dtype, i);
     const U codes = codes_at(at.exp_avg_sq, i), signed_codes = codes_at(at.exp_avg, i);
-    Pair root = {decode_root(_mm512_and_si512(codes, all(0xffu)), old_sq_scale),
+    Pair root = {decode_root(_mm512_and_si512(codes, constant<0xffu>()), old_sq_scale),
                  decode_root(_mm512_srli_epi32(codes, 8), old_sq_scale)};
     Pair v = {_mm512_mul_ps(root.even, root.even), _mm512_mul_ps(root.odd, root.odd)};
     Pair m = {decode_first(_mm512_srai_epi32(_mm512_slli_epi32(signed_codes, 24), 24), old_scale, root.even),
@@ -112,7 +112,7 @@ RADAM_LANES void update_coded(const Block& at, const Task& task, const Draws& dr
   }
   const float sq_scale = scale_from(_mm512_reduce_max_epu32(largest));
   const F sq_factor = all(RootCode::factor(sq_scale)), all_sq_scale = all(sq_scale);
-  largest = all(0u);
+  largest = _mm512_setzero_si512();
   for (int i = 0; i < at.n; i += kElements) {
     const U words = words_at(draws.moments, i);
     const Pair& root = roots[i / kElements];
