@@ -1,4 +1,4 @@
-// Philox for a block, eight calls at once in AVX-512.
+// Philox for a run of elements, eight calls at once in AVX-512.
 #pragma once
 
 #include "lanes.h"
@@ -8,45 +8,59 @@ namespace radam_fused::lanes {
 
 constexpr int kWords = kDraws / 2;  // of a call
 constexpr int kCalls = 8;           // at once, a word in the lower half of each lane
-constexpr int kBlockWords = kBlockElements / 2;
+constexpr int kRounds = 10;
+constexpr int kRun = 4 * kBlockElements;  // elements that are taken together
+constexpr int kRunWords = kRun / 2;
 
-// What the upper halves of the lanes hold, no multiplication reads, so that a round is two multiplications, two shifts
-// and two sums; of the lines of philox.h GCC makes four multiplications and a dozen permutations.
-RADAM_LANES void draw_calls(uint32_t* words, uint64_t group, uint32_t stream, const Row<float>& row) {
+// The keys of the rounds, made once for all calls.
+struct Keys {
+  uint64_t first[kRounds], second[kRounds];
+
+  explicit Keys(uint32_t seed) {
+    for (uint32_t k = 0; k < kRounds; ++k) {
+      first[k] = uint32_t(seed + k * 0x9E3779B9u);
+      second[k] = uint32_t(k * 0xBB67AE85u);
+    }
+  }
+};
+
+// What the upper halves of the lanes hold, no multiplication reads, so that a round is two multiplications, two moves of
+// a half and two sums, as many for either port; of the lines of philox.h GCC makes four multiplications and a dozen
+// permutations.
+RADAM_LANES void draw_calls(uint32_t* words, uint64_t group, uint32_t stream, uint32_t step, const Keys& keys) {
   constexpr int kXor = 0x96;
   constexpr auto kOddToEven = _MM_PERM_ENUM(0xf5);
   const U factor0 = _mm512_set1_epi64(0xD2511F53), factor1 = _mm512_set1_epi64(0xCD9E8D57);
   U c0 = _mm512_add_epi64(_mm512_set1_epi64(int64_t(group)), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
   U c1 = _mm512_srli_epi64(c0, 32);
-  U c2 = _mm512_set1_epi64(row.step), c3 = _mm512_set1_epi64(stream);
-  uint32_t k0 = row.seed, k1 = 0;
+  U c2 = _mm512_set1_epi64(step), c3 = _mm512_set1_epi64(stream);
 #pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const U a = _mm512_mul_epu32(c0, factor0), b = _mm512_mul_epu32(c2, factor1);
-    c0 = _mm512_ternarylogic_epi64(_mm512_shuffle_epi32(b, kOddToEven), c1, _mm512_set1_epi32(int32_t(k0)), kXor);
+    const U high_a = _mm512_srli_epi64(a, 32), high_b = _mm512_shuffle_epi32(b, kOddToEven);
+    c0 = _mm512_ternarylogic_epi64(high_b, c1, _mm512_set1_epi64(int64_t(keys.first[round])), kXor);
     c1 = b;
-    c2 = _mm512_ternarylogic_epi64(_mm512_srli_epi64(a, 32), c3, _mm512_set1_epi32(int32_t(k1)), kXor);
+    c2 = _mm512_ternarylogic_epi64(high_a, c3, _mm512_set1_epi64(int64_t(keys.second[round])), kXor);
     c3 = a;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   constexpr __mmask16 kUpper = 0xaaaa;
-  const U front = _mm512_mask_blend_epi32(kUpper, c0, _mm512_slli_epi64(c1, 32));
-  const U back = _mm512_mask_blend_epi32(kUpper, c2, _mm512_slli_epi64(c3, 32));
+  const U front = _mm512_mask_shuffle_epi32(c0, kUpper, c1, _MM_PERM_ENUM(0xa0));
+  const U back = _mm512_mask_shuffle_epi32(c2, kUpper, c3, _MM_PERM_ENUM(0xa0));
   const U low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), high = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
   _mm512_storeu_si512(words, _mm512_permutex2var_epi64(front, low, back));
   _mm512_storeu_si512(words + kLanes, _mm512_permutex2var_epi64(front, high, back));
 }
 
 // The numbers of the n places from `origin` on, two neighbours' in a word.
-RADAM_AVX512 inline void draw_block(uint32_t* to, int64_t origin, int n, uint32_t stream, const Row<float>& row) {
-  alignas(64) uint32_t words[kBlockWords + kCalls * kWords];  // a block may begin within a group
+RADAM_LANES void draw_run(uint32_t* to, int64_t origin, int n, uint32_t stream, uint32_t step, const Keys& keys) {
+  alignas(64) uint32_t words[kRunWords + kCalls * kWords];  // a run may begin within a group
   const int offset = int(origin % kDraws);
   const auto group = uint64_t(origin / kDraws);
   uint32_t* drawn = offset == 0 ? to : words;
-  for (int k = 0; k * kDraws < offset + n; k += kCalls)
-    draw_calls(drawn + kWords * k, group + uint64_t(k), stream, row);
-  if (offset != 0) std::memcpy(to, reinterpret_cast<const uint16_t*>(words) + offset, 2 * kBlockElements);
+  for (int k = 0; k * kDraws < offset + n; k += kCalls) {
+    draw_calls(drawn + kWords * k, group + uint64_t(k), stream, step, keys);
+  }
+  if (offset != 0) std::memcpy(to, reinterpret_cast<const uint16_t*>(words) + offset, 2 * n);
 }
 
 }  // namespace radam_fused::lanes

@@ -161,22 +161,5 @@ RADAM_LANES U others(U draws) {
   return _mm512_shuffle_epi8(draws, swapped);
 }
 
-// code_of
-RADAM_LANES U code_of(F c, U draw, float limit) {
-  c = _mm512_add_ps(c, _mm512_mul_ps(_mm512_cvtepi32_ps(draw), all(0x1p-16f)));
-  return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(c, _mm512_setzero_ps()), all(limit)));  // of a NaN the second: 0
-}
-
-// 32 codes of 8 bits, two in a word of 16.
-RADAM_LANES U codes_at(const void* array, int i) {
-  return _mm512_cvtepu16_epi32(
-      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(array) + i)));
-}
-RADAM_LANES void set_codes(void* array, int i, U even, U odd) {
-  constexpr int kSelect = 0xca;
-  const U codes = _mm512_ternarylogic_epi32(constant<0xffu>(), even, _mm512_slli_epi32(odd, 8), kSelect);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(array) + i), _mm512_cvtepi32_epi16(codes));
-}
-
 }  // namespace radam_fused::lanes
 #endif

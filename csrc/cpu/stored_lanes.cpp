@@ -1,8 +1,11 @@
-// The update over stored forms in AVX-512, 32 elements at a time in registers; those whose moments have 8 bits, a block
-// at a time, as their codes go by its largest. Which form it is, is asked anew for every 32: a branch that always goes
-// the same way costs less than passes over arrays, and a kernel for each of a hundred forms is none.
+// The update over stored forms in AVX-512, 32 elements at a time in registers. Which form it is, is asked anew for every
+// 32: a branch that always goes the same way costs less than passes over arrays, and there are a hundred forms.
+//
+// It goes by runs of a few blocks: where one loop ends and the next begins, as random numbers are made ahead and codes of 8
+// bits wait for the largest of their block, a processor finishes what it has begun, and that is to be rare.
 #include <algorithm>
 
+#include "code_lanes.h"
 #include "draw_lanes.h"
 #include "prefetch.h"
 #include "step_lanes.h"
@@ -13,41 +16,52 @@ namespace radam_fused {
 namespace lanes {
 namespace {
 
-// Where a block's elements are.
-struct Block {
+// Where a run's elements are.
+struct Run {
   char* param;
   const char* grad;
   char* exp_avg;
   char* exp_avg_sq;
   char* residue;
-  float* scale;  // of moments in 8 bits
-  float* sq_scale;
+  float* scales;  // of moments in 8 bits
+  float* sq_scales;
   int64_t origin;
-  int n;  // whole vectors
+  int n;  // whole vectors; whole blocks, if more than one
 };
 
 struct Task {
   Forms forms;
   int grad_dtype;
   Row<float> row;
+  Keys keys;
 };
 
-// Random numbers of a block.
 struct alignas(64) Draws {
-  uint32_t parameter[kBlockWords];
-  uint32_t moments[kBlockWords];
+  uint32_t parameter[kRunWords];
+  uint32_t moments[kRunWords];
 };
 
-RADAM_LANES void draw_all(Draws& draws, const Block& at, const Task& task) {
-  if (task.forms.stochastic) draw_block(draws.parameter, at.origin, at.n, kForParameter, task.row);
-  if (task.forms.moments != Moments::kFloat32) draw_block(draws.moments, at.origin, at.n, kForMoments, task.row);
+// Asks for what an array holds some way after its i-th element: prefetch.h.
+RADAM_LANES void prefetch_at(const char* array, int64_t item, int i) {
+  const char* ahead = array + i * item + kPrefetchBytes;
+  for (int64_t line = 0; line < kElements * item; line += kLineBytes) __builtin_prefetch(ahead + line);
+}
+
+RADAM_LANES void prefetch_all(const Run& at, const Task& task, int i) {
+  const int64_t moment_item = task.forms.moment_item(), residue_item = task.forms.residue_item();
+  prefetch_at(at.param, item_size(task.forms.param_dtype), i);
+  prefetch_at(at.grad, item_size(task.grad_dtype), i);
+  prefetch_at(at.exp_avg, moment_item, i);
+  prefetch_at(at.exp_avg_sq, moment_item, i);
+  if (residue_item != 0) prefetch_at(at.residue, residue_item, i);
 }
 
 template <typename S>
-RADAM_LANES void update_uncoded(const Block& at, const Task& task, const Draws& draws) {
+RADAM_LANES void update_uncoded(const Run& at, const Task& task, const Draws& draws) {
   constexpr bool kRoot = std::is_same_v<S, float16>;
   const bool compensated = task.forms.master == Master::kKahan;
   for (int i = 0; i < at.n; i += kElements) {
+    prefetch_all(at, task, i);
     Pair x = read_parameter(at.param, at.residue, task.forms, i);
     const Pair g = pair_at(at.grad, task.grad_dtype, i);
     Pair m = pair_at<S>(at.exp_avg, i), v = pair_at<S>(at.exp_avg_sq, i), root;
@@ -65,78 +79,60 @@ RADAM_LANES void update_uncoded(const Block& at, const Task& task, const Draws& 
   }
 }
 
-RADAM_LANES F decode_root(U code, F scale) {
-  const F fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(code), all(1.0f / 255.0f));
-  return _mm512_mul_ps(scale, _mm512_mul_ps(fraction, fraction));
-}
-RADAM_LANES F decode_first(U code, F scale, F root) {
-  return _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(code), all(1.0f / 127.0f)), scale), root);
-}
-
-// RootCode::encode; in `m` then FirstCode::quotient.
-RADAM_LANES U encode_root(F root, F& m, F factor, F scale, U draw) {
-  U code = code_of(_mm512_mul_ps(root_of(_mm512_abs_ps(root)), factor), draw, 255.0f);
-  code = _mm512_mask_max_epi32(code, _mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ), code, constant<1u>());
-  const F decoded = decode_root(code, scale);
-  m = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(decoded, _mm512_setzero_ps(), _CMP_GT_OQ), m, decoded);
-  return code;
-}
-RADAM_LANES U encode_first(F quotient, F factor, U draw) {
-  const U code = code_of(_mm512_mul_ps(_mm512_abs_ps(quotient), factor), draw, 127.0f);
-  return _mm512_mask_sub_epi32(code, _mm512_cmp_ps_mask(quotient, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_si512(), code);
-}
-
-RADAM_LANES U largest_of(U largest, const Pair& x) {
-  return _mm512_max_epu32(largest, _mm512_max_epu32(magnitude_bits(x.even), magnitude_bits(x.odd)));
-}
-
-RADAM_LANES void update_coded(const Block& at, const Task& task, const Draws& draws) {
+// Three loops: the step itself; the second moments' codes, and the first moments' quotients; and their codes. Between
+// them a block's scale is found.
+RADAM_LANES void update_coded(const Run& at, const Task& task, const Draws& draws) {
+  constexpr int kVectors = kBlockElements / kElements;
   const bool compensated = task.forms.master == Master::kKahan;
-  const F old_scale = all(*at.scale), old_sq_scale = all(*at.sq_scale);
-  Pair firsts[kBlockElements / kElements], roots[kBlockElements / kElements];
-  U largest = _mm512_setzero_si512();
-  for (int i = 0; i < at.n; i += kElements) {
-    Pair x = read_parameter(at.param, at.residue, task.forms, i);
-    const Pair g = pair_at(at.grad, task.grad_dtype, i);
-    const U codes = codes_at(at.exp_avg_sq, i), signed_codes = codes_at(at.exp_avg, i);
-    Pair root = {decode_root(_mm512_and_si512(codes, constant<0xffu>()), old_sq_scale),
-                 decode_root(_mm512_srli_epi32(codes, 8), old_sq_scale)};
-    Pair v = {_mm512_mul_ps(root.even, root.even), _mm512_mul_ps(root.odd, root.odd)};
-    Pair m = {decode_first(_mm512_srai_epi32(_mm512_slli_epi32(signed_codes, 24), 24), old_scale, root.even),
-              decode_first(_mm512_srai_epi32(_mm512_slli_epi32(signed_codes, 16), 24), old_scale, root.odd)};
-    step<true>(x, g, m, v, root, task.row, compensated);
-    write_or_hold(at.param, at.residue, task.forms, x, draws.parameter, task.row, i);
-    firsts[i / kElements] = m;
-    roots[i / kElements] = root;
-    largest = largest_of(largest, root);
+  const int blocks = (at.n + kBlockElements - 1) / kBlockElements;
+  Pair firsts[kRun / kElements], roots[kRun / kElements];
+  U largest[kRun / kBlockElements];
+  for (int b = 0; b < blocks; ++b) {
+    const F scale = all(at.scales[b]), sq_scale = all(at.sq_scales[b]);
+    U found = _mm512_setzero_si512();
+    for (int i = b * kBlockElements; i < std::min(at.n, (b + 1) * kBlockElements); i += kElements) {
+      prefetch_all(at, task, i);
+      Pair x = read_parameter(at.param, at.residue, task.forms, i);
+      const Pair g = pair_at(at.grad, task.grad_dtype, i);
+      Pair root = decoded_roots(at.exp_avg_sq, i, sq_scale);
+      Pair m = decoded_firsts(at.exp_avg, i, scale, root);
+      Pair v = {_mm512_mul_ps(root.even, root.even), _mm512_mul_ps(root.odd, root.odd)};
+      step<true>(x, g, m, v, root, task.row, compensated);
+      write_or_hold(at.param, at.residue, task.forms, x, draws.parameter, task.row, i);
+      firsts[i / kElements] = m;
+      roots[i / kElements] = root;
+      found = larger(found, root);
+    }
+    largest[b] = found;
   }
-  const float sq_scale = scale_from(_mm512_reduce_max_epu32(largest));
-  const F sq_factor = all(RootCode::factor(sq_scale)), all_sq_scale = all(sq_scale);
-  largest = _mm512_setzero_si512();
-  for (int i = 0; i < at.n; i += kElements) {
-    const U words = words_at(draws.moments, i);
-    const Pair& root = roots[i / kElements];
-    Pair& m = firsts[i / kElements];
-    const U even = encode_root(root.even, m.even, sq_factor, all_sq_scale, even_of(words));
-    const U odd = encode_root(root.odd, m.odd, sq_factor, all_sq_scale, odd_of(words));
-    set_codes(at.exp_avg_sq, i, even, odd);
-    largest = largest_of(largest, m);
+  for (int b = 0; b < blocks; ++b) at.sq_scales[b] = scale_from(_mm512_reduce_max_epu32(largest[b]));
+  for (int b = 0; b < blocks; ++b) {
+    const F scale = all(at.sq_scales[b]), factor = all(RootCode::factor(at.sq_scales[b]));
+    U found = _mm512_setzero_si512();
+    for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
+      set_codes(at.exp_avg_sq, k * kElements,
+                encode_roots(roots[k], firsts[k], factor, scale, words_at(draws.moments, k * kElements)));
+      found = larger(found, firsts[k]);
+    }
+    largest[b] = found;
   }
-  const float scale = FirstCode::scale(_mm512_reduce_max_epu32(largest));
-  const F factor = all(FirstCode::factor(scale));
-  for (int i = 0; i < at.n; i += kElements) {
-    const U words = others(words_at(draws.moments, i));
-    const Pair& quotient = firsts[i / kElements];
-    set_codes(at.exp_avg, i, encode_first(quotient.even, factor, even_of(words)),
-              encode_first(quotient.odd, factor, odd_of(words)));
+  for (int b = 0; b < blocks; ++b) at.scales[b] = FirstCode::scale(_mm512_reduce_max_epu32(largest[b]));
+  for (int b = 0; b < blocks; ++b) {
+    const F factor = all(FirstCode::factor(at.scales[b]));
+    for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
+      set_codes(at.exp_avg, k * kElements,
+                encode_firsts(firsts[k], factor, others(words_at(draws.moments, k * kElements))));
+    }
   }
-  *at.scale = scale;
-  *at.sq_scale = sq_scale;
 }
 
-RADAM_AVX512 void update_block(const Block& at, const Task& task) {
+RADAM_AVX512 void update_run(const Run& at, const Task& task) {
   Draws draws;
-  draw_all(draws, at, task);
+  const Row<float>& row = task.row;
+  if (task.forms.stochastic) draw_run(draws.parameter, at.origin, at.n, kForParameter, row.step, task.keys);
+  if (task.forms.moments != Moments::kFloat32) {
+    draw_run(draws.moments, at.origin, at.n, kForMoments, row.step, task.keys);
+  }
   switch (task.forms.moments) {
     case Moments::kFloat32:
       return update_uncoded<float>(at, task, draws);
@@ -150,7 +146,7 @@ RADAM_AVX512 void update_block(const Block& at, const Task& task) {
 }
 
 // Elements that do not fill vectors pass through arrays that are filled up with zeros.
-RADAM_AVX512 void update_part(const Block& at, const Task& task) {
+RADAM_AVX512 void update_part(const Run& at, const Task& task) {
   struct alignas(64) Array {
     char bytes[kBlockElements * sizeof(float)];
   };
@@ -163,54 +159,44 @@ RADAM_AVX512 void update_part(const Block& at, const Task& task) {
   std::memcpy(exp_avg_sq.bytes, at.exp_avg_sq, moment_bytes);
   if (residue_bytes != 0) std::memcpy(residue.bytes, at.residue, residue_bytes);
   const int whole = (at.n + kElements - 1) / kElements * kElements;
-  update_block({param.bytes, grad.bytes, exp_avg.bytes, exp_avg_sq.bytes, residue.bytes, at.scale, at.sq_scale,
-                at.origin, whole},
-               task);
+  update_run({param.bytes, grad.bytes, exp_avg.bytes, exp_avg_sq.bytes, residue.bytes, at.scales, at.sq_scales,
+              at.origin, whole},
+             task);
   std::memcpy(at.param, param.bytes, param_bytes);
   std::memcpy(at.exp_avg, exp_avg.bytes, moment_bytes);
   std::memcpy(at.exp_avg_sq, exp_avg_sq.bytes, moment_bytes);
   if (residue_bytes != 0) std::memcpy(at.residue, residue.bytes, residue_bytes);
 }
 
-// Asks for an array's next block but one or two, as prefetch.h says.
-RADAM_HD void prefetch_block(const void* block, int64_t item) {
-  const char* ahead = static_cast<const char*>(block) + kPrefetchBytes;
-  for (int64_t line = 0; line < kBlockElements * item; line += kLineBytes) __builtin_prefetch(ahead + line);
-}
-
 }  // namespace
 }  // namespace lanes
 
-RADAM_AVX512 void update_stored_avx512(void* param, const void* grad, int grad_dtype, const Forms& forms,
-                                       const StateBuffers& state, int64_t at, int64_t origin, int64_t n,
-                                       const double* columns) {
+void update_stored_avx512(void* param, const void* grad, int grad_dtype, const Forms& forms, const StateBuffers& state,
+                          int64_t at, int64_t origin, int64_t n, const double* columns) {
   using namespace lanes;
-  const Task task{forms, grad_dtype, Row<float>::from(columns)};
+  const Row<float> row = Row<float>::from(columns);
+  const Task task{forms, grad_dtype, row, Keys(row.seed)};
   const int64_t param_item = item_size(forms.param_dtype), grad_item = item_size(grad_dtype);
   const int64_t moment_item = forms.moment_item(), residue_item = forms.residue_item();
   const bool coded = forms.moments == Moments::kInt8;
   int64_t taken = 0;
   for (int64_t done = 0; done < n; done += taken) {
     const int64_t here = at + done;
-    taken = std::min(n - done, kBlockElements - here % kBlockElements);
-    const Block block{static_cast<char*>(param) + done * param_item,
-                      static_cast<const char*>(grad) + done * grad_item,
-                      state.exp_avg + here * moment_item,
-                      state.exp_avg_sq + here * moment_item,
-                      residue_item == 0 ? nullptr : state.residue + here * residue_item,
-                      coded ? state.scales + here / kBlockElements : nullptr,
-                      coded ? state.sq_scales + here / kBlockElements : nullptr,
-                      origin + done,
-                      int(taken)};
-    prefetch_block(block.param, param_item);
-    prefetch_block(block.grad, grad_item);
-    prefetch_block(block.exp_avg, moment_item);
-    prefetch_block(block.exp_avg_sq, moment_item);
-    if (residue_item != 0) prefetch_block(block.residue, residue_item);
+    taken = std::min<int64_t>(n - done, kRun);
+    if (taken > kBlockElements) taken = taken / kBlockElements * kBlockElements;
+    const Run run{static_cast<char*>(param) + done * param_item,
+                  static_cast<const char*>(grad) + done * grad_item,
+                  state.exp_avg + here * moment_item,
+                  state.exp_avg_sq + here * moment_item,
+                  residue_item == 0 ? nullptr : state.residue + here * residue_item,
+                  coded ? state.scales + here / kBlockElements : nullptr,
+                  coded ? state.sq_scales + here / kBlockElements : nullptr,
+                  origin + done,
+                  int(taken)};
     if (taken % kElements == 0) {
-      update_block(block, task);
+      update_run(run, task);
     } else {
-      update_part(block, task);
+      update_part(run, task);
     }
   }
 }
