@@ -13,7 +13,8 @@ struct Codes {
 
 // Two neighbours' codes in 16 bits.
 RADAM_LANES U codes_at(const void* array, int i) {
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(array) + i)));
+  return _mm512_cvtepu16_epi32(
+      _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(array) + i)));
 }
 RADAM_LANES void set_codes(void* array, int i, const Codes& codes) {
   constexpr int kSelect = 0xca;

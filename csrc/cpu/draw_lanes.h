@@ -1,4 +1,4 @@
-// Philox for a run of elements, eight calls at once in AVX-512.
+// Philox, eight calls at once in AVX-512.
 #pragma once
 
 #include "lanes.h"
@@ -10,7 +10,6 @@ constexpr int kWords = kDraws / 2;  // of a call
 constexpr int kCalls = 8;           // at once, a word in the lower half of each lane
 constexpr int kRounds = 10;
 constexpr int kRun = 4 * kBlockElements;  // elements that are taken together
-constexpr int kRunWords = kRun / 2;
 
 // The keys of the rounds, made once for all calls.
 struct Keys {
@@ -24,8 +23,8 @@ struct Keys {
   }
 };
 
-// What the upper halves of the lanes hold, no multiplication reads, so that a round is two multiplications, two moves of
-// a half and two sums, as many for either port; of the lines of philox.h GCC makes four multiplications and a dozen
+// What the upper halves of the lanes hold, no multiplication reads, so that a round is two multiplications, two moves
+// of a half and two sums, as many for either port; of the lines of philox.h GCC makes four multiplications and a dozen
 // permutations.
 RADAM_LANES void draw_calls(uint32_t* words, uint64_t group, uint32_t stream, uint32_t step, const Keys& keys) {
   constexpr int kXor = 0x96;
@@ -51,17 +50,39 @@ RADAM_LANES void draw_calls(uint32_t* words, uint64_t group, uint32_t stream, ui
   _mm512_storeu_si512(words + kLanes, _mm512_permutex2var_epi64(front, high, back));
 }
 
-// The numbers of the n places from `origin` on, two neighbours' in a word.
-RADAM_LANES void draw_run(uint32_t* to, int64_t origin, int n, uint32_t stream, uint32_t step, const Keys& keys) {
-  alignas(64) uint32_t words[kRunWords + kCalls * kWords];  // a run may begin within a group
-  const int offset = int(origin % kDraws);
-  const auto group = uint64_t(origin / kDraws);
-  uint32_t* drawn = offset == 0 ? to : words;
-  for (int k = 0; k * kDraws < offset + n; k += kCalls) {
-    draw_calls(drawn + kWords * k, group + uint64_t(k), stream, step, keys);
+// The numbers of a run of elements. They are made a little before their turn, among the work on the elements before:
+// that waits for the divider, and these need all but that.
+class Draws {
+ public:
+  RADAM_LANES void begin(int64_t origin, int n, uint32_t stream, uint32_t step, const Keys& keys) {
+    offset_ = int(origin % kDraws);  // a run may begin within a group
+    group_ = uint64_t(origin / kDraws);
+    until_ = offset_ + n;
+    stream_ = stream;
+    step_ = step;
+    keys_ = &keys;
+    draw(0);
   }
-  if (offset != 0) std::memcpy(to, reinterpret_cast<const uint16_t*>(words) + offset, 2 * n);
-}
+
+  // To be asked for before `at` is, in order.
+  RADAM_LANES void ahead(int i) {
+    if (i % kAtOnce == 0 && i + kAtOnce < until_) draw(i + kAtOnce);
+  }
+
+  // Of the 32 elements from the i-th on, two neighbours' in a word.
+  RADAM_LANES U at(int i) const { return words_at(words_, offset_ + i); }
+
+ private:
+  static constexpr int kAtOnce = kCalls * kDraws;
+
+  RADAM_LANES void draw(int i) { draw_calls(words_ + i / 2, group_ + uint64_t(i / kDraws), stream_, step_, *keys_); }
+
+  alignas(64) uint32_t words_[(kRun + kAtOnce) / 2];
+  uint64_t group_;
+  const Keys* keys_;
+  uint32_t stream_, step_;
+  int offset_, until_;
+};
 
 }  // namespace radam_fused::lanes
 #endif

@@ -11,14 +11,9 @@
 #include "isa.h"
 
 #if RADAM_X86
-// GCC 12 takes what its own header leaves undefined on purpose for a mistake.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
+#include "intrinsics.h"
 
-#define RADAM_LANES RADAM_AVX512 inline __attribute__((always_inline))
+#define RADAM_LANES RADAM_AVX512_INLINE
 
 namespace radam_fused::lanes {
 
@@ -33,8 +28,8 @@ struct Pair {
 };
 
 RADAM_LANES F all(float x) { return _mm512_set1_ps(x); }
-// A constant from memory, which costs nothing beside arithmetic: GCC 12 would make it anew in a general register wherever
-// it is wanted, and its way to the vector's takes a port of the arithmetic's.
+// A constant from memory, which costs nothing beside arithmetic: GCC 12 would make it anew in a general register
+// wherever it is wanted, and its way to the vector's takes a port of the arithmetic's.
 template <uint32_t kBits>
 RADAM_LANES U constant() {
   static constexpr uint32_t kMemory = kBits;

@@ -1,7 +1,7 @@
 // A step of sixteen elements at once, in AVX-512: update.h, and the parameter as stored.h has it.
 #pragma once
 
-#include "lanes.h"
+#include "draw_lanes.h"
 
 #if RADAM_X86
 namespace radam_fused::lanes {
@@ -86,14 +86,14 @@ RADAM_LANES void compensate(void* p, void* residue, const Pair& decrease, int i)
 }
 
 template <typename P>
-RADAM_LANES void write_as(void* p, void* residue, const Forms& forms, const Pair& x, const uint32_t* draws, int i) {
+RADAM_LANES void write_as(void* p, void* residue, const Forms& forms, const Pair& x, const Draws& draws, int i) {
   if (forms.master == Master::kKahan) {
     compensate<P>(p, residue, x, i);
   } else if (forms.master == Master::kFloat32) {
     set_words(p, i, as_parameter(P{}, x));
     set_floats(residue, i, x);
   } else if (forms.stochastic) {
-    set_words(p, i, drawn(P{}, x, words_at(draws, i)));
+    set_words(p, i, drawn(P{}, x, draws.at(i)));
   } else {
     set_words(p, i, narrowed(P{}, x));
   }
@@ -111,8 +111,7 @@ RADAM_LANES void split(void* p, void* residue, const Pair& x, int i) {
   set_words(residue, i, low);
 }
 
-RADAM_LANES void write_parameter(void* p, void* residue, const Forms& forms, const Pair& x, const uint32_t* draws,
-                                 int i) {
+RADAM_LANES void write_parameter(void* p, void* residue, const Forms& forms, const Pair& x, const Draws& draws, int i) {
   if (forms.master == Master::kSplit) {
     split(p, residue, x, i);
   } else if (forms.param_dtype == kBFloat16) {
@@ -125,7 +124,7 @@ RADAM_LANES void write_parameter(void* p, void* residue, const Forms& forms, con
 }
 
 // A step that holds leaves the parameter bit for bit; a copy takes over what somebody has written to it.
-RADAM_LANES void write_or_hold(void* p, void* residue, const Forms& forms, const Pair& x, const uint32_t* draws,
+RADAM_LANES void write_or_hold(void* p, void* residue, const Forms& forms, const Pair& x, const Draws& draws,
                                const Row<float>& row, int i) {
   if (row.direction != Direction::kHold) {
     write_parameter(p, residue, forms, x, draws, i);

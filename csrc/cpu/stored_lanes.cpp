@@ -1,8 +1,8 @@
-// The update over stored forms in AVX-512, 32 elements at a time in registers. Which form it is, is asked anew for every
-// 32: a branch that always goes the same way costs less than passes over arrays, and there are a hundred forms.
+// The update over stored forms in AVX-512, 32 elements at a time in registers. Which form it is, is asked anew for
+// every 32: a branch that always goes the same way costs less than passes over arrays, and there are a hundred forms.
 //
-// It goes by runs of a few blocks: where one loop ends and the next begins, as random numbers are made ahead and codes of 8
-// bits wait for the largest of their block, a processor finishes what it has begun, and that is to be rare.
+// It goes by runs of a few blocks: where one loop ends and the next begins, as random numbers are made ahead and codes
+// of 8 bits wait for the largest of their block, a processor finishes what it has begun, and that is to be rare.
 #include <algorithm>
 
 #include "code_lanes.h"
@@ -34,45 +34,59 @@ struct Task {
   int grad_dtype;
   Row<float> row;
   Keys keys;
+  int64_t param_item, grad_item, moment_item, residue_item;
 };
 
-struct alignas(64) Draws {
-  uint32_t parameter[kRunWords];
-  uint32_t moments[kRunWords];
+// Random numbers for parameters and for moments, where they are rounded by any.
+struct Random {
+  bool for_parameter, for_moments;
+  Draws parameter, moments;
+
+  RADAM_LANES void begin(const Run& at, const Task& task) {
+    for_parameter = task.forms.stochastic;
+    for_moments = task.forms.moments != Moments::kFloat32;
+    if (for_parameter) parameter.begin(at.origin, at.n, kForParameter, task.row.step, task.keys);
+    if (for_moments) moments.begin(at.origin, at.n, kForMoments, task.row.step, task.keys);
+  }
+  RADAM_LANES void ahead(int i) {
+    if (for_parameter) parameter.ahead(i);
+    if (for_moments) moments.ahead(i);
+  }
 };
 
-// Asks for what an array holds some way after its i-th element: prefetch.h.
+// Asks for what an array holds some way after its i-th element: prefetch.h. 32 elements are two lines at most.
 RADAM_LANES void prefetch_at(const char* array, int64_t item, int i) {
   const char* ahead = array + i * item + kPrefetchBytes;
-  for (int64_t line = 0; line < kElements * item; line += kLineBytes) __builtin_prefetch(ahead + line);
+  __builtin_prefetch(ahead);
+  if (item == sizeof(float)) __builtin_prefetch(ahead + kLineBytes);
 }
 
 RADAM_LANES void prefetch_all(const Run& at, const Task& task, int i) {
-  const int64_t moment_item = task.forms.moment_item(), residue_item = task.forms.residue_item();
-  prefetch_at(at.param, item_size(task.forms.param_dtype), i);
-  prefetch_at(at.grad, item_size(task.grad_dtype), i);
-  prefetch_at(at.exp_avg, moment_item, i);
-  prefetch_at(at.exp_avg_sq, moment_item, i);
-  if (residue_item != 0) prefetch_at(at.residue, residue_item, i);
+  prefetch_at(at.param, task.param_item, i);
+  prefetch_at(at.grad, task.grad_item, i);
+  prefetch_at(at.exp_avg, task.moment_item, i);
+  prefetch_at(at.exp_avg_sq, task.moment_item, i);
+  if (task.residue_item != 0) prefetch_at(at.residue, task.residue_item, i);
 }
 
 template <typename S>
-RADAM_LANES void update_uncoded(const Run& at, const Task& task, const Draws& draws) {
+RADAM_LANES void update_uncoded(const Run& at, const Task& task, Random& random) {
   constexpr bool kRoot = std::is_same_v<S, float16>;
   const bool compensated = task.forms.master == Master::kKahan;
   for (int i = 0; i < at.n; i += kElements) {
     prefetch_all(at, task, i);
+    random.ahead(i);
     Pair x = read_parameter(at.param, at.residue, task.forms, i);
     const Pair g = pair_at(at.grad, task.grad_dtype, i);
     Pair m = pair_at<S>(at.exp_avg, i), v = pair_at<S>(at.exp_avg_sq, i), root;
     if constexpr (kRoot) v = {_mm512_mul_ps(v.even, v.even), _mm512_mul_ps(v.odd, v.odd)};
     step<kRoot>(x, g, m, v, root, task.row, compensated);
-    write_or_hold(at.param, at.residue, task.forms, x, draws.parameter, task.row, i);
+    write_or_hold(at.param, at.residue, task.forms, x, random.parameter, task.row, i);
     if constexpr (std::is_same_v<S, float>) {
       set_floats(at.exp_avg, i, m);
       set_floats(at.exp_avg_sq, i, v);
     } else {
-      const U words = words_at(draws.moments, i);
+      const U words = random.moments.at(i);
       set_words(at.exp_avg, i, drawn(S{}, m, others(words)));
       set_words(at.exp_avg_sq, i, drawn(S{}, kRoot ? root : v, words));
     }
@@ -81,7 +95,7 @@ RADAM_LANES void update_uncoded(const Run& at, const Task& task, const Draws& dr
 
 // Three loops: the step itself; the second moments' codes, and the first moments' quotients; and their codes. Between
 // them a block's scale is found.
-RADAM_LANES void update_coded(const Run& at, const Task& task, const Draws& draws) {
+RADAM_LANES void update_coded(const Run& at, const Task& task, Random& random) {
   constexpr int kVectors = kBlockElements / kElements;
   const bool compensated = task.forms.master == Master::kKahan;
   const int blocks = (at.n + kBlockElements - 1) / kBlockElements;
@@ -92,13 +106,14 @@ RADAM_LANES void update_coded(const Run& at, const Task& task, const Draws& draw
     U found = _mm512_setzero_si512();
     for (int i = b * kBlockElements; i < std::min(at.n, (b + 1) * kBlockElements); i += kElements) {
       prefetch_all(at, task, i);
+      random.ahead(i);
       Pair x = read_parameter(at.param, at.residue, task.forms, i);
       const Pair g = pair_at(at.grad, task.grad_dtype, i);
       Pair root = decoded_roots(at.exp_avg_sq, i, sq_scale);
       Pair m = decoded_firsts(at.exp_avg, i, scale, root);
       Pair v = {_mm512_mul_ps(root.even, root.even), _mm512_mul_ps(root.odd, root.odd)};
       step<true>(x, g, m, v, root, task.row, compensated);
-      write_or_hold(at.param, at.residue, task.forms, x, draws.parameter, task.row, i);
+      write_or_hold(at.param, at.residue, task.forms, x, random.parameter, task.row, i);
       firsts[i / kElements] = m;
       roots[i / kElements] = root;
       found = larger(found, root);
@@ -111,7 +126,7 @@ RADAM_LANES void update_coded(const Run& at, const Task& task, const Draws& draw
     U found = _mm512_setzero_si512();
     for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
       set_codes(at.exp_avg_sq, k * kElements,
-                encode_roots(roots[k], firsts[k], factor, scale, words_at(draws.moments, k * kElements)));
+                encode_roots(roots[k], firsts[k], factor, scale, random.moments.at(k * kElements)));
       found = larger(found, firsts[k]);
     }
     largest[b] = found;
@@ -120,28 +135,23 @@ RADAM_LANES void update_coded(const Run& at, const Task& task, const Draws& draw
   for (int b = 0; b < blocks; ++b) {
     const F factor = all(FirstCode::factor(at.scales[b]));
     for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
-      set_codes(at.exp_avg, k * kElements,
-                encode_firsts(firsts[k], factor, others(words_at(draws.moments, k * kElements))));
+      set_codes(at.exp_avg, k * kElements, encode_firsts(firsts[k], factor, others(random.moments.at(k * kElements))));
     }
   }
 }
 
 RADAM_AVX512 void update_run(const Run& at, const Task& task) {
-  Draws draws;
-  const Row<float>& row = task.row;
-  if (task.forms.stochastic) draw_run(draws.parameter, at.origin, at.n, kForParameter, row.step, task.keys);
-  if (task.forms.moments != Moments::kFloat32) {
-    draw_run(draws.moments, at.origin, at.n, kForMoments, row.step, task.keys);
-  }
+  Random random;
+  random.begin(at, task);
   switch (task.forms.moments) {
     case Moments::kFloat32:
-      return update_uncoded<float>(at, task, draws);
+      return update_uncoded<float>(at, task, random);
     case Moments::kBFloat16:
-      return update_uncoded<bfloat16>(at, task, draws);
+      return update_uncoded<bfloat16>(at, task, random);
     case Moments::kFloat16:
-      return update_uncoded<float16>(at, task, draws);
+      return update_uncoded<float16>(at, task, random);
     case Moments::kInt8:
-      return update_coded(at, task, draws);
+      return update_coded(at, task, random);
   }
 }
 
@@ -151,10 +161,10 @@ RADAM_AVX512 void update_part(const Run& at, const Task& task) {
     char bytes[kBlockElements * sizeof(float)];
   };
   Array param{}, grad{}, exp_avg{}, exp_avg_sq{}, residue{};
-  const size_t param_bytes = at.n * item_size(task.forms.param_dtype), moment_bytes = at.n * task.forms.moment_item();
-  const size_t residue_bytes = at.n * task.forms.residue_item();
+  const size_t param_bytes = at.n * task.param_item, moment_bytes = at.n * task.moment_item;
+  const size_t residue_bytes = at.n * task.residue_item;
   std::memcpy(param.bytes, at.param, param_bytes);
-  std::memcpy(grad.bytes, at.grad, at.n * item_size(task.grad_dtype));
+  std::memcpy(grad.bytes, at.grad, at.n * task.grad_item);
   std::memcpy(exp_avg.bytes, at.exp_avg, moment_bytes);
   std::memcpy(exp_avg_sq.bytes, at.exp_avg_sq, moment_bytes);
   if (residue_bytes != 0) std::memcpy(residue.bytes, at.residue, residue_bytes);
@@ -175,20 +185,25 @@ void update_stored_avx512(void* param, const void* grad, int grad_dtype, const F
                           int64_t at, int64_t origin, int64_t n, const double* columns) {
   using namespace lanes;
   const Row<float> row = Row<float>::from(columns);
-  const Task task{forms, grad_dtype, row, Keys(row.seed)};
-  const int64_t param_item = item_size(forms.param_dtype), grad_item = item_size(grad_dtype);
-  const int64_t moment_item = forms.moment_item(), residue_item = forms.residue_item();
+  const Task task{forms,
+                  grad_dtype,
+                  row,
+                  Keys(row.seed),
+                  item_size(forms.param_dtype),
+                  item_size(grad_dtype),
+                  forms.moment_item(),
+                  forms.residue_item()};
   const bool coded = forms.moments == Moments::kInt8;
   int64_t taken = 0;
   for (int64_t done = 0; done < n; done += taken) {
     const int64_t here = at + done;
     taken = std::min<int64_t>(n - done, kRun);
     if (taken > kBlockElements) taken = taken / kBlockElements * kBlockElements;
-    const Run run{static_cast<char*>(param) + done * param_item,
-                  static_cast<const char*>(grad) + done * grad_item,
-                  state.exp_avg + here * moment_item,
-                  state.exp_avg_sq + here * moment_item,
-                  residue_item == 0 ? nullptr : state.residue + here * residue_item,
+    const Run run{static_cast<char*>(param) + done * task.param_item,
+                  static_cast<const char*>(grad) + done * task.grad_item,
+                  state.exp_avg + here * task.moment_item,
+                  state.exp_avg_sq + here * task.moment_item,
+                  task.residue_item == 0 ? nullptr : state.residue + here * task.residue_item,
                   coded ? state.scales + here / kBlockElements : nullptr,
                   coded ? state.sq_scales + here / kBlockElements : nullptr,
                   origin + done,
