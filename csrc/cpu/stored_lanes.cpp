@@ -26,7 +26,7 @@ struct Run {
   float* scales;  // of moments in 8 bits
   float* sq_scales;
   int64_t origin;
-  int n;  // whole vectors; whole blocks, if more than one
+  int n;  // whole vectors; of moments in 8 bits whole blocks, if more than one
 };
 
 struct Task {
@@ -155,27 +155,32 @@ RADAM_AVX512 void update_run(const Run& at, const Task& task) {
   }
 }
 
-// Elements that do not fill vectors pass through arrays that are filled up with zeros.
+// An array of a few elements, filled up with zeros to whole vectors.
+struct alignas(64) Filled {
+  char bytes[kBlockElements * sizeof(float)];
+
+  RADAM_LANES Filled(const char* from, int64_t item, int n, int whole) {
+    std::memset(bytes, 0, whole * item);
+    if (item != 0) std::memcpy(bytes, from, n * item);
+  }
+  RADAM_LANES void give_back(char* to, int64_t item, int n) const {
+    if (item != 0) std::memcpy(to, bytes, n * item);
+  }
+};
+
+// Elements that do not fill vectors.
 RADAM_AVX512 void update_part(const Run& at, const Task& task) {
-  struct alignas(64) Array {
-    char bytes[kBlockElements * sizeof(float)];
-  };
-  Array param{}, grad{}, exp_avg{}, exp_avg_sq{}, residue{};
-  const size_t param_bytes = at.n * task.param_item, moment_bytes = at.n * task.moment_item;
-  const size_t residue_bytes = at.n * task.residue_item;
-  std::memcpy(param.bytes, at.param, param_bytes);
-  std::memcpy(grad.bytes, at.grad, at.n * task.grad_item);
-  std::memcpy(exp_avg.bytes, at.exp_avg, moment_bytes);
-  std::memcpy(exp_avg_sq.bytes, at.exp_avg_sq, moment_bytes);
-  if (residue_bytes != 0) std::memcpy(residue.bytes, at.residue, residue_bytes);
-  const int whole = (at.n + kElements - 1) / kElements * kElements;
+  const int n = at.n, whole = (n + kElements - 1) / kElements * kElements;
+  Filled param(at.param, task.param_item, n, whole), grad(at.grad, task.grad_item, n, whole);
+  Filled exp_avg(at.exp_avg, task.moment_item, n, whole), exp_avg_sq(at.exp_avg_sq, task.moment_item, n, whole);
+  Filled residue(at.residue, task.residue_item, n, whole);
   update_run({param.bytes, grad.bytes, exp_avg.bytes, exp_avg_sq.bytes, residue.bytes, at.scales, at.sq_scales,
               at.origin, whole},
              task);
-  std::memcpy(at.param, param.bytes, param_bytes);
-  std::memcpy(at.exp_avg, exp_avg.bytes, moment_bytes);
-  std::memcpy(at.exp_avg_sq, exp_avg_sq.bytes, moment_bytes);
-  if (residue_bytes != 0) std::memcpy(at.residue, residue.bytes, residue_bytes);
+  param.give_back(at.param, task.param_item, n);
+  exp_avg.give_back(at.exp_avg, task.moment_item, n);
+  exp_avg_sq.give_back(at.exp_avg_sq, task.moment_item, n);
+  residue.give_back(at.residue, task.residue_item, n);
 }
 
 }  // namespace
@@ -198,7 +203,8 @@ void update_stored_avx512(void* param, const void* grad, int grad_dtype, const F
   for (int64_t done = 0; done < n; done += taken) {
     const int64_t here = at + done;
     taken = std::min<int64_t>(n - done, kRun);
-    if (taken > kBlockElements) taken = taken / kBlockElements * kBlockElements;
+    const int64_t whole = coded ? kBlockElements : kElements;  // what is not may have to be taken as one
+    if (taken > whole) taken = taken / whole * whole;
     const Run run{static_cast<char*>(param) + done * task.param_item,
                   static_cast<const char*>(grad) + done * task.grad_item,
                   state.exp_avg + here * task.moment_item,
