@@ -59,6 +59,24 @@ def test_a_request_a_line_and_array(turns: list[list[str]]) -> None:
         assert count(turn, "prefetch") == 4 * BLOCK * 4 // 64
 
 
+def test_stored_forms_stay_in_vectors() -> None:
+    """Neighbours are put in place by permutations, not one by one; random numbers take two products a round and vector.
+
+    The negative control is the function for other machines: one product by one, and no vector of 512 bits.
+    """
+    [step] = functions(LIBRARY, "lanes::(anonymous namespace)::update_run(")
+    assert count(step.code, "vsqrtps", "vdivps") > 0
+    assert count(step.code, "vgather", "vpgather", "vscatter", "vpscatter", "vpinsr", "vpextr") == 0
+    [draw] = [f for f in functions(LIBRARY, "lanes::Draws::draw<4>(") if len(f.code) > 100]
+    products = [text for text in draw.code if text.startswith("vpmuludq")]
+    assert all("zmm" in text for text in products)
+    assert 4 * (2 * 10 - 1) <= len(products) <= 4 * 2 * 10  # the step's own product is the same for all
+    assert count(draw.code, "imul", "mul ", "mulx") == 0
+    [other] = functions(LIBRARY, "anonymous namespace)::span_baseline(void*, void const*, int")
+    assert count(other.code, "imul", "mul ", "pmuludq") > 0
+    assert not any("zmm" in text for text in other.code)
+
+
 def test_loops_are_read_as_they_run() -> None:
     """The negative control, by hand: a loop with a detour, of which the shortest way counts."""
     listing = """

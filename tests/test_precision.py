@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,6 +232,29 @@ def test_bytes_a_parameter(options: dict, expected: float) -> None:
     params[0].grad = torch.ones_like(params[0])
     opt.step()
     assert state_bytes(opt) / params[0].numel() == expected
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+MEMORY = re.findall(r"^\| (float32|bfloat16) \| (?:`(.*?)`)?[^|]*\| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+"""Dtype of the parameters, options, bytes of state and of all."""
+
+
+@pytest.mark.parametrize(("dtype", "options", "state", "whole"), MEMORY, ids=lambda cell: str(cell).replace(" ", ""))
+def test_the_readme_s_memory(dtype: str, options: str, state: str, whole: str) -> None:
+    """What the README's table says of each form is what its tensors hold."""
+    p = nn.Parameter(torch.zeros(1024, 1024, dtype=getattr(torch, dtype)))
+    p.grad = torch.ones_like(p)
+    opt = FusedRAdam([p], **eval(f"dict({options})", {"torch": torch}))
+    opt.step()
+    found = state_bytes(opt) / p.numel()
+    assert f"{found:.2f}" == f"{float(state):.2f}"
+    assert f"{found + 2 * p.dtype.itemsize:.2f}" == f"{float(whole):.2f}"
+
+
+def test_the_readme_s_memory_is_found() -> None:
+    """The negative control: a table that is not read, or whose rows are all alike, would pass."""
+    assert len(MEMORY) >= 7
+    assert len({row[2] for row in MEMORY}) >= 5
 
 
 def test_small_tensors_keep_float32_moments() -> None:

@@ -87,6 +87,34 @@ def test_parameters_written_between_steps(form: Form) -> None:
     assert any(p.isinf().any() for p in case.params)
 
 
+SPECIAL = [0.0, -0.0, 1.0, -1.5, 1e-45, -1e-40, 6e-8, 65504.0, 65519.0]
+TOO_LARGE = [65520.0, 1e38, -3e38, float("inf"), -float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_special_values(form: Form) -> None:
+    """NaN, infinities, subnormals and signed zeros in parameter and gradient, in half of the blocks."""
+    results = []
+    for step in (ops.step_native, ops.step_reference, None):
+        case = Case(form, ["size_4097"])
+        values = torch.tensor(SPECIAL).repeat(500)[:4097]
+        values[2048:] = torch.tensor(SPECIAL + TOO_LARGE).repeat(200)[:2049]
+        case.params[0].copy_(values)
+        for t in (1, 9):
+            grads = [torch.cat([half.roll(5 * t) for half in values.split(2048)]).to(form.grad)]
+            if step is None:  # the negative control: one gradient is another number
+                grads[0][3] += 1.0
+            buffers = case.exp_avg, case.exp_avg_sq, case.segments, torch.tensor([2]), case.rows(t)
+            stored = case.scales, case.residue, form.stochastic, case.origins
+            (step or ops.step_native)(case.params, grads, *buffers, False, *stored)
+        results.append(case.bits())
+    names = case.names()
+    assert [name for name, a, b in zip(names, *results[:2], strict=True) if not torch.equal(a, b)] == []
+    assert any(not torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
+    assert case.params[0].isnan().any()
+    assert case.params[0].isfinite().any()
+
+
 DRAWING = [form for form in FORMS if form.stochastic or form.state != torch.float32]
 
 

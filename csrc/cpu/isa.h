@@ -11,6 +11,8 @@
 // each, and IEEE operations without contraction give the same bits on all of them.
 #define RADAM_AVX2 __attribute__((target("avx2")))
 #define RADAM_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+// For a part of such a function.
+#define RADAM_AVX512_INLINE RADAM_AVX512 inline __attribute__((always_inline))
 
 namespace radam_fused {
 

@@ -267,18 +267,13 @@ RADAM_AVX2 void span_avx2(void* param, const void* grad, int grad_dtype, const F
                           int64_t at, int64_t origin, int64_t n, const double* row) {
   update_span(param, grad, grad_dtype, forms, state, at, origin, n, row);
 }
-
-RADAM_AVX512 void span_avx512(void* param, const void* grad, int grad_dtype, const Forms& forms,
-                              const StateBuffers& state, int64_t at, int64_t origin, int64_t n, const double* row) {
-  update_span(param, grad, grad_dtype, forms, state, at, origin, n, row);
-}
 #endif
 
 }  // namespace
 
 StoredKernel select_stored_kernel() {
 #if RADAM_X86
-  if (isa() == Isa::kAvx512) return span_avx512;
+  if (isa() == Isa::kAvx512) return update_stored_avx512;
   if (isa() == Isa::kAvx2) return span_avx2;
 #endif
   return span_baseline;

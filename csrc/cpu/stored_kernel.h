@@ -13,6 +13,10 @@ namespace radam_fused {
 using StoredKernel = void (*)(void* param, const void* grad, int grad_dtype, const Forms& forms,
                               const StateBuffers& state, int64_t at, int64_t origin, int64_t n, const double* row);
 
+// That of csrc/cpu/stored_lanes.cpp, for machines with AVX-512.
+void update_stored_avx512(void* param, const void* grad, int grad_dtype, const Forms& forms, const StateBuffers& state,
+                          int64_t at, int64_t origin, int64_t n, const double* row);
+
 // The fastest that this machine runs.
 StoredKernel select_stored_kernel();
 
