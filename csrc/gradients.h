@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "scratch.h"
 #include "tensors.h"
 
 namespace radam_fused {
@@ -11,8 +12,8 @@ namespace radam_fused {
 struct Gradients {
   int dtype = kUnsupported;
   Device device{};
-  std::vector<Segment> segments;                  // those with elements; only what concerns a gradient is filled in
-  std::vector<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
+  Scratch<Segment> segments;                  // those with elements; only what concerns a gradient is filled in
+  Scratch<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
 };
 
 // Raises for the first tensor that does not fit (radam_fused/ops.py, squares).

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "forms.h"
+#include "scratch.h"
 #include "tensors.h"
 
 namespace radam_fused {
@@ -30,10 +31,10 @@ struct TableTensors {
 struct Launch {
   Forms forms;
   StateBuffers state;
-  std::vector<Segment> segments;                  // those with elements
-  std::vector<int64_t> ends;                      // running count of elements after each of them, padding left out
-  std::vector<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
-  const double* rows = nullptr;                   // row_count of them, kRowColumns each
+  Scratch<Segment> segments;                  // those with elements
+  Scratch<int64_t> ends;                      // running count of elements after each of them, padding left out
+  Scratch<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
+  const double* rows = nullptr;               // row_count of them, kRowColumns each
   int64_t row_count = 0;
   bool rows_on_device = false;      // with the moments, when those are not on the CPU
   std::vector<size_t> overlapping;  // which gradients' elements share memory, by their place in the list

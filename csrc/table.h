@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "forms.h"
+#include "scratch.h"
 #include "segments.h"
 #include "stored_tiles.h"
 
@@ -66,7 +67,16 @@ inline std::vector<FlatBuffer> flat_buffers(const Forms& forms, const StateBuffe
 // Builds the table and the list of gradients of one launch, which takes segments of one gradient dtype.
 class LaunchBuilder {
  public:
-  explicit LaunchBuilder(std::vector<FlatBuffer> buffers) : buffers_(std::move(buffers)) {}
+  explicit LaunchBuilder(std::vector<FlatBuffer> buffers) : buffers_(std::move(buffers)) {
+    table.segments.swap(segments_);
+    grads.swap(grads_);
+  }
+  ~LaunchBuilder() {
+    table.segments.swap(segments_);
+    grads.swap(grads_);
+  }
+  LaunchBuilder(const LaunchBuilder&) = delete;
+  LaunchBuilder& operator=(const LaunchBuilder&) = delete;
 
   void reserve(size_t segments) {
     table.segments.reserve(segments);
@@ -111,6 +121,8 @@ class LaunchBuilder {
   }
 
   std::vector<FlatBuffer> buffers_;
+  Scratch<TileSegment> segments_;  // the memory of those in the table, and of the list
+  Scratch<const void*> grads_;
   int64_t tiles_ = 0;
 };
 

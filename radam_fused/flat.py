@@ -185,8 +185,8 @@ class FlatBuffers:
         self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
         if self._places is not None:
             distance = self.grad.data_ptr() - self.param.data_ptr()
-            self._places[:, 2] = self._places[:, 1] + distance
-            self._places[self._missing, 2] = 0
+            self._places[:, 2] = (self._places[:, 1] + distance).clamp(min=1)  # an empty buffer has no address
+            self._places[self._missing, 2] = 0  # says that there is none
         self._count(1)
 
     def zero_grads(self) -> None:

@@ -279,6 +279,20 @@ def test_python_calls_do_not_grow_with_the_tensors(few: int, many: int) -> None:
 # Gradients that are taken away, come back, or lie elsewhere.
 
 
+def test_a_missing_gradient_of_no_elements_shows() -> None:
+    """Its buffer has no address to compare."""
+    p = torch.nn.Parameter(torch.empty(0))
+    opt = FusedRAdam([p], flatten=True)
+    opt.step()
+    assert opt.state[p]["step"] == 1
+    p.grad = None
+    opt.step()
+    assert opt.state[p]["step"] == 1
+    p.grad = torch.empty(0)
+    opt.step()
+    assert opt.state[p]["step"] == 2
+
+
 def test_model_zero_grad_sets_none_and_backward_brings_new_gradients() -> None:
     nets, opts = model_pair()
     for t in range(9):

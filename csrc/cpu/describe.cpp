@@ -6,14 +6,11 @@
 // the interpreter.
 #include "describe.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <exception>
 #include <optional>
-#include <vector>
 
-#include "../launch.h"
+#include "pairs.h"
 #include "torch_cpp.h"
 
 namespace radam_fused {
@@ -21,14 +18,10 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kPairsPerThread = 1024;  // some 30 us
-constexpr int kStretch = 32;               // pairs whose cache misses are waited for together
-
 struct Known {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
-  Py_ssize_t handle = 0;            // where in an object its at::Tensor lies, in bytes
-  const void* undefined = nullptr;  // the TensorImpl of no tensor
+  Py_ssize_t handle = 0;  // where in an object its at::Tensor lies, in bytes
 };
 
 Known known;
@@ -41,139 +34,6 @@ bool is_plain_type(PyObject* object) {
 AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
   return reinterpret_cast<AtenTensorHandle>(reinterpret_cast<char*>(object) + offset);
 }
-
-// What `describe` and its like are called with first: radam_fused/launches.py, Addresses.
-struct Pairs {
-  Described* rows;
-  const int64_t* segments;  // (n, 2), the operator's argument
-  int64_t count;
-  int dtype;
-  Device device;
-};
-
-struct Read {
-  Shape shape;
-  int dtype;
-};
-
-bool is_on(AtenTensorHandle tensor, const Device& device) {
-  const Device found = device_of(tensor);
-  return found.type == device.type && found.index == device.index;
-}
-
-// Whether a gradient lies as its parameter does. Where a dimension has one place its stride does not matter.
-bool alike(const Shape& a, const Shape& b) {
-  if (a.dim != b.dim) return false;
-  for (int64_t d = 0; d < a.dim; ++d) {
-    if (a.size[d] != b.size[d] || (a.stride[d] != b.stride[d] && a.size[d] != 1)) return false;
-  }
-  return true;
-}
-
-// The address of a tensor's elements; false where it has none of its own, or torch negates them as it reads.
-bool address_of(AtenTensorHandle tensor, void*& data) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
-  return data != nullptr && !is_neg(tensor);
-}
-
-// Fills in a pair, or returns false where it is not two arrays in the order that the moments were laid out in.
-bool describe_pair(AtenTensorHandle grad, const Pairs& pairs, int64_t layout, Described& row) try {
-  if (impl_of(grad) == known.undefined) return false;
-  if (!is_on(row.tensor, pairs.device) || !is_strided_on(grad, pairs.device)) return false;
-  const Shape shape = shape_of(row.tensor);
-  const int grad_dtype = dtype_of(grad);
-  if (dtype_of(row.tensor) != pairs.dtype || !supported(pairs.dtype, grad_dtype)) return false;
-  if (fingerprint(shape) != layout || !alike(shape, shape_of(grad))) return false;
-  row.grad_dtype = grad_dtype;
-  return row.numel == 0 || (address_of(row.tensor, row.param) && address_of(grad, row.grad));
-} catch (const std::exception&) {
-  return false;  // the ordinary way tells what is wrong with it
-}
-
-// Whether a parameter and its gradient lie where a row says; without an address for the gradient, that there is none.
-bool lies_in_place(const Described& row, const Pairs& pairs) try {
-  const AtenTensorHandle grad = radam_fused::grad_of(impl_of(row.tensor));
-  void* data;
-  if (row.numel > 0 && !(is_on(row.tensor, pairs.device) && address_of(row.tensor, data) && data == row.param)) {
-    return false;
-  }
-  if (impl_of(grad) == known.undefined || row.grad == nullptr) {
-    return impl_of(grad) == known.undefined && row.grad == nullptr;
-  }
-  return is_strided_on(grad, pairs.device) && dtype_of(grad) == pairs.dtype &&
-         alike(shape_of(row.tensor), shape_of(grad)) &&
-         (row.numel == 0 || (address_of(grad, data) && data == row.grad));
-} catch (const std::exception&) {
-  return false;
-}
-
-// Asks for a TensorImpl, some 200 bytes.
-void prefetch_impl(const void* impl) {
-  for (int at = 0; at < 256; at += 64) __builtin_prefetch(static_cast<const char*>(impl) + at);
-}
-
-// Asks for what the first words of a TensorImpl point to: its storage and what autograd knows, in whatever order. To
-// ask for what is no address does no harm.
-void prefetch_parts(const void* impl) {
-  for (int word = 1; word < 6; ++word) __builtin_prefetch(static_cast<void* const*>(impl)[word]);
-}
-
-// Each pair is a chain of some six cache misses, one link leading to the next: a stretch of pairs takes every link
-// together.
-bool describe_range(const Pairs& pairs, int64_t begin, int64_t end) {
-  const void* impls[kStretch];
-  AtenTensorHandle grads[kStretch];
-  for (int64_t at = begin; at < end; at += kStretch) {
-    Described* rows = pairs.rows + at;
-    const int n = int(std::min<int64_t>(kStretch, end - at));
-    for (int i = 0; i < n; ++i) prefetch_impl(impls[i] = impl_of(rows[i].tensor));
-    for (int i = 0; i < n; ++i) prefetch_parts(impls[i]);
-    for (int i = 0; i < n; ++i) prefetch_impl(impl_of(grads[i] = radam_fused::grad_of(impls[i])));
-    for (int i = 0; i < n; ++i) prefetch_parts(impl_of(grads[i]));
-    for (int i = 0; i < n; ++i) {
-      if (!describe_pair(grads[i], pairs, pairs.segments[2 * (at + i) + 1], rows[i])) return false;
-    }
-  }
-  return true;
-}
-
-bool describe_all(const Pairs& pairs) {
-  std::atomic<bool> plain{true};
-  torch::stable::parallel_for(0, pairs.count, kPairsPerThread, [&](int64_t begin, int64_t end) {
-    if (!describe_range(pairs, begin, end)) plain = false;
-  });
-  return plain;
-}
-
-AtenTensorHandle grad_of(const Described& row) { return radam_fused::grad_of(impl_of(row.tensor)); }
-
-// Raises the version counters that autograd compares, of parameters and, where they were cleared, of gradients.
-void count_versions(const Pairs& pairs, bool of_grads) {
-  for (int64_t at = 0; at < pairs.count; at += kStretch) {
-    const int64_t end = std::min(at + kStretch, pairs.count);
-    for (int64_t i = at; i < end; ++i) prefetch_parts(impl_of(pairs.rows[i].tensor));
-    for (int64_t i = at; i < end; ++i) bump_version(pairs.rows[i].tensor);
-    for (int64_t i = at; i < end && of_grads; ++i) bump_version(grad_of(pairs.rows[i]));
-  }
-}
-
-// The gradients of described pairs, kept alive while the interpreter runs other threads, which may replace them.
-class Held {
- public:
-  explicit Held(const Pairs& pairs) : tensors_(pairs.count, nullptr) {
-    for (int64_t i = 0; i < pairs.count; ++i) {
-      TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(grad_of(pairs.rows[i]), &tensors_[i]));
-    }
-  }
-  ~Held() {
-    for (size_t i = tensors_.size(); i-- > 0;) aoti_torch_delete_tensor_object(tensors_[i]);
-  }
-  Held(const Held&) = delete;
-  Held& operator=(const Held&) = delete;
-
- private:
-  std::vector<AtenTensorHandle> tensors_;
-};
 
 // The interpreter runs other threads meanwhile.
 class OtherThreads {
@@ -242,7 +102,7 @@ StableIValue optional_argument(PyObject* tensor) {
 }  // namespace
 
 // prepare_describe(Tensor, Parameter, samples, begin, end) -> bool. `samples` is a list of (tensor, address of its
-// TensorImpl, data_ptr(), numel()), without gradients, whose at::Tensor is looked for in the bytes [begin, end) of each
+// TensorImpl, data_ptr(), numel()), whose at::Tensor is looked for in the bytes [begin, end) of each
 // object.
 PyObject* prepare_describe(PyObject*, PyObject* args) {
   PyObject *tensor, *parameter, *samples;
@@ -252,10 +112,7 @@ PyObject* prepare_describe(PyObject*, PyObject* args) {
   known.parameter = reinterpret_cast<PyTypeObject*>(parameter);
   known.handle = torch_cpp::has_all() ? find_handle(samples, begin, end) : 0;
   if (PyErr_Occurred()) return nullptr;
-  if (known.handle == 0) Py_RETURN_FALSE;
-  PyObject* sample = PyTuple_GetItem(PyList_GetItem(samples, 0), 0);
-  known.undefined = impl_of(radam_fused::grad_of(impl_of(handle_of(sample, known.handle))));
-  Py_RETURN_TRUE;
+  return PyBool_FromLong(known.handle != 0);
 }
 
 // describe_tensors(params, described) -> bool: notes in each Described, from this address on, where its parameter's
@@ -278,7 +135,7 @@ PyObject* describe_tensors(PyObject*, PyObject* args) {
 PyObject* describe(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
-  return PyBool_FromLong(describe_all(given.pairs()));
+  return PyBool_FromLong(describe(given.pairs()));
 }
 
 // in_place(*addresses) -> bool: whether parameters and gradients lie where the table says that they do, and no gradient
@@ -286,11 +143,7 @@ PyObject* describe(PyObject*, PyObject* args) {
 PyObject* in_place(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
-  const Pairs pairs = given.pairs();
-  for (int64_t i = 0; i < pairs.count; ++i) {
-    if (!lies_in_place(pairs.rows[i], pairs)) Py_RETURN_FALSE;
-  }
-  Py_RETURN_TRUE;
+  return PyBool_FromLong(lie_in_place(given.pairs()));
 }
 
 // hold_gradients(*addresses) -> object or None: the same for more than one call; the gradients live as long as the
@@ -299,7 +152,7 @@ PyObject* hold_gradients(PyObject*, PyObject* args) try {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
   const Pairs pairs = given.pairs();
-  if (!describe_all(pairs)) Py_RETURN_NONE;
+  if (!describe(pairs)) Py_RETURN_NONE;
   return PyCapsule_New(new Held(pairs), nullptr,
                        [](PyObject* capsule) { delete static_cast<Held*>(PyCapsule_GetPointer(capsule, nullptr)); });
 } catch (const std::exception& error) {
@@ -320,7 +173,7 @@ PyObject* step_described(PyObject*, PyObject* args) try {
     return nullptr;
   }
   const Pairs pairs = given.pairs();
-  if (!describe_all(pairs)) Py_RETURN_FALSE;
+  if (!describe(pairs)) Py_RETURN_FALSE;
   StableIValue stack[] = {tensor_argument(described),
                           torch::stable::detail::from(int64_t(given.dtype)),
                           tensor_argument(exp_avg),

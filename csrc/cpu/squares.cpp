@@ -60,7 +60,7 @@ void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double*
 }
 
 Tensor add_up(const Gradients& grads) {
-  std::vector<int64_t> ends;
+  Scratch<int64_t> ends;
   ends.reserve(grads.segments.size());
   int64_t tiles = 0;
   for (const Segment& grad : grads.segments) ends.push_back(tiles += (grad.numel + kTile - 1) / kTile);

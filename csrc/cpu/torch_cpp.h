@@ -31,6 +31,12 @@ inline AtenTensorHandle grad_of(const void* impl) {
   return static_cast<AtenTensorHandle>(const_cast<void*>(torch_cpp::grad(impl)));
 }
 
+inline bool is_defined(AtenTensorHandle tensor) {
+  bool defined;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_is_defined(tensor, &defined));
+  return defined;
+}
+
 inline bool is_neg(AtenTensorHandle tensor) { return torch_cpp::is_neg(tensor); }
 inline void bump_version(AtenTensorHandle tensor) { torch_cpp::bump_version(tensor); }
 

@@ -1,0 +1,32 @@
+// Memory that a call fills anew and its thread keeps for the next.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+namespace radam_fused {
+
+// A vector that begins empty, in the memory of the last one of its type on this thread. For a request of more than 64
+// KiB glibc's malloc first merges every small chunk that lies free (malloc_consolidate): with 10,000 gradients just
+// freed that takes longer than the step.
+template <typename T>
+class Scratch : public std::vector<T> {
+ public:
+  Scratch() { this->swap(kept()); }
+  ~Scratch() {
+    this->clear();
+    if (this->capacity() > kept().capacity()) this->swap(kept());
+  }
+  Scratch(Scratch&& other) noexcept : std::vector<T>(std::move(other)) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  Scratch& operator=(Scratch&&) = delete;
+
+ private:
+  static std::vector<T>& kept() {
+    thread_local std::vector<T> memory;
+    return memory;
+  }
+};
+
+}  // namespace radam_fused
