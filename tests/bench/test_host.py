@@ -1,0 +1,36 @@
+"""`python -m bench.host`: what it saves, and what it makes of times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import host
+
+
+def test_a_run_saves_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host.main(["--rounds", "2", "--tensors", "2", "20", "--results", str(tmp_path / "host.json")])
+    found = json.loads((tmp_path / "host.json").read_text())
+    assert [row["tensors"] for row in found["rows"]] == [2, 20]
+    for row in found["rows"]:
+        assert row["us"].keys() == host.CONTESTANTS.keys()
+        assert all(low <= row["us"][name] <= high for name, (low, high) in row["quartiles"].items())
+    assert "torch AdamW, fused" in capsys.readouterr().out
+    assert found["claims"] == host.claims(found["rows"])
+
+
+def row(tensors: int, flat: float, ratio: float) -> dict[str, Any]:
+    return {"tensors": tensors, "us": {host.FLAT: flat}, "peer_over_ours": ratio}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "flat", "kept"),
+    [(15.0, 500.0, ["PASS", "PASS"]), (14.9, 500.0, ["MISS", "PASS"]), (15.0, 2000.0, ["PASS", "MISS"])],
+    ids=["kept", "slower", "a_time_a_tensor"],
+)
+def test_claims(ratio: float, flat: float, kept: list[str]) -> None:
+    rows = [row(10, 20.0, 1.0), row(10_000, flat, ratio)]
+    assert [claim[:4] for claim in host.claims(rows)] == kept
