@@ -156,6 +156,7 @@ p = torch.nn.Parameter(torch.linspace(-1, 1, 1000))
 p.grad = torch.linspace(1, -1, 1000)
 radam_fused.FusedRAdam([p], lr=0.25, backend=sys.argv[1]).step()
 facts = dict(file=radam_fused.__file__, version=radam_fused.__version__, backends=radam_fused.available_backends())
+facts["by_addresses"] = radam_fused.host.DESCRIBES
 print(json.dumps(facts | dict(p=p.tolist())))
 """
 
@@ -223,15 +224,34 @@ def test_wheel_metadata(built):
     assert metadata.get_all("Provides-Extra") == ["triton"]
 
 
-def test_library_asks_libtorch_for_nothing_but_the_stable_abi(installed):
-    """A C++ symbol of c10, at or torch would tie the file to the torch it was built against."""
+BY_NAME = ("_ZNK3c1010TensorImpl4gradEv", "_ZN2at6native6is_negERKNS_6TensorE")
+BY_NAME += ("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",)
+"""What csrc/cpu/torch_cpp.h takes of torch's C++, where it is there."""
+
+
+def test_library_needs_nothing_of_libtorch_but_the_stable_abi(installed):
+    """A C++ symbol of c10, at or torch that is not weak would tie the file to the torch it was built against."""
     symbols = subprocess.check_output(
         ["nm", "--dynamic", "--undefined-only", "--format=posix", installed / "radam_fused/_C.abi3.so"], text=True
     ).split("\n")
-    names = {line.split()[0].partition("@")[0] for line in symbols if line}
-    assert [name for name in names if name.startswith(("aoti_torch_", "torch_"))]
-    mangled = {name for name in names if name.startswith("_Z")}
-    assert not [name for name in mangled if re.search(r"3c10|2at\d|5torch|6caffe2", name)]
+    kinds = {line.split()[0].partition("@")[0]: line.split()[1] for line in symbols if line}
+    assert [name for name in kinds if name.startswith(("aoti_torch_", "torch_"))]
+    of_torch = {name: kind for name, kind in kinds.items() if re.search(r"^_Z.*(3c10|2at\d|5torch|6caffe2)", name)}
+    assert of_torch == dict.fromkeys(BY_NAME, "w")
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_torch_without_one_of_its_functions_goes_by_lists(installed, tmp_path, name):
+    site = tmp_path / "site"
+    shutil.copytree(installed, site)
+    library = site / "radam_fused/_C.abi3.so"
+    found = library.read_bytes()
+    assert name.encode() in found
+    library.write_bytes(found.replace(name.encode(), name.replace("E", "X", 1).encode()))
+    facts, _ = one_step(site, "cpu")
+    assert facts["backends"]["cpu"] is None
+    assert not facts["by_addresses"]
+    assert one_step(installed, "cpu")[0]["by_addresses"]  # the control
 
 
 def test_installed_wheel_steps_on_the_cpu_backend(installed):
