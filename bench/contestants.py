@@ -130,7 +130,7 @@ CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
         Contestant("ceiling", "ceiling (adds only)", "ceiling", _ceiling, arrays=4),
-        Contestant("fused-flat", "FusedRAdam, flatten", "ours", partial(_fused, True), 4, radam=True, kind="radam"),
+        Contestant("fused-flat", "FusedRAdam, flatten", "ours", partial(_fused, True), 5, radam=True, kind="radam"),
         Contestant("fused", "FusedRAdam", "ours", partial(_fused, False), 3, radam=True, kind="radam"),
         *map(_adapted, PEERS.values()),
     )
