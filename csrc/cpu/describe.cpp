@@ -9,6 +9,7 @@
 #include <cstring>
 #include <exception>
 #include <optional>
+#include <stdexcept>
 
 #include "pairs.h"
 #include "torch_cpp.h"
@@ -187,7 +188,9 @@ PyObject* step_described(PyObject*, PyObject* args) try {
                           torch::stable::detail::from(bool(stochastic)),
                           optional_argument(origins)};
   const auto call = [&] {
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION));
+    if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
+    throw std::runtime_error(&torch_cpp::message != nullptr ? torch_cpp::message()
+                                                            : "radam_fused::step_described: torch has printed why");
   };
   if (brief) {
     call();

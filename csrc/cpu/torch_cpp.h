@@ -19,6 +19,9 @@ bool is_neg(const void* tensor) __asm__("_ZN2at6native6is_negERKNS_6TensorE") __
 void bump_version(const void* tensor) __asm__("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE")
     __attribute__((weak));
 
+// The message of the last exception on this thread, in the stable ABI from torch 2.13 on; before that torch prints it.
+extern "C" const char* message() __asm__("torch_exception_get_what_without_backtrace") __attribute__((weak));
+
 inline bool has_all() { return &grad != nullptr && &is_neg != nullptr && &bump_version != nullptr; }
 
 }  // namespace torch_cpp
