@@ -188,7 +188,8 @@ PyObject* step_described(PyObject*, PyObject* args) try {
                           torch::stable::detail::from(bool(stochastic)),
                           optional_argument(origins)};
   const auto call = [&] {
-    if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
+    if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS)
+      return;
     throw std::runtime_error(&torch_cpp::message != nullptr ? torch_cpp::message()
                                                             : "radam_fused::step_described: torch has printed why");
   };
