@@ -6,9 +6,9 @@
 
 namespace radam_fused {
 
-// A vector that begins empty, in the memory of the last one of its type on this thread. For a request of more than 64
-// KiB glibc's malloc first merges every small chunk that lies free (malloc_consolidate): with 10,000 gradients just
-// freed that takes longer than the step.
+// A vector that begins empty, in the memory of the last one of its type on this thread. For a request of 1 KiB or more
+// glibc's malloc first merges every small chunk that lies free (malloc_consolidate): with 10,000 gradients just freed
+// that takes longer than the step.
 template <typename T>
 class Scratch : public std::vector<T> {
  public:
