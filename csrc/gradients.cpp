@@ -43,24 +43,4 @@ Gradients read_gradients(const TensorList& grads) {
   return read;
 }
 
-Gradients described_gradients(const torch::stable::Tensor& described, const torch::stable::Tensor& like) {
-  Gradients read;
-  read.device = device_of(like.get());
-  const DescribedPairs pairs = described_pairs(described);
-  STD_TORCH_CHECK(pairs.size > 0, "radam_fused::squares_described: described must have at least one line");
-  read.dtype = int(pairs[0].grad_dtype);
-  read.segments.reserve(pairs.size);
-  for (size_t i = 0; i < pairs.size; ++i) {
-    STD_TORCH_CHECK(pairs[i].grad_dtype == read.dtype, "radam_fused::squares_described: gradient ", i,
-                    " has another dtype than the first: a table has one");
-    if (pairs[i].numel == 0) continue;
-    Segment segment{};
-    segment.grad = pairs[i].grad;
-    segment.numel = pairs[i].numel;
-    segment.grad_dtype = read.dtype;
-    read.segments.push_back(segment);
-  }
-  return read;
-}
-
 }  // namespace radam_fused

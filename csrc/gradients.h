@@ -19,7 +19,4 @@ struct Gradients {
 // Raises for the first tensor that does not fit (radam_fused/ops.py, squares).
 Gradients read_gradients(const TensorList& grads);
 
-// The gradients of a table of `Described` (launch.h) on the device of `like`; raises where they differ in dtype.
-Gradients described_gradients(const torch::stable::Tensor& described, const torch::stable::Tensor& like);
-
 }  // namespace radam_fused

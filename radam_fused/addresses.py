@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .host import describe, describe_tensors, hold_gradients, step_described
+from .host import describe, describe_tensors, step_described
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 BRIEF = 2**22
 """Of a bucket up to so many elements a step takes a few milliseconds at most: no longer than Python's threads wait for
-each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive."""
+each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive; a
+longer step goes by lists, which own what they hold."""
 
 
 class Addresses:
@@ -60,10 +61,6 @@ class Addresses:
         """Whether all pairs are plain tensors that fit."""
         return describe(*self._pairs)
 
-    def held(self) -> object | None:
-        """While this object lives so do the gradients in the table, and the table is right; None if not `plain`."""
-        return hold_gradients(*self._pairs)
-
     def step(self, rows: Tensor, zero_grads: bool) -> bool:
         """The step operator, and the version counters of what it writes; False, with nothing done, if not `plain`."""
         return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after))
@@ -72,7 +69,7 @@ class Addresses:
 def may_go_by_addresses(bucket: Bucket, ops: Operators) -> bool:
     """Whether a step may, as far as that shows before one looks at its tensors; modes come and go."""
     return not (
-        ops.squares_described is None
+        not ops.by_addresses
         or bucket.is_complex
         or bucket.is_sharded
         or bucket.state_device != bucket.device
@@ -84,7 +81,7 @@ def may_go_by_addresses(bucket: Bucket, ops: Operators) -> bool:
 
 def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
     """Those of a plan; None where a step has to go by lists."""
-    if not may_go_by_addresses(bucket, ops):
+    if not may_go_by_addresses(bucket, ops) or (bucket.device.type == "cpu" and bucket.length > BRIEF):
         return None
     if plan.addresses is None:
         dense = all(bucket.moment_strides[i] == bucket.strides[i] for i in plan.present)

@@ -99,10 +99,6 @@ class GlobalNorm:
             counts = self._counts[bucket] = [self.counts(p) for p in bucket.params]
         return counts
 
-    def counts_all(self, bucket: Bucket) -> bool:
-        """Whether this rank counts every parameter of a bucket."""
-        return all(self._counts_of(bucket))
-
     def counted(self, bucket: Bucket, plan: Plan, grads: Sequence[Tensor]) -> list[Tensor]:
         """The gradients of a launch that this rank counts."""
         counts = self._counts_of(bucket)

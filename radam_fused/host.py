@@ -13,7 +13,6 @@ try:
         describe,
         describe_tensors,
         gradients,
-        hold_gradients,
         holds_exactly,
         identical,
         in_place,
@@ -36,7 +35,7 @@ except ImportError:
     def _missing(*_: Any) -> Any:
         raise NotImplementedError("radam_fused._C is not there; ask DESCRIBES first")
 
-    describe = describe_tensors = hold_gradients = in_place = step_described = _missing  # type: ignore[assignment]
+    describe = describe_tensors = in_place = step_described = _missing  # type: ignore[assignment]
 
     def identical(a: list[Any], b: list[Any]) -> bool:
         """Whether two lists hold the very same objects."""
@@ -64,7 +63,6 @@ __all__ = [
     "describe",
     "describe_tensors",
     "gradients",
-    "hold_gradients",
     "holds_exactly",
     "identical",
     "in_place",

@@ -105,13 +105,6 @@ def squares(
     partial = []
     for launch in launches:
         ours = ops[launch.bucket]
-        all_count = norm is None or norm.counts_all(launch.bucket)
-        if ours.squares_described is not None and launch.addresses is not None and all_count:
-            held = launch.addresses.held()
-            grad_dtypes = launch.addresses.table[:, -1]
-            if held is not None and bool((grad_dtypes == grad_dtypes[0]).all()):
-                partial.append(ours.squares_described(launch.addresses.table, launch.bucket.exp_avg))
-                continue
         grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
         if norm is not None:
             if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):

@@ -117,14 +117,13 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
-# Those of C++ and CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described). Nothing that
-# looks at operators sees what the step writes, so it is only for one that nothing looks at (addresses.py).
+# The step of C++ and CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described). Nothing
+# that looks at operators sees what it writes, so it is only for one that nothing looks at (addresses.py).
 _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
     "bool stochastic, Tensor? origins) -> ()"
 )
-_library.define("squares_described(Tensor described, Tensor like) -> Tensor")  # on the device of `like`
 
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
 _PYTHON = {
@@ -150,17 +149,15 @@ class Operators(NamedTuple):
     step: Callable[..., None]
     squares: Callable[[list[Tensor]], Tensor]
     rows: Callable[..., tuple[Tensor, Tensor]]
-    squares_described: Callable[[Tensor, Tensor], Tensor] | None = None
-    """**squares** by addresses, where there is that way; its step is `radam_fused.addresses`."""
+    by_addresses: bool = False
+    """Whether a step may go that way: `radam_fused.addresses`."""
 
 
 def _operators(implementation: str) -> Operators:
     return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
 
 
-_native = _operators("native")
-if DESCRIBES:
-    _native = _native._replace(squares_described=torch.ops.radam_fused.squares_described.default)
+_native = _operators("native")._replace(by_addresses=DESCRIBES)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """``param_dtype`` of ``step_described``: csrc/dtypes.h."""
 NATIVE_DEVICE = {"cpu": 0, "cuda": 1}

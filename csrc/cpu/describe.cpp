@@ -103,8 +103,7 @@ StableIValue optional_argument(PyObject* tensor) {
 }  // namespace
 
 // prepare_describe(Tensor, Parameter, samples, begin, end) -> bool. `samples` is a list of (tensor, address of its
-// TensorImpl, data_ptr(), numel()), whose at::Tensor is looked for in the bytes [begin, end) of each
-// object.
+// TensorImpl, data_ptr(), numel()), whose at::Tensor is looked for in the bytes [begin, end) of each object.
 PyObject* prepare_describe(PyObject*, PyObject* args) {
   PyObject *tensor, *parameter, *samples;
   Py_ssize_t begin, end;
@@ -147,23 +146,10 @@ PyObject* in_place(PyObject*, PyObject* args) {
   return PyBool_FromLong(lie_in_place(given.pairs()));
 }
 
-// hold_gradients(*addresses) -> object or None: the same for more than one call; the gradients live as long as the
-// object does. None where `describe` says False.
-PyObject* hold_gradients(PyObject*, PyObject* args) try {
-  PairsArgument given;
-  if (!parse(args, given)) return nullptr;
-  const Pairs pairs = given.pairs();
-  if (!describe(pairs)) Py_RETURN_NONE;
-  return PyCapsule_New(new Held(pairs), nullptr,
-                       [](PyObject* capsule) { delete static_cast<Held*>(PyCapsule_GetPointer(capsule, nullptr)); });
-} catch (const std::exception& error) {
-  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
-}
-
 // step_described(addresses, brief, (described, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
-// residue, stochastic, origins)) -> bool: describes the pairs, calls the operator of that name and raises the version
-// counters of what it has written. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter
-// to this thread, for a step that takes less than it costs to keep each gradient alive.
+// residue, stochastic, origins)) -> bool: describes the pairs, raises the version counters of what is written and calls
+// the operator of that name. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter
+// to this thread: others could free a gradient. Without it somebody has to own the gradients, or a GPU's stream does.
 PyObject* step_described(PyObject*, PyObject* args) try {
   PairsArgument given;
   PyObject *described, *exp_avg, *exp_avg_sq, *segments, *row_of, *rows, *scales, *residue, *origins;
@@ -175,6 +161,8 @@ PyObject* step_described(PyObject*, PyObject* args) try {
   }
   const Pairs pairs = given.pairs();
   if (!describe(pairs)) Py_RETURN_FALSE;
+  // First, while every gradient is known to be there, and as it may raise.
+  count_versions(pairs, zero_grads);
   StableIValue stack[] = {tensor_argument(described),
                           torch::stable::detail::from(int64_t(given.dtype)),
                           tensor_argument(exp_avg),
@@ -196,11 +184,9 @@ PyObject* step_described(PyObject*, PyObject* args) try {
   if (brief) {
     call();
   } else {
-    const Held held(pairs);
     const OtherThreads others;
     call();
   }
-  count_versions(pairs, zero_grads);
   Py_RETURN_TRUE;
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());

@@ -14,8 +14,6 @@ PyObject* describe_tensors(PyObject* module, PyObject* args);
 PyObject* describe(PyObject* module, PyObject* args);
 // Whether all pairs lie where they did.
 PyObject* in_place(PyObject* module, PyObject* args);
-// As `describe`; what is returned keeps the gradients alive.
-PyObject* hold_gradients(PyObject* module, PyObject* args);
 // The operator step_described over what is described anew.
 PyObject* step_described(PyObject* module, PyObject* args);
 

@@ -75,8 +75,6 @@ PyMethodDef methods[] = {
     {"describe_tensors", radam_fused::describe_tensors, METH_VARARGS, "Notes where the parameters' tensors are."},
     {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or False."},
     {"in_place", radam_fused::in_place, METH_VARARGS, "Whether pairs lie where they were described to."},
-    {"hold_gradients", radam_fused::hold_gradients, METH_VARARGS,
-     "As describe, and keeps the gradients alive; or None."},
     {"step_described", radam_fused::step_described, METH_VARARGS, "As describe, and a step over them; or False."},
     {nullptr, nullptr, 0, nullptr},
 };

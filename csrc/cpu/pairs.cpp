@@ -117,15 +117,4 @@ bool lie_in_place(const Pairs& pairs) {
   return true;
 }
 
-Held::Held(const Pairs& pairs) {
-  tensors_.resize(pairs.count);
-  for (int64_t i = 0; i < pairs.count; ++i) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(grad_of(impl_of(pairs.rows[i].tensor)), &tensors_[i]));
-  }
-}
-
-Held::~Held() {
-  for (size_t i = tensors_.size(); i-- > 0;) aoti_torch_delete_tensor_object(tensors_[i]);
-}
-
 }  // namespace radam_fused

@@ -42,13 +42,8 @@ Tensor squares(StableListHandle list) {
   return add_up(read_gradients(grads));
 }
 
-Tensor squares_described(Tensor described, Tensor like) { return add_up(described_gradients(described, like)); }
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) {
-  m.impl("squares_native", TORCH_BOX(&squares));
-  m.impl("squares_described", TORCH_BOX(&squares_described));
-}
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("squares_native", TORCH_BOX(&squares)); }
 
 }  // namespace radam_fused
