@@ -8,10 +8,12 @@ clear errors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C._autograd import _profiler_enabled
 
 from .host import describe, describe_tensors, step_described
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
@@ -66,25 +68,26 @@ class Addresses:
         return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after))
 
 
-def may_go_by_addresses(bucket: Bucket, ops: Operators) -> bool:
-    """Whether a step may, as far as that shows before one looks at its tensors; modes come and go."""
-    return not (
-        not ops.by_addresses
-        or bucket.is_complex
-        or bucket.is_sharded
-        or bucket.state_device != bucket.device
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._autograd._profiler_enabled()
-    )
+def suits(bucket: Bucket, ops: Operators) -> bool:
+    """Whether the steps of a bucket may go by addresses, as far as that never changes."""
+    return ops.by_addresses and not (bucket.is_complex or bucket.is_sharded) and bucket.state_device == bucket.device
+
+
+def unwatched() -> bool:
+    """Whether nobody looks at operators now: modes and profiles come and go."""
+    return not (_len_torch_dispatch_stack() or _len_torch_function_stack() or _profiler_enabled())
 
 
 def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
     """Those of a plan; None where a step has to go by lists."""
-    if not may_go_by_addresses(bucket, ops) or (bucket.device.type == "cpu" and bucket.length > BRIEF):
-        return None
     if plan.addresses is None:
-        dense = all(bucket.moment_strides[i] == bucket.strides[i] for i in plan.present)
-        found = Addresses(bucket, plan.params, plan.segments, plan.row_of, plan.origins) if dense else None
-        plan.addresses = found if found is not None and found.known else False
-    return plan.addresses or None
+        plan.addresses = _found(bucket, plan) if ops.by_addresses else False
+    return plan.addresses if plan.addresses and unwatched() else None
+
+
+def _found(bucket: Bucket, plan: Plan) -> Addresses | Literal[False]:
+    too_long = bucket.device.type == "cpu" and bucket.length > BRIEF
+    if too_long or any(bucket.moment_strides[i] != bucket.strides[i] for i in plan.present):
+        return False
+    found = Addresses(bucket, plan.params, plan.segments, plan.row_of, plan.origins)
+    return found if found.known else False

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import memory
 from .forms import PLAIN, Storage, second_dtype
-from .host import upload
+from .host import count_steps, upload
 from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts
 from .precision import CODES, MOMENTS, RATIO, decoded, encode, encode_ratio, keep, master_name, master_value, names_of
 from .rows import RowTable
@@ -305,6 +305,6 @@ class Bucket:
             if plan.missing:
                 self.steps[plan.present] += 1.0
             else:
-                self.steps += 1.0
+                count_steps(self.steps)
             plan.rows = [(group, taken + 1) for group, taken in plan.rows]
         self._steps_version = self.steps._version

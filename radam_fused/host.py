@@ -10,14 +10,15 @@ from torch import Tensor
 
 try:
     from ._C import (
+        count_steps,
         describe,
         describe_tensors,
         gradients,
-        holds_exactly,
-        identical,
         in_place,
         prepare_describe,
         step_described,
+        unchanged,
+        write_rows,
     )
 
     _SAMPLES = [torch.empty(3), torch.nn.Parameter(torch.empty(5))]
@@ -37,18 +38,33 @@ except ImportError:
 
     describe = describe_tensors = in_place = step_described = _missing  # type: ignore[assignment]
 
-    def identical(a: list[Any], b: list[Any]) -> bool:
-        """Whether two lists hold the very same objects."""
+    def _identical(a: list[Any], b: list[Any]) -> bool:
         return len(a) == len(b) and all(map(is_, a, b))
 
-    def holds_exactly(entries: dict[Any, Any], values: list[Any]) -> bool:
-        """Whether the values of a dict are the very objects of a list, in order."""
-        return identical(list(entries.values()), values)
+    def unchanged(
+        groups: list[dict[str, Any]], members: list[list[Tensor]], state: dict[Tensor, Any], entries: list[Any]
+    ) -> bool:
+        """Whether groups have these very parameters, and the state's values are these very entries, in order."""
+        return _identical(list(state.values()), entries) and (
+            len(groups) == len(members)
+            and all(_identical(group["params"], ours) for group, ours in zip(groups, members, strict=True))
+        )
+
+    def write_rows(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]]) -> bool:
+        """False: `radam_fused.rows.step_row` makes them."""
+        return False
 
     def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """The gradients of parameters, and the indices of those that have none."""
         grads = [p.grad for p in params]
         return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
+
+
+if not DESCRIBES:
+
+    def count_steps(steps: Tensor) -> None:
+        """Adds one to every count of a float32 vector on the CPU."""
+        steps += 1.0
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -60,12 +76,13 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 __all__ = [
     "DESCRIBES",
+    "count_steps",
     "describe",
     "describe_tensors",
     "gradients",
-    "holds_exactly",
-    "identical",
     "in_place",
     "step_described",
+    "unchanged",
     "upload",
+    "write_rows",
 ]

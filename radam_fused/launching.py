@@ -54,22 +54,20 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     """
     bucket, plan = launch.bucket, launch.plan
     ops = placement.ops[bucket]
-    # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
-    with torch._C._AutoDispatchBelowAutograd():
-        with span("rows"):
-            rows = scalars.rows(bucket, plan, ops)
-        try:
-            with span("step"):
-                stepped = _call(launch, ops, rows, zero_grads)
-        except Exception:
+    with span("rows"):
+        rows = scalars.rows(bucket, plan, ops)
+    try:
+        with span("step"):
+            stepped = _call(launch, ops, rows, zero_grads)
+    except Exception:
+        scalars.undo(bucket, plan)
+        check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
+        if not placement.amend(bucket):
+            raise
+        stepped = False
+    else:
+        if not stepped:
             scalars.undo(bucket, plan)
-            check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
-            if not placement.amend(bucket):
-                raise
-            stepped = False
-        else:
-            if not stepped:
-                scalars.undo(bucket, plan)
     if stepped:
         placement.stepped(launch)
     elif (again := placement.collect(bucket)) is not None:
@@ -84,7 +82,9 @@ def _call(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> boo
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
     forms = bucket.scales, bucket.residue, bucket.stochastic, origins
-    ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
+    # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
+    with torch._C._AutoDispatchBelowAutograd():
+        ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
     if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
         torch.autograd.graph.increment_version(plan.params)

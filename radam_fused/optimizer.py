@@ -8,7 +8,6 @@ backend's operator (ops.py), once a bucket.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +34,7 @@ from .options import (
     refuse_with_differentiable,
 )
 from .placement import Placement
-from .reports import RectificationState, observable, rectification_state, span
+from .reports import NOTHING, RectificationState, observable, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, Scalars
 from .separate import SeparatePlacement
 
@@ -225,7 +224,7 @@ class FusedRAdam(Optimizer):
             self._in_backward.before_step(self)
         placement = self._current_placement()
         norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group)
-        with nullcontext() if norm is None else norm.taking_part():
+        with NOTHING if norm is None else norm.taking_part():
             placement.place_arrivals()
             # A single launch checks its own tensors before it writes; several have to be right before the first does.
             sure = len(placement.buckets) > 1 or self._max_grad_norm is not None

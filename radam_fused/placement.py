@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .addresses import addresses, may_go_by_addresses
+from .addresses import addresses, suits, unwatched
 from .backends import backend_for
 from .bucket import Bucket, Plan
 from .checks import check_disjoint, check_gradients
@@ -20,7 +20,7 @@ from .flat import FlatBuffers
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
 from .groups import group_names
-from .host import gradients, holds_exactly, identical
+from .host import gradients, unchanged
 from .launches import Launch, by_lists, resolved
 from .layout import as_real, segment_starts
 from .offload import Offloader
@@ -114,11 +114,7 @@ class Placement:
             self.edited
             or groups is not self._groups
             or state is not self._state
-            or len(groups) != len(self._members)
-            or not holds_exactly(state, self._entries)
-            or not all(
-                identical(group["params"], members) for group, members in zip(groups, self._members, strict=True)
-            )
+            or not unchanged(groups, self._members, state, self._entries)
         )
 
     # Making buckets.
@@ -129,7 +125,7 @@ class Placement:
 
     def place_arrivals(self) -> None:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
-        if any(p.grad is not None for p, _ in self._unplaced):
+        if self._unplaced and any(p.grad is not None for p, _ in self._unplaced):
             self._place(self._stepping(), attach=False)
 
     def _kind(self, p: Tensor) -> Hashable:
@@ -173,7 +169,7 @@ class Placement:
             if any(self._groups[index]["capturable"] for index in bucket.groups):
                 bucket.count_on_device()
             self._show_all(bucket)
-            self.ops[bucket] = op
+            self.ops[bucket] = op if suits(bucket, op) else op._replace(by_addresses=False)
             self.buckets.append(bucket)
         placed = {p for p, _ in arrivals}
         self._unplaced = [(p, index) for p, index in self._unplaced if p not in placed]
@@ -228,7 +224,7 @@ class Placement:
             if not plan.present:
                 return None
             runs = flat.runs(plan)
-            by_addresses = flat.run_addresses if may_go_by_addresses(bucket, self.ops[bucket]) else None
+            by_addresses = flat.run_addresses if self.ops[bucket].by_addresses and unwatched() else None
             return Launch(bucket, plan, *runs, flat.run_origins, by_addresses)
         whole = bucket.whole_plan()
         found = None if whole is None else addresses(bucket, whole, self.ops[bucket])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -61,7 +62,7 @@ def _observed(optimizer: Optimizer) -> bool:
         or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
-        or torch._C._autograd._profiler_enabled()
+        or _profiler_enabled()
     )
 
 
@@ -83,11 +84,12 @@ def observable(step: Callable[..., Any]) -> Callable[..., Any]:
     return either
 
 
-_NOTHING = nullcontext()
+NOTHING = nullcontext()
+"""A context in which nothing is different."""
 
 
 def span(name: str) -> AbstractContextManager[Any]:
     """A named range in a profile while one is taken, NVTX under `torch.autograd.profiler.emit_nvtx`; else nothing."""
-    if torch._C._autograd._profiler_enabled():
+    if _profiler_enabled():
         return torch.autograd.profiler.record_function(f"radam_fused.{name}")
-    return _NOTHING
+    return NOTHING

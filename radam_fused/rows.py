@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .host import write_rows
 from .rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
 
 MOMENTUM, ADAPTIVE, HOLD, SKIP = 0.0, 1.0, 2.0, 3.0
@@ -90,11 +91,18 @@ class RowTable:
 
     def __init__(self, rows: int) -> None:
         self._numbers = array("d", bytes(8 * max(rows, 1) * len(Row._fields)))
+        self._address = self._numbers.buffer_info()[0]
         self._tensor = torch.frombuffer(self._numbers, dtype=torch.float64).view(-1, len(Row._fields))
 
-    def filled(self, rows: Sequence[Row]) -> Tensor:
-        """float64 (rows, 11), on the CPU: overwritten by the next call."""
-        self._numbers[:] = array("d", rows[0] if len(rows) == 1 else chain.from_iterable(rows))
+    def filled(self, groups: list[dict[str, Any]], rows: list[tuple[int, int]]) -> Tensor:
+        """The row of each parameter group, by its index, after so many steps: `step_row`, or the same in C.
+
+        Returns:
+            float64 (rows, 11), on the CPU: overwritten by the next call.
+        """
+        if not write_rows(self._address, groups, rows):
+            made = [step_row(groups[index], taken + 1) for index, taken in rows]
+            self._numbers[:] = array("d", chain.from_iterable(made))
         return self._tensor
 
 

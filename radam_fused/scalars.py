@@ -7,7 +7,6 @@ each. Both make the same rows, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 from .bucket import Bucket, Plan
 from .host import upload
 from .ops import Operators
-from .rows import SKIP, Row, hyper, step_row
+from .rows import SKIP, Row, hyper
 
-Groups = Sequence[dict[str, Any]]
+Groups = list[dict[str, Any]]
 
 
 class Scalars(Protocol):
@@ -39,7 +38,7 @@ class HostScalars:
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
-        return plan.row_table.filled([step_row(self._groups[index], taken + 1) for index, taken in plan.rows])
+        return plan.row_table.filled(self._groups, plan.rows)
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`: nothing was counted."""

@@ -260,5 +260,5 @@ def test_cost_of_a_hook_does_not_depend_on_the_number_of_parameters(options: dic
     one = {name: (more[name] - few[name]) / 20 for name in more}
     assert one["Hooks._on_gradient"] == 1 or sys.version_info < (3, 11)
     assert sum(one.values()) > 20
-    assert not {"holds_exactly", "identical"} & set(one)  # one call each, of C, that looks at all parameters
+    assert "unchanged" not in one  # one call, of C, that looks at all parameters
     assert {name: most[name] - more[name] for name in most} == {name: 40 * count for name, count in one.items()}

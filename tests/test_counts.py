@@ -75,15 +75,15 @@ def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool) -> None:
     few, many = (calls(optimizer(n, flatten=flatten)) for n in (600, 1200))
     for event in ("call", "c_call"):
         assert few[event] == many[event]
-    assert many["call"] <= 64
-    assert many["c_call"] <= 40
+    assert many["call"] <= 56
+    assert many["c_call"] <= 34
 
 
 def test_calls_of_a_group() -> None:
-    """A group costs its row, and no power or logarithm of its own."""
+    """A group costs a look at its learning rate; its row is written in C."""
     one, many = (calls(optimizer(200, groups)) for groups in (1, 101))
-    assert (many["call"] - one["call"]) / 100 <= 5
-    assert (many["c_call"] - one["c_call"]) / 100 <= 5
+    assert (many["call"] - one["call"]) / 100 <= 1
+    assert (many["c_call"] - one["c_call"]) / 100 <= 1
 
 
 def test_torch_calls_more_for_each_tensor() -> None:

@@ -1,14 +1,19 @@
-"""A row against the formulas of the paper and of Adam, in plain float64."""
+"""A row against the formulas of the paper and of Adam, in plain float64; and the host's table of them."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from helpers import same_bits
+from radam_fused import rows
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import rectification
-from radam_fused.rows import ADAPTIVE, HOLD, MOMENTUM, step_row
+from radam_fused.rows import ADAPTIVE, HOLD, MOMENTUM, RowTable, step_row
 
 
 def row(t: int, **changed: object):
@@ -52,3 +57,53 @@ def test_maximize_changes_the_sign_of_the_gradient() -> None:
 @pytest.mark.parametrize("threshold", [4.0, 5.0])
 def test_threshold(threshold: float) -> None:
     assert row(5, rho_threshold=threshold).direction == (ADAPTIVE if threshold == 4.0 else MOMENTUM)
+
+
+def written(group: dict[str, Any], taken: int) -> Tensor:
+    return RowTable(1).filled([group], [(0, taken)]).clone()
+
+
+GROUPS = {
+    "defaults": {},
+    "exact": {"rectification": "exact", "rho_threshold": 4.5},
+    "adam": {"rectification": "none", "maximize": True},
+    "hold": {"degenerated_to_sgd": False, "seed": 7},
+    "coupled": {"weight_decay": 0.03},
+    "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True, "lr": 0.3},
+    "betas-0": {"betas": (0.0, 0.0)},
+    "betas-near-1": {"betas": (0.4999, 1 - 1e-7)},
+    "integers": {"lr": 1, "eps": 0, "betas": (0, 0.5), "weight_decay": 1},
+}
+
+
+@pytest.mark.parametrize("changed", GROUPS.values(), ids=GROUPS.keys())
+def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's rows are those of `step_row`, bit for bit, and those of another step are not."""
+    group = {**GROUP_DEFAULTS, **changed}
+    made = []
+    monkeypatch.setattr(rows, "step_row", lambda *given: made.append(given) or step_row(*given))
+    for taken in (0, 1, 2, 3, 4, 5, 6, 7, 99, 100_000):
+        expected = torch.tensor([step_row(group, taken + 1)], dtype=torch.float64)
+        assert same_bits(written(group, taken), expected)
+        assert not same_bits(written(group, taken + 1), expected)
+    assert not made  # it was C that wrote them
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(0.25), math.inf], ids=["tensor", "infinite"])
+def test_rows_left_to_python(lr: Any) -> None:
+    group = {**GROUP_DEFAULTS, "lr": lr}
+    assert same_bits(written(group, 9), torch.tensor([step_row(group, 10)], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"betas": (0.9, 1.0)}, r"beta2 = 1\.0: must lie in \[0, 1\)"),
+        ({"rectification": "second_order"}, "kind = 'second_order': must be one of"),
+        ({"rho_threshold": 3.0}, r"threshold = 3\.0: must be at least 4"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_group_edited_to_what_no_row_has(changed: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        written({**GROUP_DEFAULTS, **changed}, 9)

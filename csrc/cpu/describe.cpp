@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "pairs.h"
+#include "step.h"
 #include "torch_cpp.h"
 
 namespace radam_fused {
@@ -91,14 +92,49 @@ bool parse(PyObject* args, PairsArgument& given) {
                           &given.device_index);
 }
 
-StableIValue tensor_argument(PyObject* tensor) {
-  return torch::stable::detail::from(borrowed(handle_of(tensor, known.handle)));
+Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object, known.handle)); }
+
+std::optional<Tensor> optional_tensor_of(PyObject* object) {
+  return object == Py_None ? std::nullopt : std::optional<Tensor>(tensor_of(object));
 }
 
-StableIValue optional_argument(PyObject* tensor) {
-  if (tensor == Py_None) return torch::stable::detail::from(std::optional<Tensor>());
-  return torch::stable::detail::from(std::optional<Tensor>(borrowed(handle_of(tensor, known.handle))));
-}
+// What a step takes beside the pairs, as Python objects.
+struct StepArgument {
+  PyObject *described, *exp_avg, *exp_avg_sq, *segments, *row_of, *rows, *scales, *residue, *origins;
+  int zero_grads, stochastic;
+
+  void step(const Pairs& pairs) const {
+    if (pairs.device.type == aoti_torch_device_type_cpu()) {
+      step_described(tensor_of(described), pairs.dtype, tensor_of(exp_avg), tensor_of(exp_avg_sq), tensor_of(segments),
+                     tensor_of(row_of), tensor_of(rows), bool(zero_grads), optional_tensor_of(scales),
+                     optional_tensor_of(residue), bool(stochastic), optional_tensor_of(origins));
+    } else {
+      call_operator(pairs);
+    }
+  }
+
+ private:
+  void call_operator(const Pairs& pairs) const {
+    using torch::stable::detail::from;
+    StableIValue stack[] = {from(tensor_of(described)),
+                            from(int64_t(pairs.dtype)),
+                            from(tensor_of(exp_avg)),
+                            from(tensor_of(exp_avg_sq)),
+                            from(tensor_of(segments)),
+                            from(tensor_of(row_of)),
+                            from(tensor_of(rows)),
+                            from(bool(zero_grads)),
+                            from(optional_tensor_of(scales)),
+                            from(optional_tensor_of(residue)),
+                            from(bool(stochastic)),
+                            from(optional_tensor_of(origins))};
+    if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) {
+      return;
+    }
+    throw std::runtime_error(&torch_cpp::message != nullptr ? torch_cpp::message()
+                                                            : "radam_fused::step_described: torch has printed why");
+  }
+};
 
 }  // namespace
 
@@ -146,46 +182,44 @@ PyObject* in_place(PyObject*, PyObject* args) {
   return PyBool_FromLong(lie_in_place(given.pairs()));
 }
 
+// count_steps(steps): adds 1 to a contiguous float32 tensor of torch's own type on the CPU, as `steps += 1` does
+// without a way through the dispatcher, which takes some 20 us where a training step has emptied the caches.
+PyObject* count_steps(PyObject*, PyObject* steps) try {
+  const AtenTensorHandle tensor = handle_of(steps, known.handle);
+  void* data;
+  int64_t numel;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &numel));
+  for (int64_t i = 0; i < numel; ++i) static_cast<float*>(data)[i] += 1.0f;
+  bump_version(tensor);
+  Py_RETURN_NONE;
+} catch (const std::exception& error) {
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+}
+
 // step_described(addresses, brief, (described, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
-// residue, stochastic, origins)) -> bool: describes the pairs, raises the version counters of what is written and calls
-// the operator of that name. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter
-// to this thread: others could free a gradient. Without it somebody has to own the gradients, or a GPU's stream does.
+// residue, stochastic, origins)) -> bool: describes the pairs, raises the version counters of what is written and
+// steps. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread: others
+// could free a gradient. Without it somebody has to own the gradients, or a GPU's stream does.
 PyObject* step_described(PyObject*, PyObject* args) try {
   PairsArgument given;
-  PyObject *described, *exp_avg, *exp_avg_sq, *segments, *row_of, *rows, *scales, *residue, *origins;
-  int brief, zero_grads, stochastic;
+  StepArgument rest;
+  int brief;
   if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)", &given.rows, &given.segments, &given.count, &given.dtype,
-                        &given.device_type, &given.device_index, &brief, &described, &exp_avg, &exp_avg_sq, &segments,
-                        &row_of, &rows, &zero_grads, &scales, &residue, &stochastic, &origins)) {
+                        &given.device_type, &given.device_index, &brief, &rest.described, &rest.exp_avg,
+                        &rest.exp_avg_sq, &rest.segments, &rest.row_of, &rest.rows, &rest.zero_grads, &rest.scales,
+                        &rest.residue, &rest.stochastic, &rest.origins)) {
     return nullptr;
   }
   const Pairs pairs = given.pairs();
   if (!describe(pairs)) Py_RETURN_FALSE;
   // First, while every gradient is known to be there, and as it may raise.
-  count_versions(pairs, zero_grads);
-  StableIValue stack[] = {tensor_argument(described),
-                          torch::stable::detail::from(int64_t(given.dtype)),
-                          tensor_argument(exp_avg),
-                          tensor_argument(exp_avg_sq),
-                          tensor_argument(segments),
-                          tensor_argument(row_of),
-                          tensor_argument(rows),
-                          torch::stable::detail::from(bool(zero_grads)),
-                          optional_argument(scales),
-                          optional_argument(residue),
-                          torch::stable::detail::from(bool(stochastic)),
-                          optional_argument(origins)};
-  const auto call = [&] {
-    if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS)
-      return;
-    throw std::runtime_error(&torch_cpp::message != nullptr ? torch_cpp::message()
-                                                            : "radam_fused::step_described: torch has printed why");
-  };
+  count_versions(pairs, rest.zero_grads);
   if (brief) {
-    call();
+    rest.step(pairs);
   } else {
     const OtherThreads others;
-    call();
+    rest.step(pairs);
   }
   Py_RETURN_TRUE;
 } catch (const std::exception& error) {

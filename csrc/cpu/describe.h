@@ -14,6 +14,8 @@ PyObject* describe_tensors(PyObject* module, PyObject* args);
 PyObject* describe(PyObject* module, PyObject* args);
 // Whether all pairs lie where they did.
 PyObject* in_place(PyObject* module, PyObject* args);
+// One more step for every count.
+PyObject* count_steps(PyObject* module, PyObject* steps);
 // The operator step_described over what is described anew.
 PyObject* step_described(PyObject* module, PyObject* args);
 

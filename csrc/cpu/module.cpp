@@ -4,33 +4,51 @@
 #include <Python.h>
 
 #include "describe.h"
+#include "group_rows.h"
 #include "isa.h"
 
 namespace {
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::instruction_set()); }
 
-PyObject* identical(PyObject*, PyObject* args) {
-  PyObject *a, *b;
-  if (!PyArg_ParseTuple(args, "O!O!", &PyList_Type, &a, &PyList_Type, &b)) return nullptr;
+// Whether two lists hold the very same objects.
+bool identical(PyObject* a, PyObject* b) {
+  if (!PyList_Check(a) || !PyList_Check(b)) return false;
   const Py_ssize_t size = PyList_Size(a);
-  if (PyList_Size(b) != size) Py_RETURN_FALSE;
+  if (PyList_Size(b) != size) return false;
   for (Py_ssize_t i = 0; i < size; ++i) {
-    if (PyList_GetItem(a, i) != PyList_GetItem(b, i)) Py_RETURN_FALSE;
+    if (PyList_GetItem(a, i) != PyList_GetItem(b, i)) return false;
   }
-  Py_RETURN_TRUE;
+  return true;
 }
 
-PyObject* holds_exactly(PyObject*, PyObject* args) {
-  PyObject *dict, *values, *key, *value;
-  if (!PyArg_ParseTuple(args, "O!O!", &PyDict_Type, &dict, &PyList_Type, &values)) return nullptr;
+// Whether the values of a dict are the very objects of a list, in order.
+bool holds_exactly(PyObject* dict, PyObject* values) {
   const Py_ssize_t size = PyList_Size(values);
-  if (PyDict_Size(dict) != size) Py_RETURN_FALSE;
+  if (PyDict_Size(dict) != size) return false;
+  PyObject *key, *value;
   Py_ssize_t position = 0;
   for (Py_ssize_t i = 0; i < size && PyDict_Next(dict, &position, &key, &value); ++i) {
-    if (value != PyList_GetItem(values, i)) Py_RETURN_FALSE;
+    if (value != PyList_GetItem(values, i)) return false;
   }
-  Py_RETURN_TRUE;
+  return true;
+}
+
+PyObject* unchanged(PyObject*, PyObject* args) {
+  PyObject *groups, *members, *state, *entries;
+  if (!PyArg_ParseTuple(args, "O!O!O!O!", &PyList_Type, &groups, &PyList_Type, &members, &PyDict_Type, &state,
+                        &PyList_Type, &entries)) {
+    return nullptr;
+  }
+  static PyObject* const name = PyUnicode_InternFromString("params");
+  const Py_ssize_t size = PyList_Size(groups);
+  bool same = PyList_Size(members) == size && holds_exactly(state, entries);
+  for (Py_ssize_t i = 0; same && i < size; ++i) {
+    PyObject* group = PyList_GetItem(groups, i);
+    PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, name) : nullptr;
+    same = params != nullptr && identical(params, PyList_GetItem(members, i));
+  }
+  return PyErr_Occurred() ? nullptr : PyBool_FromLong(same);
 }
 
 // The attribute "grad" of params[i], a new reference; asks for the memory of one that comes soon.
@@ -68,13 +86,14 @@ PyObject* gradients(PyObject*, PyObject* params) {
 
 PyMethodDef methods[] = {
     {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
-    {"identical", identical, METH_VARARGS, "Whether two lists hold the very same objects."},
-    {"holds_exactly", holds_exactly, METH_VARARGS, "Whether the values of a dict are the very objects of a list."},
+    {"unchanged", unchanged, METH_VARARGS, "Whether groups and state hold the very objects that they did."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {"prepare_describe", radam_fused::prepare_describe, METH_VARARGS, "Whether this torch has what describe needs."},
     {"describe_tensors", radam_fused::describe_tensors, METH_VARARGS, "Notes where the parameters' tensors are."},
     {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or False."},
     {"in_place", radam_fused::in_place, METH_VARARGS, "Whether pairs lie where they were described to."},
+    {"count_steps", radam_fused::count_steps, METH_O, "Adds one to every element of a float32 array."},
+    {"write_rows", radam_fused::write_rows, METH_VARARGS, "The rows of a step; False where Python has to make them."},
     {"step_described", radam_fused::step_described, METH_VARARGS, "As describe, and a step over them; or False."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -1,4 +1,6 @@
 // radam_fused::step_native on the CPU: one pass over a bucket, its segments split evenly over torch's threads.
+#include "step.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -172,19 +174,17 @@ void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tenso
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
-void step_described(Tensor described, int64_t param_dtype, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-                    Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales,
-                    std::optional<Tensor> residue, bool stochastic, std::optional<Tensor> origins) {
-  run(prepare_described(described, int(param_dtype), {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
+}  // namespace
+
+void step_described(const Tensor& described, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                    const Tensor& segments, const Tensor& row_of, const Tensor& rows, bool zero_grads,
+                    const std::optional<Tensor>& scales, const std::optional<Tensor>& residue, bool stochastic,
+                    const std::optional<Tensor>& origins) {
+  run(prepare_described(described, param_dtype, {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
                         {segments, row_of, rows}),
       zero_grads);
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) {
-  m.impl("step_native", TORCH_BOX(&step));
-  m.impl("step_described", TORCH_BOX(&step_described));
-}
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("step_native", TORCH_BOX(&step)); }
 
 }  // namespace radam_fused

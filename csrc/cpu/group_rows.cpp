@@ -1,0 +1,137 @@
+// The rows of a step from the optimizer's param_groups: `step_row` of radam_fused/rows.py by `write_row`, which gives
+// the same bits. A row takes Python some 3 us, and six times that where a training step has emptied the caches.
+#include "group_rows.h"
+
+#include <cmath>
+#include <limits>
+
+#include "../scalars.h"
+
+namespace radam_fused {
+namespace {
+
+// The keys of a group. Made once: a string for every look would cost more than the row.
+struct Names {
+  static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+  PyObject *lr = intern("lr"), *betas = intern("betas"), *eps = intern("eps"), *weight_decay = intern("weight_decay"),
+           *decoupled = intern("decoupled_weight_decay"), *maximize = intern("maximize"),
+           *threshold = intern("rho_threshold"), *to_sgd = intern("degenerated_to_sgd"),
+           *rectification = intern("rectification"), *seed = intern("seed");
+};
+
+// The hyperparameters of a group, as Python objects. Whatever is not plainly as it should be makes `plain` false, and
+// Python finds out what is wrong.
+class Group {
+ public:
+  explicit Group(PyObject* dict) : dict_(dict), plain_(PyDict_Check(dict)) {}
+
+  bool plain() const { return plain_; }
+  void require(bool condition) { plain_ = plain_ && condition; }
+
+  PyObject* get(PyObject* name) {
+    PyObject* value = plain_ ? PyDict_GetItemWithError(dict_, name) : nullptr;
+    require(value != nullptr);
+    return plain_ ? value : Py_None;
+  }
+
+  double number(PyObject* name) { return number_of(get(name)); }
+
+  bool flag(PyObject* name) {
+    PyObject* value = get(name);
+    require(PyBool_Check(value));
+    return value == Py_True;
+  }
+
+  // A beta in [0, 1).
+  double beta(PyObject* betas, Py_ssize_t index) {
+    betas = get(betas);
+    require(PyTuple_Check(betas) && PyTuple_Size(betas) == 2);
+    const double beta = plain_ ? number_of(PyTuple_GetItem(betas, index)) : 0.0;
+    require(beta >= 0.0 && beta < 1.0);
+    return beta;
+  }
+
+  // The place of a string among others.
+  template <size_t n>
+  double choice(PyObject* name, const char* const (&choices)[n]) {
+    PyObject* value = get(name);
+    require(PyUnicode_Check(value));
+    for (size_t i = 0; plain_ && i < n; ++i) {
+      if (PyUnicode_CompareWithASCIIString(value, choices[i]) == 0) return double(i);
+    }
+    plain_ = false;
+    return 0.0;
+  }
+
+ private:
+  double number_of(PyObject* value) {
+    require(PyFloat_Check(value) || PyLong_Check(value));
+    const double number = plain_ ? PyFloat_AsDouble(value) : 0.0;
+    require(std::isfinite(number));
+    return number;
+  }
+
+  PyObject* dict_;
+  bool plain_;
+};
+
+// rectification.py, decay_rate
+double decay_rate(double beta) {
+  if (beta == 0.0) return std::numeric_limits<double>::infinity();
+  return beta >= 0.5 ? -std::log1p(beta - 1.0) : -std::log(beta);
+}
+
+// rows.py, hyper
+Hyper read_hyper(Group& group) {
+  static const Names names;
+  static const char* const kKinds[] = {"first_order", "exact", "none"};
+  const double beta1 = group.beta(names.betas, 0), beta2 = group.beta(names.betas, 1);
+  const double decay = group.number(names.weight_decay);
+  const bool decoupled = group.flag(names.decoupled);
+  Hyper h;
+  h.lr = group.number(names.lr);
+  h.one_minus_beta1 = 1.0 - beta1;
+  h.decay_rate1 = decay_rate(beta1);
+  h.beta2 = beta2;
+  h.one_minus_beta2 = 1.0 - beta2;
+  h.decay_rate2 = decay_rate(beta2);
+  h.rho_inf = (1.0 + beta2) / (1.0 - beta2);
+  h.rho_threshold = group.number(names.threshold);
+  h.eps = group.number(names.eps);
+  h.coupled_decay = decoupled ? 0.0 : decay;
+  h.decoupled_decay = decoupled ? decay : 0.0;
+  h.sign = group.flag(names.maximize) ? -1.0 : 1.0;
+  h.unrectified = double(group.flag(names.to_sgd) ? Direction::kMomentum : Direction::kHold);
+  h.kind = group.choice(names.rectification, kKinds);
+  h.seed = group.number(names.seed);
+  group.require(h.rho_threshold >= 4.0);
+  const bool exact = group.plain() && h.kind == kExact && h.rho_inf > h.rho_threshold;
+  h.limit_variance = exact ? exact_variance(h.rho_inf) : 1.0;
+  return h;
+}
+
+}  // namespace
+
+// write_rows(address, groups, rows) -> bool: writes a row (class Row of rows.py) for each (group, steps taken) of a
+// list from this address on. False where a group has something else than plain numbers: then some rows may be written.
+PyObject* write_rows(PyObject*, PyObject* args) {
+  unsigned long long address;
+  PyObject *groups, *rows;
+  if (!PyArg_ParseTuple(args, "KO!O!", &address, &PyList_Type, &groups, &PyList_Type, &rows)) return nullptr;
+  auto* columns = reinterpret_cast<double*>(address);
+  const Common unscaled{1.0, 1.0, false};
+  for (Py_ssize_t i = 0; i < PyList_Size(rows); ++i, columns += kRowColumns) {
+    Py_ssize_t index, taken;
+    if (!PyArg_ParseTuple(PyList_GetItem(rows, i), "nn", &index, &taken)) return nullptr;
+    PyObject* dict = PyList_GetItem(groups, index);  // borrowed; null, with IndexError, where there is none
+    if (dict == nullptr) return nullptr;
+    Group group(dict);
+    const Hyper h = read_hyper(group);
+    if (PyErr_Occurred()) return nullptr;  // a number that no double holds, say
+    if (!group.plain() || taken < 0) Py_RETURN_FALSE;
+    write_row(columns, h, double(taken + 1), h.lr, unscaled);
+  }
+  Py_RETURN_TRUE;
+}
+
+}  // namespace radam_fused

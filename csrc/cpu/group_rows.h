@@ -1,0 +1,10 @@
+// The rows of a step from the optimizer's param_groups, for the Python module radam_fused._C; see group_rows.cpp.
+#pragma once
+
+#include <Python.h>
+
+namespace radam_fused {
+
+PyObject* write_rows(PyObject* module, PyObject* args);
+
+}  // namespace radam_fused
