@@ -14,7 +14,7 @@ from bench import host
 def test_a_run_saves_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host.main(["--rounds", "2", "--tensors", "2", "20", "--results", str(tmp_path / "host.json")])
     found = json.loads((tmp_path / "host.json").read_text())
-    assert [row["tensors"] for row in found["rows"]] == [2, 20]
+    assert [(row["tensors"], row["caches"]) for row in found["rows"]] == [(2, "cold"), (2, "warm"), (20, "warm")]
     for row in found["rows"]:
         assert row["us"].keys() == host.CONTESTANTS.keys()
         assert all(low <= row["us"][name] <= high for name, (low, high) in row["quartiles"].items())
@@ -27,10 +27,15 @@ def row(tensors: int, flat: float, ratio: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "flat", "kept"),
-    [(15.0, 500.0, ["PASS", "PASS"]), (14.9, 500.0, ["MISS", "PASS"]), (15.0, 2000.0, ["PASS", "MISS"])],
-    ids=["kept", "slower", "a_time_a_tensor"],
+    ("cold", "ratio", "flat", "kept"),
+    [
+        (2.0, 15.0, 500.0, ["PASS", "PASS", "PASS"]),
+        (2.0, 14.9, 500.0, ["MISS", "PASS", "PASS"]),
+        (0.9, 15.0, 500.0, ["PASS", "MISS", "PASS"]),
+        (2.0, 15.0, 2000.0, ["PASS", "PASS", "MISS"]),
+    ],
+    ids=["kept", "slower", "slower_cold", "a_time_a_tensor"],
 )
-def test_claims(ratio: float, flat: float, kept: list[str]) -> None:
-    rows = [row(10, 20.0, 1.0), row(10_000, flat, ratio)]
+def test_claims(cold: float, ratio: float, flat: float, kept: list[str]) -> None:
+    rows = [row(10, 60.0, cold), row(10, 20.0, 1.0), row(10_000, flat, ratio)]
     assert [claim[:4] for claim in host.claims(rows)] == kept
