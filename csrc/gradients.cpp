@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "launch.h"
-
 namespace radam_fused {
 namespace {
 

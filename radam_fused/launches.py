@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from .host import gradients
 from .layout import as_real
 from .ops import Operators
 from .sharded import local_gradients
+
+_dtype_of = attrgetter("dtype")
 
 Names = Callable[[], dict[Tensor, str]]
 """Gives what errors call each parameter."""
@@ -110,11 +113,10 @@ def squares(
             if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
                 check_launch(launch, names)  # which names it: after the all-reduce it would be too late for the others
             grads = norm.counted(launch.bucket, launch.plan, grads)
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for grad in grads:
-            by_dtype.setdefault(grad.dtype, []).append(grad)
+        dtypes = dict.fromkeys(map(_dtype_of, grads))  # one, most often: no loop over gradients in Python
+        by_dtype = [grads] if len(dtypes) == 1 else [[g for g in grads if g.dtype == dtype] for dtype in dtypes]
         try:
-            partial += [ours.squares(grads) for grads in by_dtype.values()]
+            partial += map(ours.squares, by_dtype)
         except Exception:
             check_launch(launch, names)  # a clearer error, where a tensor is at fault
             raise
