@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
 BRIEF = 2**22
 """Of a bucket up to so many elements a step takes a few milliseconds at most: no longer than Python's threads wait for
-each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive; a
-longer step goes by lists, which own what they hold."""
+each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive."""
 
 
 class Addresses:
@@ -47,7 +46,7 @@ class Addresses:
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64)
         self.known = describe_tensors(params, self.table.data_ptr())
         self._params = params  # the table has addresses within these objects
-        self._brief = bucket.device.type == "cpu" and bucket.length <= BRIEF
+        self._brief = bucket.device.type != "cpu" or bucket.length <= BRIEF  # a GPU's step is only launched here
         self._pairs = (
             self.table.data_ptr(),
             segments.data_ptr(),
@@ -86,8 +85,7 @@ def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
 
 
 def _found(bucket: Bucket, plan: Plan) -> Addresses | Literal[False]:
-    too_long = bucket.device.type == "cpu" and bucket.length > BRIEF
-    if too_long or any(bucket.moment_strides[i] != bucket.strides[i] for i in plan.present):
+    if any(bucket.moment_strides[i] != bucket.strides[i] for i in plan.present):
         return False
     found = Addresses(bucket, plan.params, plan.segments, plan.row_of, plan.origins)
     return found if found.known else False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -170,14 +171,38 @@ def test_a_dense_order_of_its_own_is_plain(ways: list[bool]) -> None:
     assert all(same_bits(a.detach(), b.detach()) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("elements", [BRIEF, BRIEF + 1], ids=["short", "long"])
-def test_a_long_step_goes_by_lists_which_own_the_gradients(elements: int, ways: list[bool]) -> None:
-    p = nn.Parameter(torch.zeros(elements))
-    p.grad = torch.ones_like(p)
+def test_gradients_outlive_a_long_step(ways: list[bool]) -> None:
+    """A step too long to keep other threads waiting holds the gradients that one of these may replace."""
+    p = nn.Parameter(torch.zeros(BRIEF + 1))
     opt = FusedRAdam([p], backend="cpu")
-    for _ in range(3):
+    p.grad = torch.ones_like(p)
+    for _ in range(2):
         opt.step()
-    assert ways == [False] + [elements <= BRIEF] * 2
+    stop = threading.Event()
+    replaced = 0
+
+    def replace() -> None:
+        nonlocal replaced
+        while not stop.is_set():
+            p.grad = torch.ones_like(p)  # the setter puts the new tensor in place before the old one is freed
+            replaced += 1
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(20):
+            opt.step()
+    finally:
+        stop.set()
+        thread.join()
+    assert replaced > 0
+    assert ways == [False] + [True] * 21
+    expected = nn.Parameter(torch.zeros(1))
+    expected.grad = torch.ones(1)
+    same = FusedRAdam([expected], backend="reference")
+    for _ in range(22):
+        same.step()
+    assert same_bits(p.detach()[-1:], expected.detach())
 
 
 LAZY: dict[str, tuple[Callable[[], Tensor], float]] = {

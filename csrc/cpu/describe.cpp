@@ -218,6 +218,7 @@ PyObject* step_described(PyObject*, PyObject* args) try {
   if (brief) {
     rest.step(pairs);
   } else {
+    const Held held(pairs);
     const OtherThreads others;
     rest.step(pairs);
   }

@@ -117,4 +117,15 @@ bool lie_in_place(const Pairs& pairs) {
   return true;
 }
 
+Held::Held(const Pairs& pairs) {
+  grads_.resize(pairs.count);
+  for (int64_t i = 0; i < pairs.count; ++i) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(grad_of(impl_of(pairs.rows[i].tensor)), &grads_[i]));
+  }
+}
+
+Held::~Held() {
+  for (size_t i = grads_.size(); i-- > 0;) aoti_torch_delete_tensor_object(grads_[i]);
+}
+
 }  // namespace radam_fused

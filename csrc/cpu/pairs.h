@@ -24,4 +24,16 @@ bool lie_in_place(const Pairs& pairs);
 // Raises the version counters that autograd compares, of parameters and, where they were cleared, of gradients.
 void count_versions(const Pairs& pairs, bool of_grads);
 
+// The gradients of described pairs, kept alive while the interpreter runs other threads, which may replace them.
+class Held {
+ public:
+  explicit Held(const Pairs& pairs);
+  ~Held();
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+
+ private:
+  Scratch<AtenTensorHandle> grads_;
+};
+
 }  // namespace radam_fused
