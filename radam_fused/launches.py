@@ -105,7 +105,7 @@ def squares(
 
     With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
     """
-    partial = []
+    partial: list[Tensor] = []
     for launch in launches:
         ours = ops[launch.bucket]
         grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
