@@ -299,12 +299,17 @@ class Bucket:
             plan.tables = upload(torch.tensor(pairs, dtype=torch.int64), device), upload(counted, device)
         return plan.tables
 
-    def count_step(self, plan: Plan) -> None:
-        """Counts one step for every segment of the plan, and moves the plan on to the next."""
+    def count_step(self, plan: Plan, unwatched: bool = False) -> None:
+        """Counts one step for every segment of the plan, and moves the plan on to the next.
+
+        Nobody looks at operators where it is ``unwatched`` (`radam_fused.addresses.unwatched`): then none is needed.
+        """
         if self._histories is None:
             if plan.missing:
                 self.steps[plan.present] += 1.0
-            else:
+            elif unwatched:
                 count_steps(self.steps)
+            else:
+                self.steps += 1.0
             plan.rows = [(group, taken + 1) for group, taken in plan.rows]
         self._steps_version = self.steps._version

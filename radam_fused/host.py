@@ -36,7 +36,7 @@ except ImportError:
     def _missing(*_: Any) -> Any:
         raise NotImplementedError("radam_fused._C is not there; ask DESCRIBES first")
 
-    describe = describe_tensors = in_place = step_described = _missing  # type: ignore[assignment]
+    count_steps = describe = describe_tensors = in_place = step_described = _missing  # type: ignore[assignment]
 
     def _identical(a: list[Any], b: list[Any]) -> bool:
         return len(a) == len(b) and all(map(is_, a, b))
@@ -58,13 +58,6 @@ except ImportError:
         """The gradients of parameters, and the indices of those that have none."""
         grads = [p.grad for p in params]
         return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
-
-
-if not DESCRIBES:
-
-    def count_steps(steps: Tensor) -> None:
-        """Adds one to every count of a float32 vector on the CPU."""
-        steps += 1.0
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -264,7 +264,7 @@ class Placement:
 
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
-        launch.bucket.count_step(launch.plan)
+        launch.bucket.count_step(launch.plan, unwatched=launch.addresses is not None)
         self.show_first(launch.bucket, launch.plan)
 
     def show_first(self, bucket: Bucket, plan: Plan) -> None:

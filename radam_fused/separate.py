@@ -103,7 +103,7 @@ class SeparatePlacement(Placement):
 
     def stepped(self, launch: Launch) -> None:
         """See `Placement.stepped`."""
-        launch.bucket.count_step(launch.plan)
+        launch.bucket.count_step(launch.plan, unwatched=launch.addresses is not None)
         p = launch.bucket.params[0]
         if p not in self._shown:
             new = p not in self._state

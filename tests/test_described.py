@@ -312,3 +312,26 @@ def test_version_counters_rise() -> None:
     before = [(p._version, p.grad._version) for p in params]
     opt.step()
     assert [(p._version, p.grad._version) for p in params] == [(a + 1, b + 1) for a, b in before]
+
+
+def test_counts_of_a_watched_step_are_an_operator() -> None:
+    """Whoever looks at operators sees that the counts are written; else no operator is needed for it."""
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    opt = FusedRAdam([p], backend="cpu")
+    for _ in range(2):
+        opt.step()
+    version = opt.state[p]["step"]._version
+    seen = []
+
+    class Looking(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Looking():
+        opt.step()
+    assert "aten.add_.Tensor" in seen
+    opt.step()
+    assert opt.state[p]["step"] == 4
+    assert opt.state[p]["step"]._version == version + 2

@@ -199,8 +199,8 @@ PyObject* count_steps(PyObject*, PyObject* steps) try {
 
 // step_described(addresses, brief, (described, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
 // residue, stochastic, origins)) -> bool: describes the pairs, raises the version counters of what is written and
-// steps. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread: others
-// could free a gradient. Without it somebody has to own the gradients, or a GPU's stream does.
+// steps. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread, for a step
+// that takes less than it costs to keep every gradient alive.
 PyObject* step_described(PyObject*, PyObject* args) try {
   PairsArgument given;
   StepArgument rest;
