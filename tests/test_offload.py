@@ -229,7 +229,7 @@ def test_a_corrupted_copy_is_noticed(way: str, use: Callable, small: None) -> No
 def test_chunks_hold_every_element_once() -> None:
     """Of every layout, with gradients in the same order and in others; each chunk within its bounds."""
     for capacity in (192, 777, SMALL, 1 << 20):
-        names = [name for name in LAYOUTS if capacity > 1000 or name != "size_100003"]
+        names = [name for name in LAYOUTS if capacity > 1000 or name != "size_50021"]
         wholes, expected = [], torch.zeros(0, dtype=torch.int64)
         for k, name in enumerate(names):
             p = LAYOUTS[name](torch.float32)

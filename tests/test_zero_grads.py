@@ -19,7 +19,7 @@ from test_bits import PAIRS, SHORT, _threads, expanded  # noqa: F401  (the fixtu
 
 PAIR = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
 ZERO = pytest.mark.parametrize("zero_grads", [False, True], ids=["kept", "zeroed"])
-LONG = "size_100003"
+LONG = "size_50021"
 """Long enough for several threads; one will do."""
 NAMES = [name for name in LAYOUTS if name != LONG]
 GEOMETRIES = {
