@@ -87,7 +87,7 @@ def processor_time() -> float:
 
 
 def build(python: Path) -> tuple[float, float]:
-    """Installs the package as a user would; returns the seconds that takes, and those of two cores that do only this."""
+    """Installs the package as a user would; returns the seconds that takes, and those of two free cores."""
     with tempfile.TemporaryDirectory() as folder:
         for name in SOURCES:
             source = ROOT / name
