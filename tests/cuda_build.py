@@ -24,8 +24,9 @@ TORCH = {"12": "torch==2.10.0", "13": "torch==2.11.0"}
 """What the package index has for each CUDA major."""
 BUILD = ("setuptools>=77,<82", "wheel", "ninja", "numpy")
 SOURCES = ("csrc", "radam_fused", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-SECONDS = 120
-"""How long the build may take on two cores, reckoned by their time: a machine may have more, or other work."""
+SECONDS = 240
+"""How long the build may take on two cores, reckoned by their time, as there may be more cores, or other work on them.
+Quiet ones take 75; shared ones were seen at half the speed."""
 
 LOOK = """
 import json, torch, radam_fused
