@@ -63,7 +63,7 @@ class Addresses:
         return describe(*self._pairs)
 
     def step(self, rows: Tensor, zero_grads: bool) -> bool:
-        """The step operator, and the version counters of what it writes; False, with nothing done, if not `plain`."""
+        """The step, and the version counters of what it writes; False, with nothing done, if not `plain`."""
         return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after))
 
 

@@ -117,8 +117,9 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
-# The step of C++ and CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described). Nothing
-# that looks at operators sees what it writes, so it is only for one that nothing looks at (addresses.py).
+# The step of CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described); the CPU's is no
+# operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
+# (addresses.py).
 _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "

@@ -90,9 +90,12 @@ def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("lr", [torch.tensor(0.25), math.inf], ids=["tensor", "infinite"])
-def test_rows_left_to_python(lr: Any) -> None:
+def test_rows_left_to_python(lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     group = {**GROUP_DEFAULTS, "lr": lr}
+    made = []
+    monkeypatch.setattr(rows, "step_row", lambda *given: made.append(given) or step_row(*given))
     assert same_bits(written(group, 9), torch.tensor([step_row(group, 10)], dtype=torch.float64))
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ PyObject* describe(PyObject* module, PyObject* args);
 PyObject* in_place(PyObject* module, PyObject* args);
 // One more step for every count.
 PyObject* count_steps(PyObject* module, PyObject* steps);
-// The operator step_described over what is described anew.
+// A step over what is described anew: on a GPU by the operator of that name.
 PyObject* step_described(PyObject* module, PyObject* args);
 
 }  // namespace radam_fused
