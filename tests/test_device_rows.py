@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -170,6 +172,48 @@ def test_clips_as_torch_does(backend: str) -> None:
         expected = torch.clamp(0.7 / (found + 1e-6), max=1.0)
         assert same_bits(rows[1, Row._fields.index("grad_factor")], -expected)  # the first group maximizes
         assert same_bits(rows[-1, Row._fields.index("grad_factor")], expected)
+
+
+def clip_problems(count: int = 48) -> list[Problem]:
+    """One row each, of random norms over limits and scales of many magnitudes."""
+    generator = torch.Generator().manual_seed(6)
+    problems = []
+    for k in range(count):
+        norm, limit, scale = (10.0 ** (4.0 * torch.rand(3, generator=generator, dtype=torch.float64) - 2.0)).tolist()
+        parts = torch.zeros(1, 1024, dtype=torch.float64)
+        parts[0, k] = norm * norm
+        problem = Problem(squares=parts, max_grad_norm=limit, grad_scale=one(scale) if k % 4 == 3 else None)
+        problem.pairs = problem.pairs[-1:]
+        problems.append(problem)
+    return problems
+
+
+def clip_factors(operator: Any) -> Tensor:
+    column = Row._fields.index("grad_factor")
+    return torch.stack([problem.made_by(operator)[0][0, column] for problem in clip_problems()])
+
+
+def clip_factors_by(coefficient: Callable[[float, float], float]) -> Tensor:
+    """The factors by a formula for the coefficient, in Python's own arithmetic."""
+    factors = []
+    for problem in clip_problems():
+        scale = 1.0 if problem.given["grad_scale"] is None else problem.given["grad_scale"].double().item()
+        norm = math.sqrt(problem.given["squares"].sum().item()) / scale
+        factors.append(min(coefficient(problem.given["max_grad_norm"], norm), 1.0) / scale)
+    return torch.tensor(factors, dtype=torch.float64)
+
+
+def test_one_clip_coefficient(backend: str) -> None:
+    """The reciprocal of the norm times the limit, as `torch.nn.utils.clip_grad_norm_` rounds it, from every backend."""
+    factors = clip_factors(OPERATORS[backend].rows)
+    assert same_bits(factors, clip_factors_by(lambda limit, norm: 1.0 / (norm + 1e-6) * limit))
+    assert (factors < 1.0).sum() > 20
+    quotient = clip_factors_by(lambda limit, norm: limit / (norm + 1e-6))
+    assert not same_bits(factors, quotient)  # the negative control: a formula that is rounded once less
+
+
+def test_one_clip_coefficient_in_the_cuda_kernel(walk: ctypes.CDLL) -> None:
+    assert same_bits(clip_factors(host_rows(walk, Geometry())), clip_factors(OPERATORS["reference"].rows))
 
 
 @pytest.mark.parametrize("count", [1, 465, 2500], ids=["1_row", "465_rows", "2500_rows"])

@@ -82,7 +82,8 @@ def rows(
         norm = square_root(norm)
         if scale is not None:
             norm = norm / scale
-        coefficient = max_grad_norm / (norm + 1e-6)
+        # torch.nn.utils.clip_grad_norm_ writes a quotient, which torch computes as a reciprocal and a product.
+        coefficient = (norm + 1e-6).reciprocal() * max_grad_norm
         factor = factor * torch.where(coefficient > 1.0, 1.0, coefficient)
     if scale is not None:
         factor = factor / scale

@@ -122,7 +122,8 @@ def rows_kernel(
         norm = _norm(squares_ptr, buckets)
         if grad_scale_ptr is not None:
             norm = norm / tl.load(grad_scale_ptr).to(tl.float64)
-        coefficient = max_grad_norm / (norm + 1e-6)
+        # torch.nn.utils.clip_grad_norm_ writes a quotient, which torch computes as a reciprocal and a product.
+        coefficient = 1.0 / (norm + 1e-6) * max_grad_norm
         clip = tl.where(coefficient > 1.0, 1.0, coefficient)  # a NaN stays one
     tl.store(norm_ptr, norm)
     skip = False
