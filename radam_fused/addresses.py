@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
+from torch._C import _get_function_stack_at, _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._autograd import _profiler_enabled
+from torch.utils._device import DeviceContext
 
 from .host import describe, describe_tensors, step_described
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
@@ -42,8 +43,8 @@ class Addresses:
     def __init__(
         self, bucket: Bucket, params: list[Tensor], segments: Tensor, row_of: Tensor, origins: Tensor | None
     ) -> None:
-        self.table = torch.zeros(len(params), 5, dtype=torch.int64)
-        self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64)
+        self.table = torch.zeros(len(params), 5, dtype=torch.int64, device="cpu")
+        self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
         self.known = describe_tensors(params, self.table.data_ptr())
         self._params = params  # the table has addresses within these objects
         self._brief = bucket.device.type != "cpu" or bucket.length <= BRIEF  # a GPU's step is only launched here
@@ -73,8 +74,14 @@ def suits(bucket: Bucket, ops: Operators) -> bool:
 
 
 def unwatched() -> bool:
-    """Whether nobody looks at operators now: modes and profiles come and go."""
-    return not (_len_torch_dispatch_stack() or _len_torch_function_stack() or _profiler_enabled())
+    """True if no dispatch mode, function mode or profiler that looks at operators is active: they come and go."""
+    return not (_len_torch_dispatch_stack() or _function_modes() or _profiler_enabled())
+
+
+def _function_modes() -> bool:
+    """True if a TorchFunctionMode is active, but for the one of a default device, which looks at factories alone."""
+    active = _len_torch_function_stack()
+    return active > 0 and any(type(_get_function_stack_at(i)) is not DeviceContext for i in range(active))
 
 
 def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:

@@ -111,7 +111,7 @@ class Bucket:
         self.stochastic = storage.stochastic and self.dtype.itemsize == 2
         for index in range(len(params) if self.residue is not None else 0):
             self._keep(index, None)
-        self.steps = torch.zeros(len(params), dtype=torch.float32)
+        self.steps = torch.zeros(len(params), dtype=torch.float32, device="cpu")
         self._histories: list[int] | None = None
         self._plan: Plan | None = None
         self._steps_version = -1
@@ -258,13 +258,17 @@ class Bucket:
             present=present,
             params=[self.params[i] for i in present],
             segments=torch.tensor(
-                [(self.starts[i], fingerprint(self.shapes[i], self.strides[i])) for i in present], dtype=torch.int64
+                [(self.starts[i], fingerprint(self.shapes[i], self.strides[i])) for i in present],
+                dtype=torch.int64,
+                device="cpu",
             ).reshape(-1, 2),
-            row_of=torch.tensor(row_of, dtype=torch.int64),
+            row_of=torch.tensor(row_of, dtype=torch.int64, device="cpu"),
             rows=list(rows),
             leaders=list(leaders.values()),
             row_table=RowTable(len(rows)),
-            origins=torch.tensor([self._origins[i] for i in present], dtype=torch.int64) if self.draws else None,
+            origins=torch.tensor([self._origins[i] for i in present], dtype=torch.int64, device="cpu")
+            if self.draws
+            else None,
         )
 
     def _taken(self, absent: set[int]) -> list[int]:
@@ -293,10 +297,11 @@ class Bucket:
         """``pairs`` and ``counted`` of the rows operator (`radam_fused.ops`), with the moments."""
         if plan.tables is None:
             pairs = [(group, leader) for (group, _), leader in zip(plan.rows, plan.leaders, strict=True)]
-            counted = torch.zeros(len(self.params))
+            counted = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
             counted[plan.present] = 1.0
             device = self.state_device
-            plan.tables = upload(torch.tensor(pairs, dtype=torch.int64), device), upload(counted, device)
+            both = torch.tensor(pairs, dtype=torch.int64, device="cpu"), counted
+            plan.tables = upload(both[0], device), upload(both[1], device)
         return plan.tables
 
     def count_step(self, plan: Plan, unwatched: bool = False) -> None:

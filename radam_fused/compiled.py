@@ -95,8 +95,9 @@ def choose(
         params += plan.params
         grads += present
         # A row for each segment: nobody looks again at whether some have still taken the same number of steps.
-        row_of = torch.arange(len(plan.present))
-        pairs = upload(torch.tensor([(bucket.groups[i], i) for i in plan.present]), bucket.device)
+        row_of = torch.arange(len(plan.present), dtype=torch.int64, device="cpu")
+        own = [(bucket.groups[i], i) for i in plan.present]
+        pairs = upload(torch.tensor(own, dtype=torch.int64, device="cpu"), bucket.device)
         _, counted = bucket.tables(plan)
         hyper = tables.hyper(constant, bucket.device)
         tables.keep(hyper, row_of, pairs, counted, plan.segments, plan.origins)

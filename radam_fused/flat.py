@@ -79,12 +79,12 @@ class FlatBuffers:
     def _described_places(self) -> Tensor | None:
         """int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each parameter, as it is to be."""
         bucket = self._bucket
-        places = torch.zeros(len(bucket.params), 5, dtype=torch.int64)
+        places = torch.zeros(len(bucket.params), 5, dtype=torch.int64, device="cpu")
         if not DESCRIBES or not describe_tensors(bucket.params, places.data_ptr()):
             return None
-        starts = torch.tensor(bucket.starts, dtype=torch.int64)
+        starts = torch.tensor(bucket.starts, dtype=torch.int64, device="cpu")
         places[:, 1] = self.param.data_ptr() + starts * self.param.element_size()
-        places[:, 3] = torch.tensor([p.numel() for p in bucket.params], dtype=torch.int64)
+        places[:, 3] = torch.tensor([p.numel() for p in bucket.params], dtype=torch.int64, device="cpu")
         return places
 
     def _counted(self, which: int) -> bool:
@@ -237,10 +237,11 @@ class FlatBuffers:
         ends = [self._bucket.starts[present[k]] + self._bucket.params[present[k]].numel() for k in lasts]
         spans = list(zip(starts, ends, strict=True))
         if self._bucket.draws:
-            self.run_origins = torch.tensor([self._bucket.origin(present[k]) for k in firsts], dtype=torch.int64)
+            origins = [self._bucket.origin(present[k]) for k in firsts]
+            self.run_origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
         return (
             [self.param[start:end] for start, end in spans],
             [self.grad[start:end] for start, end in spans],
-            torch.tensor([(start, fingerprint([end - start], [1])) for start, end in spans], dtype=torch.int64),
-            torch.tensor([row_of[k] for k in firsts], dtype=torch.int64),
+            torch.tensor([(s, fingerprint([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu"),
+            torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu"),
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 try:
     from ._C import (
@@ -21,14 +22,16 @@ try:
         write_rows,
     )
 
-    _SAMPLES = [torch.empty(3), torch.nn.Parameter(torch.empty(5))]
-    DESCRIBES = prepare_describe(
-        Tensor,
-        torch.nn.Parameter,
-        [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
-        object.__basicsize__,
-        torch._C.TensorBase.__basicsize__,
-    )
+    with _disable_current_modes():  # a FakeTensorMode around this import would make tensors without memory
+        _SAMPLES = [torch.empty(n, dtype=torch.float32, device="cpu") for n in (3, 5)]
+        _SAMPLES[1] = torch.nn.Parameter(_SAMPLES[1])
+        DESCRIBES = prepare_describe(
+            Tensor,
+            torch.nn.Parameter,
+            [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
+            object.__basicsize__,
+            torch._C.TensorBase.__basicsize__,
+        )
     """Whether a step by addresses works with this torch (addresses.py)."""
 except ImportError:
     DESCRIBES = False

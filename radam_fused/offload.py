@@ -165,9 +165,10 @@ class Chunk:
                 staged.append(slot.memory[at:end].view(tensor.dtype))
                 at = aligned(end)
         layouts = [(piece.start, fingerprint([piece.param.numel()], [1])) for piece in pieces]
-        self.segments = torch.tensor(layouts, dtype=torch.int64)
-        self.origins = torch.tensor([piece.start + piece.ahead for piece in pieces], dtype=torch.int64)
-        self.row_of = torch.tensor([piece.row for piece in pieces], dtype=torch.int64)
+        self.segments = torch.tensor(layouts, dtype=torch.int64, device="cpu")
+        origins = [piece.start + piece.ahead for piece in pieces]
+        self.origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
+        self.row_of = torch.tensor([piece.row for piece in pieces], dtype=torch.int64, device="cpu")
 
     def down(self) -> list[tuple[Tensor, Tensor]]:
         """Targets and sources of the way down."""

@@ -59,7 +59,7 @@ class DeviceTables:
         lines = [hyper(group, _host_rate(group["lr"], device)) for group in groups]
         known = self._latest.get(device)
         if known is None or known[0] != lines:
-            known = lines, upload(torch.tensor(lines, dtype=torch.float64), device)
+            known = lines, upload(torch.tensor(lines, dtype=torch.float64, device="cpu"), device)
             self._latest[device] = known
         return known[1]
 

@@ -34,7 +34,7 @@ class Transfer:
 
     def slot(self, nbytes: int) -> Slot:
         """A slot of that many bytes."""
-        return Slot(torch.empty(nbytes, dtype=torch.uint8), events=False)
+        return Slot(torch.empty(nbytes, dtype=torch.uint8, device="cpu"), events=False)
 
     def begin(self) -> None:
         """What the current stream has been given so far comes before all copies from here on."""
@@ -68,7 +68,7 @@ class StreamTransfer(Transfer):
 
     def slot(self, nbytes: int) -> Slot:
         """See `Transfer`; pinned."""
-        return Slot(torch.empty(nbytes, dtype=torch.uint8, pin_memory=True), events=True)
+        return Slot(torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True), events=True)
 
     def begin(self) -> None:
         """See `Transfer`."""

@@ -22,7 +22,7 @@ def squares(grads: list[Tensor]) -> Tensor:
     """``radam_fused::squares_reference``; what it returns is said in `radam_fused.ops`."""
     device = grads[0].device if grads else None
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
-    bounds = torch.arange(PARTIAL_SUMS + 1) * len(tiles) // PARTIAL_SUMS
+    bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS
     busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
     begin, end, place = (upload(index, tiles.device) for index in (bounds[busy], bounds[busy + 1], busy))
     lanes = torch.zeros(len(busy), NORM_TILE, dtype=torch.float64, device=device)

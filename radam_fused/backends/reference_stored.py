@@ -51,7 +51,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 def draws(start: int, count: int, step: Tensor, seed: Tensor, stream: int) -> Tensor:
     """The 16-bit random numbers of neighbouring elements, int64 (count): from `start` in the flat index space on."""
     first = start // DRAWS
-    group = torch.arange(first, -(-(start + count) // DRAWS), device=step.device)
+    group = torch.arange(first, -(-(start + count) // DRAWS), dtype=torch.int64, device=step.device)
     zero = torch.zeros_like(group)
     words = philox((group & _LOW, group >> 32, step + zero, stream + zero), (seed, torch.zeros_like(seed)))
     halves = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
@@ -153,7 +153,7 @@ def encode_root(root: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
 
 def decode_root(code: Tensor, scale: Tensor) -> Tensor:
     """The square root of the second moment."""
-    fraction = code * torch.tensor(1.0 / 255.0, dtype=torch.float32)
+    fraction = code * torch.tensor(1.0 / 255.0, dtype=torch.float32, device="cpu")
     return scale * (fraction * fraction)
 
 
@@ -169,7 +169,7 @@ def encode_first(m: Tensor, root: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]
 
 def decode_first(code: Tensor, scale: Tensor, root: Tensor) -> Tensor:
     """The first moment."""
-    return code * torch.tensor(1.0 / 127.0, dtype=torch.float32) * scale * root
+    return code * torch.tensor(1.0 / 127.0, dtype=torch.float32, device="cpu") * scale * root
 
 
 class Stored:

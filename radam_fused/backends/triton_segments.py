@@ -28,8 +28,8 @@ class Segment(NamedTuple):
 
 def tile_map(lengths: Sequence[int], tile: int) -> Tensor:
     """Which segment each tile belongs to, int32, in pairs as int64."""
-    tiles = torch.tensor([-(-length // tile) for length in lengths], dtype=torch.int64)
-    segments = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32), tiles)
+    tiles = torch.tensor([-(-length // tile) for length in lengths], dtype=torch.int64, device="cpu")
+    segments = torch.repeat_interleave(torch.arange(len(lengths), dtype=torch.int32, device="cpu"), tiles)
     return torch.nn.functional.pad(segments, (0, segments.numel() % 2)).view(torch.int64)
 
 
@@ -47,7 +47,7 @@ def segment_table(segments: Sequence[Segment], tile: int) -> Tensor:
         table += (*addresses, start, length, row, first_tile, aligned, at, origin)
         walks += steps or ()
         first_tile += -(-length // tile)
-    return torch.tensor(table + walks, dtype=torch.int64)
+    return torch.tensor(table + walks, dtype=torch.int64, device="cpu")
 
 
 def _walk(param: Tensor, grad: Tensor) -> list[int] | None:

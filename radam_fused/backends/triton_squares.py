@@ -80,13 +80,16 @@ def _table(grads: list[Tensor], tiles: int) -> Tensor:
         firsts.append(tile)
         tile += count
     return torch.cat(
-        [_shares(torch.tensor(firsts, dtype=torch.int64), tiles), torch.tensor(table + walks, dtype=torch.int64)]
+        [
+            _shares(torch.tensor(firsts, dtype=torch.int64, device="cpu"), tiles),
+            torch.tensor(table + walks, dtype=torch.int64, device="cpu"),
+        ]
     )
 
 
 def _shares(firsts: Tensor, tiles: int) -> Tensor:
     """The segments that each sum's tiles belong to, from the first up to but without the second."""
-    bounds = torch.arange(PARTIAL_SUMS + 1) * tiles // PARTIAL_SUMS
+    bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * tiles // PARTIAL_SUMS
     begin, end = bounds[:-1], bounds[1:]
     share = torch.stack([torch.searchsorted(firsts, begin, right=True) - 1, torch.searchsorted(firsts, end)], dim=1)
     return torch.where((begin < end)[:, None], share, 0).reshape(-1)

@@ -105,7 +105,8 @@ def _upload(device: torch.device, parts: list[Tensor], capturing: bool) -> list[
         return []
     padded = [torch.nn.functional.pad(part.reshape(-1).view(torch.int64), (0, -part.numel() % _EVEN)) for part in parts]
     # The pinned allocator keeps memory that is dropped until the copy is done.
-    host = torch.empty(sum(map(Tensor.numel, padded)), dtype=torch.int64, pin_memory=device.type == "cuda")
+    count, pinned = sum(map(Tensor.numel, padded)), device.type == "cuda"
+    host = torch.empty(count, dtype=torch.int64, device="cpu", pin_memory=pinned)
     torch.cat(padded, out=host)
     if capturing:
         _captured.append(host)  # each replay copies from it
