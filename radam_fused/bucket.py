@@ -17,10 +17,23 @@ from torch import Tensor
 from . import memory
 from .forms import PLAIN, Storage, second_dtype
 from .host import count_steps, upload
-from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts
-from .precision import CODES, MOMENTS, RATIO, decoded, encode, encode_ratio, keep, master_name, master_value, names_of
+from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts, whole_numel
+from .precision import (
+    CODES,
+    MOMENTS,
+    RATIO,
+    decoded,
+    encode,
+    encode_ratio,
+    keep,
+    local_entry,
+    master_name,
+    master_value,
+    names_of,
+    ratio_of,
+)
 from .rows import RowTable
-from .sharded import is_sharded, part_of, wrapped
+from .sharded import is_sharded, wrapped
 
 if TYPE_CHECKING:
     from .addresses import Addresses
@@ -93,8 +106,10 @@ class Bucket:
         self.shapes = [tensor.shape for tensor in tensors]
         self.strides = [tuple(tensor.stride()) for tensor in tensors]
         self.moment_strides = [moment_strides(tensor) for tensor in tensors]
-        self.starts, self.length = segment_starts([tensor.numel() for tensor in tensors])
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
+        moments = storage.moments(self.dtype, whole_numel(first))
+        lengths = [tensor.numel() for tensor in tensors]
+        self.starts, self.length = segment_starts(lengths, coded=moments == torch.int8)
         self._origins = self.starts if origins is None else origins
         self.state_device = torch.device("cpu") if offload else self.device
         pinned = offload and self.device.type == "cuda"
@@ -102,7 +117,6 @@ class Bucket:
         def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
             return memory.zeros(shape, dtype, self.state_device, pinned)
 
-        moments = storage.moments(self.dtype, tensors[0].numel())
         self.exp_avg = zeros(moments, self.length)
         self.exp_avg_sq = zeros(second_dtype(moments), self.length)
         self.scales = zeros(torch.float32, 2, self.length // ALIGNMENT) if moments == torch.int8 else None
@@ -127,7 +141,7 @@ class Bucket:
             moments = {name: torch.view_as_complex(moment) for name, moment in moments.items()}
         kept = {} if self.residue is None else {master_name(self.residue.dtype): self.view(self.residue, index)}
         values = {**moments, **kept}
-        if self.is_sharded:  # the scales are of this rank's blocks: state_dict() has a form that can be spread anew
+        if self.is_sharded:  # the scales are of this rank's blocks: state_dict() spreads them over elements
             param = self.params[index]
             values = {n: value if n in CODES[2:] else wrapped(param, value) for n, value in values.items()}
         return {"step": self.steps[index], **values}
@@ -148,37 +162,27 @@ class Bucket:
     def _adopt_values(self, index: int, state: Mapping[str, Any]) -> None:
         views = self._moments(index)
         if self.is_sharded:
-            state = self._local_values(index, state)
+            state = local_entry(state, self.params[index])
         # Codes belong to blocks of one order of the elements.
         same_order = CODES[0] not in state or state[CODES[0]].stride() == self.moment_strides[index]
         if (
             views.keys() <= state.keys()
             and same_order
             and all(view.dtype == as_real(state[name]).dtype for name, view in views.items())
+            and all(views[name].shape == state[name].shape for name in CODES[2:] if name in views)
         ):
             for name, view in views.items():
                 view.copy_(as_real(state[name]))
-        elif self.scales is not None and names_of(state) == RATIO:
-            encode_ratio(views, *(state[name] for name in RATIO))
+        elif self.scales is not None and names_of(state) in (CODES, RATIO):
+            encode_ratio(views, *ratio_of(state))
         else:
             encode(views, *map(as_real, decoded(state)))
         if self.residue is not None:
             name = master_name(self.residue.dtype)
-            if name in state and state[name].dtype == self.residue.dtype:
+            if name in state and (state[name].dtype == self.residue.dtype or name == "master_low"):
                 self.view(self.residue, index).copy_(state[name])
             else:
                 self._keep(index, state)
-
-    def _local_values(self, index: int, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A DTensor's entry with this rank's parts; codes of a whole parameter are decoded, as blocks would be cut."""
-        if CODES[0] in state and not is_sharded(state[CODES[0]]):
-            kept = {name: value for name, value in state.items() if name not in CODES}
-            state = {**kept, **dict(zip(MOMENTS[torch.float32], decoded(state), strict=True))}
-        whole = {"step", *CODES[2:]}
-        return {
-            name: part_of(self.params[index], value) if isinstance(value, Tensor) and name not in whole else value
-            for name, value in state.items()
-        }
 
     def _keep(self, index: int, state: Mapping[str, Any] | None) -> None:
         """Makes what is kept beside a parameter, from another form of it or from nothing."""

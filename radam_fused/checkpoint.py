@@ -18,7 +18,7 @@ from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
 from .options import GROUP_DEFAULTS, check_group
 from .precision import CODES, MASTERS, names_of, portable
-from .sharded import check_part
+from .sharded import check_part, local
 
 
 class _Verbatim:
@@ -90,7 +90,13 @@ def _check_step(name: str, step: Any) -> None:
         raise ValueError(f"state_dict: 'step' of {name} is {number!r}: must be a whole number, at least 0")
 
 
-def _check_tensor(what: str, key: str, value: Any, param: Tensor) -> None:
+def _check_low_bits(what: str, low: Tensor) -> None:
+    if not low.is_meta and not torch.equal(low, low.short()):
+        worst = int(low.flatten()[low.abs().argmax()])
+        raise ValueError(f"{what} holds {worst}: must be 16-bit integers")
+
+
+def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping[str, Any]) -> None:
     """Raises for a tensor of an entry that is not what its name says, for this parameter."""
     real = param.shape if not param.is_complex() else as_real(param).shape
     expected, kind, fits = tuple(real), "dense", isinstance(value, Tensor) and value.layout == torch.strided
@@ -98,13 +104,16 @@ def _check_tensor(what: str, key: str, value: Any, param: Tensor) -> None:
         dtypes = torch.int8, second_dtype(torch.int8), torch.float32, torch.float32
         dtype = dtypes[CODES.index(key)]
         kind, fits = f"dense {dtype}", fits and value.dtype == dtype
-        if key in CODES[2:]:
-            expected = (-(-real.numel() // ALIGNMENT),)
+        if key in CODES[2:] and not (fits and tuple(value.shape) == expected):  # of each block, not of each element
+            expected = (-(-local(state[CODES[0]]).numel() // ALIGNMENT),)
     elif key in MASTERS:
         half = (torch.float16, torch.bfloat16)
         master = MASTERS[key]
         kind = f"dense {master or 'float16 or bfloat16'}"
-        fits = fits and (value.dtype == master if master else value.dtype in half)
+        wide = fits and key == "master_low" and value.dtype == torch.int32  # as `portable` widens it
+        fits = wide or (fits and (value.dtype == master if master else value.dtype in half))
+        if wide:
+            _check_low_bits(what, local(value))
     elif param.is_complex() and fits and value.dtype.is_complex:
         expected = tuple(param.shape)
     else:
@@ -139,7 +148,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
         assert moments is not None
         _check_step(name, state["step"])
         for key in (*moments, *(name for name in MASTERS if name in state)):
-            _check_tensor(f"state_dict: {key!r} of {name}", key, state[key], param)
+            _check_tensor(f"state_dict: {key!r} of {name}", key, state[key], param, state)
             check_part(param, state[key], f"state_dict: {key!r} of {name}")
     for index, (group, own) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
         whole = {**GROUP_DEFAULTS, **group}

@@ -50,7 +50,7 @@ class Storage(NamedTuple):
 
         Args:
             dtype: the parameter's, or of the real numbers of a complex one.
-            numel: how many elements it has.
+            numel: how many real numbers it has: a DTensor on all ranks, so that every rank stores its part alike.
         """
         if dtype == torch.float64:
             return torch.float64

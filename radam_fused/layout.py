@@ -12,7 +12,7 @@ from .sharded import local
 ALIGNMENT = 256
 """Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
 SMALL = 4096
-"""Segments shorter than this are never quantised, so vector accesses alone set their alignment."""
+"""Parameters shorter than this are never quantised, so vector accesses alone set their segments' alignment."""
 SMALL_ALIGNMENT = 64
 NORM_TILE = 1024
 """Elements of a gradient whose squares are added side by side, one a lane."""
@@ -20,12 +20,15 @@ PARTIAL_SUMS = 1024
 """Into how many sums a gradient norm is split, whatever computes it (`radam_fused.ops`)."""
 
 
-def segment_starts(lengths: Sequence[int]) -> tuple[list[int], int]:
-    """Aligned starts of consecutive segments of the given lengths, and the length of the buffer that holds them."""
+def segment_starts(lengths: Sequence[int], coded: bool = False) -> tuple[list[int], int]:
+    """Aligned starts of consecutive segments of the given lengths, and the length of the buffer that holds them.
+
+    All are ``coded`` in blocks, or none: a small shard of a large parameter is.
+    """
     starts = []
     end = 0
     for length in lengths:
-        alignment = ALIGNMENT if length >= SMALL else SMALL_ALIGNMENT
+        alignment = ALIGNMENT if coded or length >= SMALL else SMALL_ALIGNMENT
         start = -(-end // alignment) * alignment
         starts.append(start)
         end = start + length
@@ -50,6 +53,11 @@ def as_real(tensor: Tensor) -> Tensor:
     """What a step sees: of a DTensor this rank's part, of a complex tensor the real numbers in it, (..., 2)."""
     tensor = local(tensor)
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
+
+
+def whole_numel(param: Tensor) -> int:
+    """How many real numbers a parameter consists of, on all ranks together where it is a DTensor."""
+    return param.numel() * (2 if param.is_complex() else 1)
 
 
 def moment_strides(param: Tensor) -> tuple[int, ...]:

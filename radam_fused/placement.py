@@ -22,7 +22,7 @@ from .global_norm import GlobalNorm
 from .groups import group_names
 from .host import gradients, unchanged
 from .launches import Launch, by_lists, resolved
-from .layout import as_real, segment_starts
+from .layout import as_real, segment_starts, whole_numel
 from .offload import Offloader
 from .ops import OPERATORS, Operators
 from .precision import NAMES
@@ -133,8 +133,7 @@ class Placement:
         return p.device, p.dtype, is_sharded(p), self._moments(p)
 
     def _moments(self, p: Tensor) -> torch.dtype:
-        real = as_real(p)
-        return self._storage.moments(real.dtype, real.numel())
+        return self._storage.moments(as_real(p).dtype, whole_numel(p))
 
     def _origins(self) -> dict[Tensor, int]:
         """Where the random numbers of each parameter begin: by its place among all, however they are bucketed."""

@@ -18,8 +18,8 @@ from .backends.reference_stored import (
     low_bits,
 )
 from .backends.reference_update import square_root
-from .layout import is_dense
-from .sharded import is_sharded, local, wrapped
+from .layout import ALIGNMENT, is_dense
+from .sharded import is_sharded, local, part_of, wrapped
 
 CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
 MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
@@ -29,7 +29,7 @@ MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
 }
 """Under which names ``optimizer.state`` holds moments of each dtype."""
 RATIO = ("exp_avg_ratio", "root_exp_avg_sq")
-"""What codes stand for, in float32: m / sqrt(v) and sqrt(v). Exact, and with no blocks that have to stay together."""
+"""What codes stand for, in float32: m / sqrt(v) and sqrt(v). Earlier checkpoints of DTensors hold these."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
 """Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
 NAMES = frozenset((*RATIO, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
@@ -53,14 +53,20 @@ def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Both moments of an entry, in float32 (float64 where they are so), in the shape of the first."""
     names = names_of(entry)
     assert names is not None
-    if names == CODES:
-        return _from_codes(*(entry[name] for name in names))
+    if names in (CODES, RATIO):
+        ratio, root = ratio_of(entry)
+        return ratio * root, root.square()
     m, second = entry[names[0]], entry[names[1]]
-    if names == RATIO:
-        return m * second, second.square()
     if names[1] == "exp_avg_sq":
         return (m, second) if m.dtype == torch.float64 or m.is_complex() else (m.float(), second.float())
     return m.float(), second.float().square()
+
+
+def ratio_of(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of an entry with codes, or with the `RATIO` that they stand for: that, in float32."""
+    if CODES[0] in entry:
+        return _values(*(entry[name] for name in CODES))
+    return entry[RATIO[0]], entry[RATIO[1]]
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
@@ -68,39 +74,59 @@ def _in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
 
 
-def _from_codes(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
-    ratio, root = _values(code, sq_code, scale, sq_scale)
-    return ratio * root, root * root
-
-
 def portable(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
-    """An entry of ``optimizer.state`` as a checkpoint holds it, which ranks may spread over other ranks.
+    """An entry of ``optimizer.state`` as a checkpoint holds it, under the same names, for ranks to spread over others.
 
-    Codes of a DTensor become what they stand for: their blocks are this rank's own, and would be cut elsewhere. The
-    bits of ``"split"`` become the float32 that they make up: neither gloo nor NCCL gathers 16-bit integers.
+    Blocks of codes are this rank's own, and another number of ranks cuts others, so each element of a DTensor gets the
+    scale of its block; the codes beside them are copies, as a checkpoint that is loaded in place must fill both or
+    neither. The bits of ``"split"`` become int32: neither gloo nor NCCL gathers 16-bit integers.
     """
     if not is_sharded(param):
         return entry
     entry = dict(entry)
-    if CODES[0] in entry:
-        values = _values(*(local(entry.pop(name)) for name in CODES))
-        entry.update((name, wrapped(param, value)) for name, value in zip(RATIO, values, strict=True))
+    if CODES[0] in entry and not is_sharded(entry[CODES[2]]):
+        for code, scale in zip(CODES[:2], CODES[2:], strict=True):
+            part = local(entry[code])
+            entry[code] = wrapped(param, part.clone())
+            entry[scale] = wrapped(param, of_elements(entry[scale], part))
     if "master_low" in entry:
-        low = local(entry.pop("master_low"))
-        entry["master"] = wrapped(param, join(local(param).detach().to(low.device), low))
+        entry["master_low"] = wrapped(param, local(entry["master_low"]).int())
     return entry
+
+
+def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
+    """Of a DTensor's entry this rank's part, be it in DTensors or in whole tensors; the opposite of `portable`.
+
+    Scales of blocks stay as they are where the codes are this rank's own; where the codes are a whole parameter's they
+    are spread over the elements first, as this rank's blocks are others.
+    """
+    blocks = {name for name in CODES[2:] if name in entry and entry[name].shape != entry[CODES[0]].shape}
+    if blocks and not is_sharded(entry[CODES[0]]):
+        entry = {**entry, **{name: of_elements(entry[name], entry[CODES[0]]) for name in blocks}}
+        blocks = set()
+    return {
+        name: part_of(param, value) if isinstance(value, Tensor) and name not in {"step", *blocks} else value
+        for name, value in entry.items()
+    }
+
+
+def of_elements(scale: Tensor, code: Tensor) -> Tensor:
+    """The scale of each code, in the shape of the codes: float32.
+
+    Args:
+        scale: one for each block of 256 codes in memory order, or one for each code already.
+        code: the codes, whose shape and strides the result has.
+    """
+    if scale.shape == code.shape:
+        return scale.to(code.device)
+    flat = scale.to(code.device).repeat_interleave(ALIGNMENT)[: code.numel()]
+    return flat.as_strided(code.shape, code.stride()) if is_dense(code) else flat.view(code.shape)
 
 
 def _values(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
     """What codes stand for: m / sqrt(v), and sqrt(v)."""
-    scale, sq_scale = scale[:, None].to(code.device), sq_scale[:, None].to(code.device)
-    root = decode_root(blocks(_in_memory_order(sq_code).float()), sq_scale)
-    ratio = decode_first(blocks(_in_memory_order(code).float()), scale, torch.ones_like(root))
-    result = []
-    for values in (ratio, root):
-        flat = values.reshape(-1)[: code.numel()]
-        result.append(flat.as_strided(code.shape, code.stride()) if is_dense(code) else flat.view(code.shape))
-    return result[0], result[1]
+    root = decode_root(sq_code.float(), of_elements(sq_scale, sq_code))
+    return decode_first(code.float(), of_elements(scale, code), torch.ones_like(root)), root
 
 
 def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -49,7 +50,10 @@ def wrapped(param: Any, tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._dtensor_spec import TensorMeta
 
-    meta = TensorMeta(param.shape, param.stride(), tensor.dtype)
+    shape, stride = param.shape, param.stride()
+    if tensor.dim() > len(shape):  # of a complex parameter, whose moments in few bits are of real numbers
+        shape, stride = torch.Size((*shape, 2)), (*(2 * step for step in stride), 1)
+    meta = TensorMeta(shape, stride, tensor.dtype)
     make: Any = DTensor  # what its metaclass makes of the constructor has no signature
     return make(tensor, param._spec.shallow_copy_with_tensor_meta(meta), requires_grad=False)
 
