@@ -127,6 +127,7 @@ class Placement:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
         if self._unplaced and any(p.grad is not None for p, _ in self._unplaced):
             self._place(self._stepping(), attach=False)
+            self._note()
 
     def _kind(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
@@ -188,8 +189,12 @@ class Placement:
         self._state[p] = ParameterState({**others, **bucket.state(segment)}, self._journal)
 
     def _show_all(self, bucket: Bucket) -> None:
+        """Shows every segment that has state, and under ``flatten`` those that have a gradient.
+
+        torch's distributed state_dict makes state for a fresh optimizer only where no parameter has a gradient.
+        """
         for segment, p in enumerate(bucket.params):
-            if self._state.get(p):
+            if self._state.get(p) or (self._flatten and p.grad is not None):
                 self._show(bucket, segment)
 
     def count_on_device(self) -> None:

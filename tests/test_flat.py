@@ -329,13 +329,15 @@ def test_no_gradient_at_all_is_no_step() -> None:
         p.grad = None
     before = [p.detach().clone() for p in params_of(opt)]
     opt.step()
-    assert not opt.state
+    assert {int(state["step"]) for state in opt.state.values()} == {0}
     assert all(same_bits(p, b) for p, b in zip(params_of(opt), before, strict=True))
 
 
 def test_looking_at_the_state_of_a_parameter_without_one_gives_it_no_gradient() -> None:
     """``opt.state`` is a defaultdict: a look leaves an empty entry."""
     opts = pair(weight_decay=0.1)
+    for opt in opts:
+        opt.state.pop(params_of(opt)[0], None)  # under ``flatten`` it is there from the start
     for t in range(4):
         for opt in opts:
             params_of(opt)[0].grad = None
