@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from .bucket import Bucket
@@ -143,6 +144,8 @@ class Hooks:
         self._handles: dict[Tensor, RemovableHandle] = {}
         weakref.finalize(optimizer, _remove_all, self._handles).atexit = False
         self._followed: Any = None
+        self._lazy = False
+        """Whether a parameter is still to be made by a lazy module, and then to be followed."""
         self._passes: dict[Tensor, int] = {}
         """How many gradients each parameter has got in this iteration."""
         self._stepped: set[Tensor] = set()
@@ -156,8 +159,9 @@ class Hooks:
         params = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
         for p in [p for p in self._handles if p not in params]:
             self._handles.pop(p).remove()
+        self._lazy = any(map(is_lazy, params))
         for p in params:
-            if p not in self._handles and not p.is_inference():  # such a parameter will never have a gradient
+            if p not in self._handles and _may_get_gradients(p):
                 self._handles[p] = self._register(p)
         self._followed = optimizer._placement
 
@@ -270,12 +274,17 @@ class Hooks:
             launch.bucket.params[0].grad = None
         self._passes.clear()
         self._stepped.clear()
-        if optimizer._placement is not self._followed:
+        if optimizer._placement is not self._followed or self._lazy:
             self.follow(optimizer)
 
     def zeroed(self) -> None:
         """After `FusedRAdam.zero_grad`: what was accumulated is gone, what was stepped was stepped."""
         self._passes = dict.fromkeys(self._stepped, self._accumulate)
+
+
+def _may_get_gradients(p: Tensor) -> bool:
+    """False where torch takes no hook, as there will be no gradient: integers, inference tensors, lazy parameters."""
+    return not is_lazy(p) and not p.is_inference() and (p.is_floating_point() or p.is_complex())
 
 
 def _remove_all(handles: dict[Tensor, RemovableHandle]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
@@ -141,6 +142,8 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
         if key not in state_dict:
             raise ValueError(f"state_dict: has no {key!r}; it must be what an optimizer's state_dict() returned")
     for name, param, state in _entries(state_dict, groups):
+        if is_lazy(param):
+            raise ValueError(f"state_dict: has state for {name}, which is uninitialized: run its lazy module before")
         moments = names_of(state)
         for key in ("step", *(moments or ("exp_avg", "exp_avg_sq"))):
             if key not in state:

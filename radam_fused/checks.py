@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .layout import fingerprint
 from .sharded import check_placed, is_sharded, local
@@ -97,7 +98,7 @@ def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
     """
     spans = []
     for index, p in enumerate(params):
-        if p.numel():
+        if not is_lazy(p) and p.layout == torch.strided and not p.is_nested and p.numel():
             reach = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
             spans.append((str(p.device), p.data_ptr(), p.data_ptr() + reach * p.element_size(), index))
     spans.sort()
@@ -107,6 +108,14 @@ def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
                 f"flatten=True: {names[max(a, b)]} and {names[min(a, b)]} share memory; "
                 "pass one of them, or flatten=False"
             )
+
+
+def may_step(param: Tensor) -> bool:
+    """True if a parameter has a gradient or may get one with the next backward pass.
+
+    False for a frozen one, which may be of any kind, and for one of a lazy module that has not run yet.
+    """
+    return (param.requires_grad or param.grad is not None) and not is_lazy(param)
 
 
 def check_parameter(param: Tensor, name: str) -> None:

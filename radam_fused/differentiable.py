@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_parameter
+from .groups import group_names
 from .rows import ADAPTIVE, HOLD, step_row
 
 
@@ -19,6 +21,10 @@ def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero
 
     A tensor ``lr`` may require a gradient as well: it reaches the update as ``lr`` times what is left of alpha.
     """
+    for index, group in enumerate(groups):
+        for p, name in zip(group["params"], group_names(group, index), strict=True):
+            if p.grad is not None and not state[p]:
+                check_parameter(p, name)
     for group in groups:
         for p in group["params"]:
             if p.grad is None:

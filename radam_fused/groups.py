@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
+
 from .backends import backend_for
-from .checks import check_parameter
+from .checks import check_parameter, may_step
 from .forms import Storage
 from .offload import check_capturable, check_device
 from .options import check_group
@@ -32,6 +35,8 @@ def check_new_group(
         storage: how the state is stored.
         offload: whether it is kept on the host.
 
+    Parameters that can get no gradient now may be of any kind: `check_arrivals` looks at them where they get one.
+
     Raises:
         TypeError, ValueError: a hyperparameter or a parameter that is not allowed, by name.
     """
@@ -46,9 +51,37 @@ def check_new_group(
     if offload:
         check_capturable(f"param_groups[{index}]['capturable']", group["capturable"])
     for p, name in zip(group["params"], group_names(group, index), strict=True):
-        check_parameter(p, name)
-        storage.check_parameter(p, name)
-        if offload:
-            check_device(p, name)
-        else:
-            backend_for(p.device.type, backend)
+        if may_step(p):
+            _check_steppable(p, name, backend, storage, offload)
+
+
+def check_arrivals(
+    params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]], backend: str, storage: Storage, offload: bool
+) -> None:
+    """Raises for a parameter that could not take a step, before it gets its state: one thawed since, say.
+
+    Args:
+        params: those that are about to.
+        names: what errors call each parameter.
+        backend: what `radam_fused.backends.check_name` returned.
+        storage: how the state is stored.
+        offload: whether it is kept on the host.
+
+    Raises:
+        TypeError, ValueError: by name.
+    """
+    for p in params:
+        try:
+            _check_steppable(p, "a parameter", backend, storage, offload)
+        except (TypeError, ValueError):
+            _check_steppable(p, names()[p], backend, storage, offload)
+            raise
+
+
+def _check_steppable(param: Tensor, name: str, backend: str, storage: Storage, offload: bool) -> None:
+    check_parameter(param, name)
+    storage.check_parameter(param, name)
+    if offload:
+        check_device(param, name)
+    else:
+        backend_for(param.device.type, backend)

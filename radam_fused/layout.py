@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .sharded import local
 
@@ -58,6 +59,16 @@ def as_real(tensor: Tensor) -> Tensor:
 def whole_numel(param: Tensor) -> int:
     """How many real numbers a parameter consists of, on all ranks together where it is a DTensor."""
     return param.numel() * (2 if param.is_complex() else 1)
+
+
+def drawing_length(param: Tensor) -> int:
+    """How many random numbers a parameter takes of the sequence that all of an optimizer's parameters share.
+
+    None while it cannot be stepped for its kind: of a lazy module that has not run, sparse, nested, quantized.
+    """
+    if is_lazy(param) or param.layout != torch.strided or param.is_nested or param.is_quantized:
+        return 0
+    return as_real(param).numel()
 
 
 def moment_strides(param: Tensor) -> tuple[int, ...]:

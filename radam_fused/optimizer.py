@@ -49,7 +49,8 @@ class FusedRAdam(Optimizer):
 
     Args:
         params: parameters, named parameters or groups, as every torch optimizer takes them; float32, float64, float16
-            or bfloat16. 16-bit parameters keep float32 moments, float64 ones compute in float64.
+            or bfloat16. 16-bit parameters keep float32 moments, float64 ones compute in float64. Frozen parameters may be
+            of any dtype and layout: an error names one only where it gets a gradient.
         lr: learning rate, a float or a one-element tensor, at least 0.
         betas: decay rates of the two moments, each in [0, 1).
         eps: joins the denominator ``sqrt(v) + eps``, as in torch.optim.RAdam.
@@ -281,7 +282,7 @@ class FusedRAdam(Optimizer):
                     "max_grad_norm over several ranks under torch.compile: step outside of the compiled function"
                 )
             if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
-                device = self.param_groups[0]["params"][0].device
+                device = next((b.device for b in placement.buckets), torch.device("cpu"))
                 self._compiled_norm = torch.zeros(1, dtype=torch.float64, device=device)
             self.last_grad_norm = self._compiled_norm[0]
         return compiled.choose(

@@ -15,14 +15,14 @@ from torch import Tensor
 from .addresses import addresses, suits, unwatched
 from .backends import backend_for
 from .bucket import Bucket, Plan
-from .checks import check_disjoint, check_gradients
+from .checks import check_disjoint, check_gradients, may_step
 from .flat import FlatBuffers
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
-from .groups import group_names
+from .groups import check_arrivals, group_names
 from .host import gradients, unchanged
 from .launches import Launch, by_lists, resolved
-from .layout import as_real, segment_starts, whole_numel
+from .layout import as_real, drawing_length, segment_starts, whole_numel
 from .offload import Offloader
 from .ops import OPERATORS, Operators
 from .precision import NAMES
@@ -121,7 +121,7 @@ class Placement:
 
     def _stepping(self) -> list[tuple[Tensor, int]]:
         """Of the parameters without a bucket those that have a gradient or may get one."""
-        return [(p, index) for p, index in self._unplaced if p.requires_grad or p.grad is not None]
+        return [(p, index) for p, index in self._unplaced if may_step(p)]
 
     def place_arrivals(self) -> None:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
@@ -139,9 +139,11 @@ class Placement:
     def _origins(self) -> dict[Tensor, int]:
         """Where the random numbers of each parameter begin: by its place among all, however they are bucketed."""
         params = [p for group in self._groups for p in group["params"]]
-        return dict(zip(params, segment_starts([as_real(p).numel() for p in params])[0], strict=True))
+        return dict(zip(params, segment_starts([drawing_length(p) for p in params])[0], strict=True))
 
     def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
+        stepping = (p for p, _ in arrivals if may_step(p))
+        check_arrivals(stepping, self.names, self._backend, self._storage, self.offload)
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
         for p, index in arrivals:
             kinds.setdefault(self._kind(p), []).append((p, index))

@@ -193,6 +193,12 @@ def overlapping() -> nn.Parameter:
     return nn.Parameter(torch.ones(6).unfold(0, 3, 1))
 
 
+def with_gradient(tensor: Tensor) -> Tensor:
+    """A tensor of any dtype with a gradient; without one nothing is asked of its dtype."""
+    tensor.grad = torch.ones_like(tensor)
+    return tensor
+
+
 PARAMETERS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("empty_list", lambda: [], ValueError, "empty parameter list"),
     ("empty_generator", lambda: iter(()), ValueError, "empty parameter list"),
@@ -202,14 +208,19 @@ PARAMETERS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("non-leaf", lambda: [parameter(3) * 2], ValueError, "non-leaf"),
     (
         "integer",
-        lambda: [parameter(3), torch.arange(3)],
+        lambda: [parameter(3), with_gradient(torch.arange(3))],
         TypeError,
         r"\[0\]\['params'\]\[1\] is torch.int64: must be .*torch.float32",
     ),
-    ("bool", lambda: [torch.ones(3, dtype=torch.bool)], TypeError, "torch.bool: must be one of .*torch.bfloat16"),
+    (
+        "bool",
+        lambda: [with_gradient(torch.ones(3, dtype=torch.bool))],
+        TypeError,
+        "torch.bool: must be one of .*torch.bfloat16",
+    ),
     (
         "float8",
-        lambda: [torch.ones(3).to(torch.float8_e4m3fn)],
+        lambda: [nn.Parameter(torch.ones(3).to(torch.float8_e4m3fn))],
         TypeError,
         "torch.float8_e4m3fn: must be one of .*torch.float32",
     ),
@@ -227,7 +238,7 @@ def test_bad_parameters(make: Callable, error: type[Exception], message: str) ->
 
 def test_bad_parameter_is_named_by_its_name() -> None:
     with pytest.raises(TypeError, match=r"parameter 'count' is torch\.int64"):
-        FusedRAdam([("weight", parameter(3)), ("count", torch.arange(3))])
+        FusedRAdam([("weight", parameter(3)), ("count", with_gradient(torch.arange(3)))])
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
@@ -251,7 +262,7 @@ def shared_pair() -> list[nn.Parameter]:
 ADDED: dict[str, tuple[Callable[[nn.Parameter], Any], dict[str, Any]]] = {
     "duplicate": (lambda old: [parameter(2), old], {}),
     "twice": (lambda old: [parameter(2)] * 2, {}),
-    "integer": (lambda old: [parameter(2), torch.arange(3)], {}),
+    "integer": (lambda old: [parameter(2), with_gradient(torch.arange(3))], {}),
     "expanded": (lambda old: [expanded()], {}),
     "non-leaf": (lambda old: [parameter(2) * 2], {}),
     "bad_lr": (lambda old: [parameter(2)], {"lr": -1.0}),

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "../scalars.h"
+#include "sequence.h"
 
 namespace radam_fused {
 namespace {
@@ -117,13 +118,14 @@ Hyper read_hyper(Group& group) {
 PyObject* write_rows(PyObject*, PyObject* args) {
   unsigned long long address;
   PyObject *groups, *rows;
-  if (!PyArg_ParseTuple(args, "KO!O!", &address, &PyList_Type, &groups, &PyList_Type, &rows)) return nullptr;
+  if (!PyArg_ParseTuple(args, "KOO!", &address, &groups, &PyList_Type, &rows)) return nullptr;
+  if (size_of(groups) < 0) Py_RETURN_FALSE;
   auto* columns = reinterpret_cast<double*>(address);
   const Common unscaled{1.0, 1.0, false};
   for (Py_ssize_t i = 0; i < PyList_Size(rows); ++i, columns += kRowColumns) {
     Py_ssize_t index, taken;
     if (!PyArg_ParseTuple(PyList_GetItem(rows, i), "nn", &index, &taken)) return nullptr;
-    PyObject* dict = PyList_GetItem(groups, index);  // borrowed; null, with IndexError, where there is none
+    PyObject* dict = item_of(groups, index);  // borrowed; null, with IndexError, where there is none
     if (dict == nullptr) return nullptr;
     Group group(dict);
     const Hyper h = read_hyper(group);

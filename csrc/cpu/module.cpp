@@ -6,18 +6,21 @@
 #include "describe.h"
 #include "group_rows.h"
 #include "isa.h"
+#include "sequence.h"
 
 namespace {
 
+using radam_fused::item_of;
+using radam_fused::size_of;
+
 PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::instruction_set()); }
 
-// Whether two lists hold the very same objects.
+// Whether a list or a tuple holds the very objects of a list.
 bool identical(PyObject* a, PyObject* b) {
-  if (!PyList_Check(a) || !PyList_Check(b)) return false;
-  const Py_ssize_t size = PyList_Size(a);
-  if (PyList_Size(b) != size) return false;
+  const Py_ssize_t size = PyList_Size(b);
+  if (size_of(a) != size) return false;
   for (Py_ssize_t i = 0; i < size; ++i) {
-    if (PyList_GetItem(a, i) != PyList_GetItem(b, i)) return false;
+    if (item_of(a, i) != PyList_GetItem(b, i)) return false;
   }
   return true;
 }
@@ -36,15 +39,15 @@ bool holds_exactly(PyObject* dict, PyObject* values) {
 
 PyObject* unchanged(PyObject*, PyObject* args) {
   PyObject *groups, *members, *state, *entries;
-  if (!PyArg_ParseTuple(args, "O!O!O!O!", &PyList_Type, &groups, &PyList_Type, &members, &PyDict_Type, &state,
-                        &PyList_Type, &entries)) {
+  if (!PyArg_ParseTuple(args, "OO!O!O!", &groups, &PyList_Type, &members, &PyDict_Type, &state, &PyList_Type,
+                        &entries)) {
     return nullptr;
   }
   static PyObject* const name = PyUnicode_InternFromString("params");
-  const Py_ssize_t size = PyList_Size(groups);
+  const Py_ssize_t size = size_of(groups);
   bool same = PyList_Size(members) == size && holds_exactly(state, entries);
   for (Py_ssize_t i = 0; same && i < size; ++i) {
-    PyObject* group = PyList_GetItem(groups, i);
+    PyObject* group = item_of(groups, i);
     PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, name) : nullptr;
     same = params != nullptr && identical(params, PyList_GetItem(members, i));
   }
