@@ -49,8 +49,8 @@ class FusedRAdam(Optimizer):
 
     Args:
         params: parameters, named parameters or groups, as every torch optimizer takes them; float32, float64, float16
-            or bfloat16. 16-bit parameters keep float32 moments, float64 ones compute in float64. Frozen parameters may be
-            of any dtype and layout: an error names one only where it gets a gradient.
+            or bfloat16. 16-bit parameters keep float32 moments, float64 ones compute in float64. Frozen parameters may
+            be of any dtype and layout: an error names one only where it gets a gradient.
         lr: learning rate, a float or a one-element tensor, at least 0.
         betas: decay rates of the two moments, each in [0, 1).
         eps: joins the denominator ``sqrt(v) + eps``, as in torch.optim.RAdam.
