@@ -14,9 +14,11 @@ const char* read_gradient(AtenTensorHandle grad, int dtype, const Device& device
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(grad, &segment.numel));
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
+  const Shape shape = shape_of(grad);
+  if (segment.grad == nullptr || !is_stored(grad, shape, item_size(dtype))) return kFreed;
   if (is_contiguous(grad)) return nullptr;
   auto walk = std::make_unique<Strides>();
-  if (!plain(shape_of(grad), *walk)) {
+  if (!plain(shape, *walk)) {
     segment.strides = walk.get();
     strides = std::move(walk);
   }
@@ -33,9 +35,10 @@ Gradients read_gradients(const TensorList& grads) {
   read.device = device_of(grads[0]);
   read.segments.resize(count);
   read.strides.resize(count);
-  read_each("radam_fused::squares_native", count, [&](size_t i) {
+  const auto read_one = [&](size_t i) {
     return read_gradient(grads[i], read.dtype, read.device, read.segments[i], read.strides[i]);
-  });
+  };
+  read_each("radam_fused::squares_native", count, read_one, [](size_t) { return ""; });
   auto empty = [](const Segment& segment) { return segment.numel == 0; };
   read.segments.erase(std::remove_if(read.segments.begin(), read.segments.end(), empty), read.segments.end());
   return read;

@@ -7,6 +7,11 @@ namespace {
 
 using torch::stable::Tensor;
 
+constexpr const char* kFreedParam =
+    "the parameter's storage does not hold all of its elements: it was freed or made smaller";
+constexpr const char* kFreedGrad =
+    "the gradient's storage does not hold all of its elements: it was freed or made smaller";
+
 // What each segment is held against.
 struct Bounds {
   Device device;
@@ -15,11 +20,16 @@ struct Bounds {
   int64_t rows;
   int64_t alignment;  // of the segments' starts
 
-  // Whether a segment lies within the buffers.
+  // Whether a segment is within the buffers. Starts up to 2^63 - 1 are to be refused, so nothing is added to one.
   bool hold(const Segment& segment) const {
-    return segment.start >= 0 && segment.start % alignment == 0 && segment.start + segment.numel <= capacity;
+    return segment.start >= 0 && segment.start % alignment == 0 && segment.numel <= capacity &&
+           segment.start <= capacity - segment.numel;
   }
+  bool has_row(const Segment& segment) const { return segment.row >= 0 && segment.row < rows; }
 };
+
+// Whether every random number of a segment has a place below 2^63.
+bool numbered(const Segment& segment) { return segment.origin >= 0 && segment.origin <= INT64_MAX - segment.numel; }
 
 // Reads one pair of tensors; returns what is wrong with it, or null.
 const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, int64_t layout,
@@ -37,14 +47,22 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   }
   if (fingerprint(shape) != layout) return "shape or strides have changed since the moments were laid out";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
-  if (!bounds.hold(segment)) return "start out of the buffer";
-  if (segment.row < 0 || segment.row >= bounds.rows) return "row out of the table";
+  if (!bounds.hold(segment)) return "start out of the buffer, or not a multiple of what its moments need";
+  if (!bounds.has_row(segment)) return "row out of the table";
+  if (!numbered(segment)) return "origin out of the range from 0 to 2^63 - 1 less its elements";
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
+  if (segment.param == nullptr || !is_stored(param, shape, item_size(bounds.forms.param_dtype))) {
+    return kFreedParam;
+  }
+  if (segment.grad == nullptr || !is_stored(grad, grad_shape, item_size(segment.grad_dtype))) {
+    return kFreedGrad;
+  }
   if (!(is_contiguous(param) && is_contiguous(grad))) {
     auto walk = std::make_unique<Strides>();
     if (!plain(shape, grad_shape, *walk)) {
+      if (overlaps_itself(shape)) return "parameter is expanded: several of its elements share memory";
       segment.strides = walk.get();
       segment.overlapping = overlaps_itself(grad_shape);
       strides = std::move(walk);
@@ -90,24 +108,37 @@ Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTen
                      const TableTensors& tables) {
   const Tensor &exp_avg = state.exp_avg, &segments = tables.segments, &row_of = tables.row_of, &rows = tables.rows;
   Bounds bounds{device_of(exp_avg.get()), forms_of(state, param_dtype), exp_avg.numel(), 0, 1};
-  const auto flat = [&](const Tensor& buffer, int64_t numel) {
-    return buffer.numel() == numel && buffer.is_contiguous() && is_strided_on(buffer.get(), bounds.device);
+  const auto flat = [&](const Tensor& buffer, int64_t numel, int64_t dim = 1) {
+    return buffer.numel() == numel && buffer.dim() == dim && buffer.is_contiguous() &&
+           is_strided_on(buffer.get(), bounds.device);
+  };
+  // One buffer is read for two where their memory overlaps, and what is written last is kept.
+  const auto apart = [&](const Tensor& a, const Tensor& b) {
+    const auto* first = static_cast<const char*>(a.const_data_ptr());
+    const auto* second = static_cast<const char*>(b.const_data_ptr());
+    return first + a.numel() * a.element_size() <= second || second + b.numel() * b.element_size() <= first;
   };
   STD_TORCH_CHECK(flat(exp_avg, bounds.capacity) && flat(state.exp_avg_sq, bounds.capacity),
                   "exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device");
   if (state.scales.has_value()) {
     bounds.alignment = kBlockElements;
     STD_TORCH_CHECK(bounds.capacity % kBlockElements == 0 && dtype_of(state.scales->get()) == kFloat32 &&
-                        flat(*state.scales, 2 * (bounds.capacity / kBlockElements)),
+                        flat(*state.scales, 2 * (bounds.capacity / kBlockElements), 2) && state.scales->size(0) == 2,
                     "scales must be contiguous float32 of shape (2, length / 256) on the device of exp_avg");
   }
   STD_TORCH_CHECK(!state.residue.has_value() || flat(*state.residue, bounds.capacity),
                   "residue must be a flat buffer of the size and device of exp_avg");
+  const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
+  STD_TORCH_CHECK(is_stored(exp_avg) && is_stored(state.exp_avg_sq) && stored(state.scales) && stored(state.residue),
+                  "exp_avg, exp_avg_sq, scales or residue: ", kFreed);
+  STD_TORCH_CHECK(is_stored(segments) && is_stored(row_of) && is_stored(rows) && stored(state.origins),
+                  "segments, row_of, rows or origins: ", kFreed);
+  STD_TORCH_CHECK(apart(exp_avg, state.exp_avg_sq), "exp_avg and exp_avg_sq must not share memory");
   STD_TORCH_CHECK(dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns &&
                       rows.is_contiguous() && (is_on_cpu(rows.get()) || is_strided_on(rows.get(), bounds.device)),
                   "rows must be contiguous float64 of shape (rows, 11), on the CPU or the device of exp_avg");
   STD_TORCH_CHECK(grads == count && segments.dim() == 2 && size_t(segments.size(0)) == count && segments.size(1) == 2 &&
-                      size_t(row_of.numel()) == count,
+                      row_of.dim() == 1 && size_t(row_of.numel()) == count,
                   "params, grads, segments and row_of must have one entry a segment");
   STD_TORCH_CHECK(
       is_int64(segments.get()) && is_int64(row_of.get()) && is_on_cpu(segments.get()) && is_on_cpu(row_of.get()),
@@ -163,13 +194,20 @@ Launch prepare(const TensorList& params, const TensorList& grads, const StateTen
   const int64_t* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
   const int64_t* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
   const int64_t* origins = origins_of(state);
-  read_each("radam_fused::step_native", count, [&](size_t i) {
+  const auto read = [&](size_t i) {
     Segment& segment = launch.segments[i];
     segment.start = start_and_layout[2 * i];
     segment.origin = origins != nullptr ? origins[i] : segment.start;
     segment.row = row[i];
     return read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
-  });
+  };
+  const auto values = [&](size_t i) {
+    const Segment& segment = launch.segments[i];
+    return " (start " + std::to_string(segment.start) + " of " + std::to_string(bounds.capacity) + ", row " +
+           std::to_string(segment.row) + " of " + std::to_string(bounds.rows) + ", origin " +
+           std::to_string(segment.origin) + ")";
+  };
+  read_each("radam_fused::step_native", count, read, values);
 
   for (size_t i = 0; i < count; ++i) {
     if (launch.segments[i].overlapping) launch.overlapping.push_back(i);
@@ -204,9 +242,9 @@ Launch prepare_described(const Tensor& described, int param_dtype, const StateTe
     segment.start = start_and_layout[2 * i];
     segment.origin = origins != nullptr ? origins[i] : segment.start;
     segment.row = row[i];
-    STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && segment.row >= 0 &&
-                        segment.row < bounds.rows,
-                    "radam_fused::step_described: tensor ", i, ": dtypes, start or row do not fit");
+    STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && bounds.has_row(segment) &&
+                        numbered(segment),
+                    "radam_fused::step_described: tensor ", i, ": dtypes, start, row or origin do not fit");
   }
   finish(launch);
   return launch;

@@ -47,6 +47,10 @@ RowTable prepare_rows(const Tensor& hyper, const Tensor& pairs, const Tensor& co
   RADAM_CHECK(there(hyper) && there(pairs) && there(counted) && there(steps) && there_or_none(lr) &&
                   there_or_none(squares) && there_or_none(grad_scale) && there_or_none(found_inf),
               "all tensors must be strided and on one device, that of hyper");
+  const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
+  RADAM_CHECK(is_stored(hyper) && is_stored(pairs) && is_stored(counted) && is_stored(steps) && stored(lr) &&
+                  stored(squares) && stored(grad_scale) && stored(found_inf),
+              "a tensor: ", kFreed);
   RADAM_CHECK(is_table(hyper, kHyperColumns, /*integers=*/false),
               "hyper must be contiguous float64 of shape (groups, 16)");
   RADAM_CHECK(is_table(pairs, 2, /*integers=*/true), "pairs must be contiguous int64 of shape (rows, 2)");

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <memory>
+#include <string>
 
 #include "dtypes.h"
 #include "segments.h"
@@ -44,9 +45,9 @@ class TensorList {
 };
 
 // Reads the tensors of lists, each by its index, on torch's threads: `read` returns what is wrong with one, or null.
-// Raises for one with which something is.
-template <typename Read>
-void read_each(const char* op, size_t count, const Read& read) {
+// Raises for one with which something is, with what `values` says of it.
+template <typename Read, typename Values>
+void read_each(const char* op, size_t count, const Read& read, const Values& values) {
   constexpr int64_t kTensorsPerThread = 512;  // a chain of cache misses each
   struct Problem {
     int64_t index;
@@ -63,7 +64,7 @@ void read_each(const char* op, size_t count, const Read& read) {
     }
   });
   if (const std::unique_ptr<const Problem> found{problem.load()}) {
-    STD_TORCH_CHECK(false, op, ": tensor ", found->index, " of the lists: ", found->what);
+    STD_TORCH_CHECK(false, op, ": tensor ", found->index, " of the lists: ", found->what, values(size_t(found->index)));
   }
 }
 
@@ -133,6 +134,23 @@ inline Shape shape_of(AtenTensorHandle tensor) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &dim));
   return {sizes, strides, dim};
+}
+
+constexpr const char* kFreed = "its storage does not hold all of its elements: it was freed or made smaller (resize_)";
+
+// Whether the storage of a tensor that has elements of `item` bytes holds all of them.
+inline bool is_stored(AtenTensorHandle tensor, const Shape& shape, int64_t item) {
+  int64_t bytes, last;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor, &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor, &last));
+  for (int64_t d = 0; d < shape.dim; ++d) last += (shape.size[d] - 1) * shape.stride[d];
+  return last < bytes / item;
+}
+
+// The same of a tensor of any size and dtype, which also has to have an address.
+inline bool is_stored(const torch::stable::Tensor& tensor) {
+  return tensor.numel() == 0 || (is_stored(tensor.get(), shape_of(tensor.get()), int64_t(tensor.element_size())) &&
+                                 tensor.const_data_ptr() != nullptr);
 }
 
 }  // namespace radam_fused

@@ -21,6 +21,30 @@ def gradient_dtypes(param_dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     return HALF_OR_SINGLE if param_dtype in HALF_OR_SINGLE else (param_dtype,)
 
 
+def is_stored(tensor: Tensor) -> bool:
+    """True if a strided tensor's storage holds all of its elements: one freed or shrunk by ``resize_`` does not."""
+    if tensor.numel() == 0:
+        return True
+    last = tensor.storage_offset()
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (size - 1) * stride
+    return last < tensor.untyped_storage().nbytes() // tensor.element_size() and tensor.data_ptr() != 0
+
+
+def check_stored(**tensors: Tensor | None) -> None:
+    """Raises for the first tensor whose storage does not hold all of its elements.
+
+    Raises:
+        ValueError: with the tensor's name.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not is_stored(tensor):
+            raise ValueError(
+                f"{name} of shape {tuple(tensor.shape)}: its storage has {tensor.untyped_storage().nbytes()} bytes and "
+                "does not hold all of its elements; it was freed or made smaller (resize_)"
+            )
+
+
 def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
     """Raises for the first gradient that does not fit its parameter.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .addresses import Addresses
 from .bucket import Bucket, Plan
-from .checks import check_gradients, gradient_dtypes
+from .checks import check_gradients, check_stored, gradient_dtypes
 from .global_norm import GlobalNorm
 from .host import gradients
 from .layout import as_real
@@ -94,6 +94,11 @@ def check_launch(launch: Launch, names_of: Names) -> None:
                 "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
             )
     check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
+    for p, grad in pairs:
+        for name, tensor in ((names[p], p), (f"gradient of {names[p]}", grad)):
+            # Wrappers have no memory of their own, and a lazy zero is written out before it is read (`resolved`).
+            if type(tensor) in (Tensor, torch.nn.Parameter) and not tensor._is_zerotensor():
+                check_stored(**{name: tensor})
     if bucket.is_sharded:
         local_gradients([p for p, _ in pairs], [grad for _, grad in pairs], names_of)
 

@@ -23,7 +23,9 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` 
                         state or parameter is rounded stochastically; None for those from its start on
 ======================  ====================================================================================
 
-It raises before it has written anything, or does the whole step.
+It raises before it has written anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for int8
+moments; origins are from 0 up to 2^63 - 1 less the segment's elements, in Triton multiples of 64, in CUDA below 2^38 too. All tensors
+are strided, and their storages hold all of their elements. The values of ``rows`` are not checked.
 
 **squares** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
 that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
@@ -75,6 +77,7 @@ _SCHEMAS = {
     ),
 }
 
+META = torch.device("meta")
 _library = torch.library.Library("radam_fused", "FRAGMENT")
 
 
@@ -94,12 +97,24 @@ def _fake_step(
 ) -> None:
     if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
         raise ValueError("params, grads, segments and row_of must have one entry a segment")
-    if len({tensor.device for tensor in (*params, *grads, exp_avg, exp_avg_sq)}) > 1:
-        # A tensor of the meta device among real ones brings a real call here, which must not pass for a step.
-        raise ValueError("params, grads, exp_avg and exp_avg_sq must be on one device")
+    device = exp_avg.device
+    lists = {f"{name}[{i}]": t for name, ts in (("params", params), ("grads", grads)) for i, t in enumerate(ts)}
+    _check_devices(device, **lists, exp_avg_sq=exp_avg_sq, scales=scales, residue=residue)
+    host = torch.device("cpu")
+    for name, table in (("segments", segments), ("row_of", row_of), ("origins", origins), ("rows", rows)):
+        if table is not None and table.device not in ((host, device) if name == "rows" or device == META else (host,)):
+            raise ValueError(f"{name} is on {table.device}: must be on the CPU{' or with exp_avg' * (name == 'rows')}")
+
+
+def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
+    """A tensor of the meta device among real ones brings a real call to a fake kernel, which must not pass for one."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}: must be on one device with the others, {device}")
 
 
 def _fake_squares(grads: list[Tensor]) -> Tensor:
+    _check_devices(grads[0].device, **{f"grads[{i}]": grad for i, grad in enumerate(grads)})
     return grads[0].new_empty(PARTIAL_SUMS, dtype=torch.float64)
 
 
@@ -114,6 +129,8 @@ def _fake_rows(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    others = {"lr": lr, "squares": squares, "grad_scale": grad_scale, "found_inf": found_inf}
+    _check_devices(hyper.device, pairs=pairs, counted=counted, steps=steps, **others)
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 

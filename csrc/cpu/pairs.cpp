@@ -37,11 +37,15 @@ bool describe_pair(AtenTensorHandle grad, const Pairs& pairs, int64_t layout, De
   if (!is_defined(grad)) return false;
   if (!is_on(row.tensor, pairs.device) || !is_strided_on(grad, pairs.device)) return false;
   const Shape shape = shape_of(row.tensor);
+  const Shape grad_shape = shape_of(grad);
   const int grad_dtype = dtype_of(grad);
   if (dtype_of(row.tensor) != pairs.dtype || !supported(pairs.dtype, grad_dtype)) return false;
-  if (fingerprint(shape) != layout || !alike(shape, shape_of(grad))) return false;
+  if (fingerprint(shape) != layout || !alike(shape, grad_shape)) return false;
   row.grad_dtype = grad_dtype;
-  return row.numel == 0 || (address_of(row.tensor, row.param) && address_of(grad, row.grad));
+  // A freed storage has no address; its tensor has one where it begins with an offset.
+  return row.numel == 0 ||
+         (address_of(row.tensor, row.param) && address_of(grad, row.grad) &&
+          is_stored(row.tensor, shape, item_size(pairs.dtype)) && is_stored(grad, grad_shape, item_size(grad_dtype)));
 } catch (const std::exception&) {
   return false;  // the ordinary way tells what is wrong with it
 }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_gradients, check_layouts, one_of_each
-from ..forms import check_forms
+from ..checks import one_of_each
 from ..layout import moment_strides
+from ..operator_checks import check_step
 from ..rows import Row
 from .reference_stored import Stored
 from .reference_update import update_by_device, update_by_host
@@ -32,9 +32,8 @@ def step(
     origins: Tensor | None = None,
 ) -> None:
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.ops` says."""
-    check_layouts(params, segments, exp_avg.dtype)
-    check_gradients(params, grads)
-    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic, origins)
+    state, tables = (exp_avg, exp_avg_sq, scales, residue), (segments, row_of, rows, origins)
+    plain = check_step(params, grads, state, tables, stochastic)
     zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
     on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
     table = rows.tolist() if on_host else rows.to(exp_avg.dtype).unbind(0)

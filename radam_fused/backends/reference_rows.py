@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..host import upload
 from ..layout import NORM_TILE, PARTIAL_SUMS, is_dense
+from ..operator_checks import check_rows, check_squares
 from ..rectification import KINDS, SERIES, SERIES_FROM
 from ..rows import ADAPTIVE, HOLD, SKIP, Hyper
 from .reference_update import square_root
@@ -20,7 +21,8 @@ from .reference_update import square_root
 
 def squares(grads: list[Tensor]) -> Tensor:
     """``radam_fused::squares_reference``; what it returns is said in `radam_fused.ops`."""
-    device = grads[0].device if grads else None
+    check_squares(grads)
+    device = grads[0].device
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
     bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS
     busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
@@ -59,6 +61,7 @@ def rows(
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``radam_fused::rows_reference``; arguments and results as `radam_fused.ops` says."""
+    check_rows(hyper, pairs, counted, steps, lr, squares, grad_scale, found_inf)
     group, leader = pairs.unbind(1)
     columns: Any = hyper[group].unbind(1)
     h: Any = Hyper(*columns)

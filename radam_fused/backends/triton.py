@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import check_gradients, check_layouts, one_of_each, overlaps_itself
+from ..checks import one_of_each, overlaps_itself
 from ..forms import HALF
-from ..layout import ALIGNMENT
+from ..layout import ALIGNMENT, SMALL_ALIGNMENT
+from ..operator_checks import check_step, check_tables
 from .triton_compiler import warn_of_fusion
 from .triton_interpreter import mend
 from .triton_segments import Segment, segment_table, tile_map
-from .triton_state import State, as_stored, check_segments, check_tables
+from .triton_state import State, as_stored
 from .triton_tables import Table, facts, on_device
 
 TILE = 1024
@@ -108,11 +109,11 @@ def step(
     """``radam_fused::step_triton``; arguments and errors as `radam_fused.ops` says. One launch a gradient dtype."""
     device = exp_avg.device
     require("step", device)
-    check_tables(exp_avg, segments, row_of, rows)
+    check_tables(len(params), exp_avg, segments, row_of, rows, origins)
     places, row = segments.tolist(), row_of.tolist()
     drawn = segments[:, 0].tolist() if origins is None else origins.tolist()
-    if not len(params) == len(grads) == len(places) == len(row) == len(drawn):
-        raise ValueError("params, grads, segments, row_of and origins must have one entry a segment")
+    if len(params) != len(grads):
+        raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
     rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
     state = State(exp_avg, exp_avg_sq, scales, residue, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
@@ -123,13 +124,9 @@ def step(
 
     @functools.cache
     def checked() -> list[Segment]:
-        state.check(params, segments)
-        check_layouts(params, segments, exp_avg.dtype)
-        check_gradients(params, grads)
+        check_step(params, grads, state[:4], (segments, row_of, rows, origins), stochastic, SMALL_ALIGNMENT)
         starts = (start for start, _ in places)
-        described = [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
-        check_segments(described, exp_avg, len(rows))
-        return described
+        return [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
 
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
     launches = [
@@ -141,7 +138,7 @@ def step(
         wanted.append(Table(lambda: rows))
     with torch.cuda.device_of(exp_avg):
         tables = on_device(device, wanted)
-        rows = rows.contiguous() if rows.device == device else tables.pop().view(torch.float64)
+        rows = rows if rows.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
             launch.start(table, tile_segment, rows, state, params[0].dtype, zeroed_by_kernel)
     if shared:

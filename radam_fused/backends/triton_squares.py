@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import PARAMETER_DTYPES
 from ..layout import NORM_TILE, PARTIAL_SUMS, is_dense
+from ..operator_checks import check_squares
 from .triton import WARPS, require, stored
 from .triton_segments import ALIGNED
 from .triton_tables import Table, facts, on_device
@@ -25,7 +25,6 @@ def squares(grads: list[Tensor]) -> Tensor:
 
     first = grads[0]
     require("squares", first.device)
-    _check(grads)
     lengths = tuple(map(Tensor.numel, grads))
     tiles = sum(-(-length // NORM_TILE) for length in lengths)
     with torch.cuda.device_of(first):
@@ -47,21 +46,12 @@ def squares(grads: list[Tensor]) -> Tensor:
     return sums
 
 
-def _check(grads: list[Tensor]) -> None:
-    first = grads[0]
-    if first.dtype not in PARAMETER_DTYPES:
-        raise TypeError(f"gradient 0 is {first.dtype}: must be one of {PARAMETER_DTYPES}")
-    for i, grad in enumerate(grads):
-        if grad.layout != torch.strided:
-            raise RuntimeError(f"gradient {i} has layout {grad.layout}: must be torch.strided")
-        if grad.dtype != first.dtype or grad.device != first.device:
-            raise ValueError(
-                f"gradient {i} is {grad.dtype} on {grad.device}: must be {first.dtype} on {first.device}, as the first"
-            )
-
-
 def _table(grads: list[Tensor], tiles: int) -> Tensor:
-    """Each sum's share of the segments, then the segments, then the walks of those with gaps."""
+    """Each sum's share of the segments, then the segments, then the walks of those with gaps.
+
+    Made and checked again when an address, a shape or a dtype has changed (`triton_tables.facts`).
+    """
+    check_squares(grads)
     filled = [grad for grad in grads if grad.numel()]
     counts = [-(-grad.numel() // NORM_TILE) for grad in filled]
     walks_at = 2 * PARTIAL_SUMS + COLUMNS * len(filled)
