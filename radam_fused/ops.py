@@ -23,9 +23,10 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` 
                         state or parameter is rounded stochastically; None for those from its start on
 ======================  ====================================================================================
 
-It raises before it has written anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for int8
-moments; origins are from 0 up to 2^63 - 1 less the segment's elements, in Triton multiples of 64, in CUDA below 2^38 too. All tensors
-are strided, and their storages hold all of their elements. The values of ``rows`` are not checked.
+It raises before it has written anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for
+int8 moments; origins go from 0 up to 2^63 - 1 less the segment's elements, in Triton and CUDA as multiples of 64, in
+CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of ``rows`` are not
+checked.
 
 **squares** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
 that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
