@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
-from .options import GROUP_DEFAULTS, check_group
+from .options import GROUP_DEFAULTS, WIDE, check_group
 from .precision import CODES, MASTERS, names_of, portable
 from .sharded import check_part, local
 
@@ -45,13 +45,13 @@ def pack(packed: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, A
     return {**packed, "state": state}
 
 
-def wrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state_dict with every value of its per-parameter state wrapped."""
+def wrap(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The state_dict with every value of its per-parameter state wrapped, and with its groups `completed`."""
     state = {
         key: {name: _Verbatim(value) for name, value in entry.items()} if isinstance(entry, Mapping) else entry
         for key, entry in state_dict["state"].items()
     }
-    return {**state_dict, "state": state}
+    return {**state_dict, "state": state, "param_groups": completed(state_dict, groups)}
 
 
 def unwrap(state: dict[Any, Any]) -> None:
@@ -81,6 +81,21 @@ def _entries(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> lis
     ]
     state = state_dict["state"]
     return [_Entry(name, p, state[key]) for key, (name, p) in zip(saved, own, strict=True) if state.get(key)]
+
+
+def completed(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The saved groups, each with the hyperparameters that it does not have as our group of its place has them.
+
+    What torch.optim.RAdam or an older torch has saved knows nothing of some. Options of the whole optimizer, which
+    ZeroRedundancyOptimizer saves with its groups, are left out: they stay as this optimizer was made with them.
+    """
+    return [
+        {
+            **{name: own[name] for name in GROUP_DEFAULTS if name in own},
+            **{name: value for name, value in saved.items() if name not in WIDE},
+        }
+        for saved, own in zip(state_dict["param_groups"], groups, strict=True)
+    ]
 
 
 def _check_step(name: str, step: Any) -> None:
@@ -153,9 +168,8 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
         for key in (*moments, *(name for name in MASTERS if name in state)):
             _check_tensor(f"state_dict: {key!r} of {name}", key, state[key], param, state)
             check_part(param, state[key], f"state_dict: {key!r} of {name}")
-    for index, (group, own) in enumerate(zip(state_dict["param_groups"], groups, strict=True)):
-        whole = {**GROUP_DEFAULTS, **group}
-        check_group(whole)
+    for index, (whole, own) in enumerate(zip(completed(state_dict, groups), groups, strict=True)):
+        check_group(whole, f"state_dict: param_groups[{index}]: ")
         if whole["differentiable"] != own["differentiable"]:
             raise ValueError(
                 f"state_dict: differentiable = {whole['differentiable']} in param_groups[{index}]: must be as the "

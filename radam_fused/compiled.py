@@ -18,6 +18,7 @@ from .checks import gradient_dtypes
 from .host import gradients, upload
 from .launches import Launch, check_launch
 from .ops import OPERATORS
+from .options import check_all
 from .placement import Placement
 from .scalars import DeviceTables
 
@@ -66,9 +67,10 @@ def choose(
     ``grad_norm`` goes to the end of ``tensors``: where a step that clips leaves the norm.
 
     Raises:
-        RuntimeError, TypeError, ValueError: a gradient or parameter that does not fit.
+        RuntimeError, TypeError, ValueError: a gradient, a parameter or a hyperparameter that does not fit.
         NotImplementedError: complex parameters, DTensors, or offloaded ones.
     """
+    check_all(groups, False)
     placement.place_arrivals()
     placement.count_on_device()
     launches: list[Any] = []

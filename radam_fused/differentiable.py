@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checks import check_parameter
 from .groups import group_names
+from .options import check_all
 from .rows import ADAPTIVE, HOLD, step_row
 
 
@@ -20,7 +21,11 @@ def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero
     """One step of every parameter with a gradient, recorded by autograd; parameters that require it are no leaves.
 
     A tensor ``lr`` may require a gradient as well: it reaches the update as ``lr`` times what is left of alpha.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not allowed; nothing was written.
     """
+    check_all(groups, True)
     for index, group in enumerate(groups):
         for p, name in zip(group["params"], group_names(group, index), strict=True):
             if p.grad is not None and not state[p]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from .backends import backend_for
 from .checks import check_parameter, may_step
 from .forms import Storage
 from .offload import check_capturable, check_device
-from .options import check_group
+from .options import check_later, check_wide
 
 
 def group_names(group: dict[str, Any], index: int) -> list[str]:
@@ -23,7 +23,13 @@ def group_names(group: dict[str, Any], index: int) -> list[str]:
 
 
 def check_new_group(
-    group: dict[str, Any], index: int, differentiable: bool, backend: str, storage: Storage, offload: bool
+    group: dict[str, Any],
+    index: int,
+    differentiable: bool,
+    backend: str,
+    storage: Storage,
+    offload: bool,
+    own: Mapping[str, Any],
 ) -> None:
     """Raises for a group that an optimizer cannot take.
 
@@ -34,18 +40,15 @@ def check_new_group(
         backend: what `radam_fused.backends.check_name` returned.
         storage: how the state is stored.
         offload: whether it is kept on the host.
+        own: the optimizer's value of each of `radam_fused.options.WIDE`.
 
     Parameters that can get no gradient now may be of any kind: `check_arrivals` looks at them where they get one.
 
     Raises:
         TypeError, ValueError: a hyperparameter or a parameter that is not allowed, by name.
     """
-    check_group(group)
-    if group["differentiable"] != differentiable:
-        raise ValueError(
-            f"param_groups[{index}]: differentiable = {group['differentiable']}: must be as the optimizer's, "
-            f"{differentiable}"
-        )
+    check_wide(group, own, f"param_groups[{index}]: ")
+    check_later(group, index, differentiable, wait=True)
     if len(set(group["params"])) < len(group["params"]):
         raise ValueError(f"param_groups[{index}]: a parameter appears twice; list each one once")
     if offload:

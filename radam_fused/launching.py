@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .launches import Launch, check_launch
 from .ops import Operators
+from .options import check_all
 from .placement import Placement
 from .reports import span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
@@ -29,12 +30,17 @@ def choose_scalars(
 
     Raises:
         RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers.
+        ValueError: a group that lacks a hyperparameter.
     """
     known = max_grad_norm is None and grad_scale is None and found_inf is None
     for bucket in placement.buckets:
         known = known and not bucket.counted_on_device
-    for group in groups:
-        known = known and not (group["capturable"] or on_device(group["lr"]))
+    try:
+        for group in groups:
+            known = known and not (group["capturable"] or on_device(group["lr"]))
+    except KeyError:
+        check_all(groups, False)  # says which group has none
+        raise
     if known:
         for bucket in placement.buckets:
             if capturing(bucket.device):

@@ -26,11 +26,14 @@ from .launches import check_launch
 from .launches import squares as gradient_squares
 from .launching import choose_scalars, run
 from .offload import check_offload
+from .option_hints import explained
 from .options import (
     GROUP_DEFAULTS,
+    WIDE,
     check_flag,
     check_group,
     check_max_grad_norm,
+    check_wide,
     refuse_with_differentiable,
 )
 from .placement import Placement
@@ -46,6 +49,9 @@ class FusedRAdam(Optimizer):
     r"""RAdam (Liu et al., `arXiv 1908.03265 <https://arxiv.org/abs/1908.03265>`_) as one fused pass.
 
     A drop-in for `torch.optim.RAdam`: the same arguments with the same meaning, and state_dicts that load both ways.
+
+    A parameter group may have its own value of ``lr`` to ``maximize``, ``capturable``, ``rho_threshold``,
+    ``degenerated_to_sgd``, ``rectification`` and ``seed``; the others are options of the whole optimizer.
 
     Args:
         params: parameters, named parameters or groups, as every torch optimizer takes them; float32, float64, float16
@@ -77,8 +83,8 @@ class FusedRAdam(Optimizer):
             that make one of a bfloat16, for the same steps at 2 bytes less; ``"kahan"`` what rounding has left, in 16
             bits. Other parameters need none.
         rounding: ``"stochastic"`` rounds 16-bit parameters that have no master weights so that the mean is exact.
-        max_grad_norm: clip the gradients' global norm to this, as `torch.nn.utils.clip_grad_norm_` before the step, but
-            without writing them: they stay as they are. Infinity measures the norm and clips nothing.
+        max_grad_norm: clip the gradients' global norm to this, above 0, as `torch.nn.utils.clip_grad_norm_` before the
+            step, but without writing them: they stay as they are. Infinity measures the norm and clips nothing.
         zero_grads: the step leaves zeros in the gradients that it has read. No two parameters may then share one.
         offload: keep the moments in the host's memory (pinned, for parameters on a GPU) and compute the step there,
             with the ``cpu`` backend: 8 bytes a parameter less on the GPU (16 for float64), for a step that is bound by
@@ -103,6 +109,7 @@ class FusedRAdam(Optimizer):
 
     _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
+    @explained
     def __init__(
         self,
         params: ParamsT,
@@ -140,6 +147,7 @@ class FusedRAdam(Optimizer):
         check_flag("offload", offload)
         if differentiable:
             refuse_with_differentiable(given)
+        self._wide = {name: given[name] for name in WIDE}
         self._backend = check_name(backend)
         if offload:
             check_offload(self._backend, flatten, capturable, state_dtype)
@@ -153,6 +161,7 @@ class FusedRAdam(Optimizer):
         self.grad_norm_group: Any = None if max_grad_norm is None else partitioning_group()
         self._compiled_norm: Tensor | None = None
         self._tables = DeviceTables()
+        self._keys = -1
         self._placement: Placement | None = None
         super().__init__(params, defaults)
         if not differentiable:
@@ -171,7 +180,7 @@ class FusedRAdam(Optimizer):
         try:
             group = self.param_groups[index]
             differentiable = self.defaults["differentiable"]
-            check_new_group(group, index, differentiable, self._backend, self._storage, self._offload)
+            check_new_group(group, index, differentiable, self._backend, self._storage, self._offload, self._wide)
             if self._in_backward is not None:
                 self._in_backward.check_group(group, index)
             if self._placement is not None:
@@ -194,7 +203,8 @@ class FusedRAdam(Optimizer):
 
         Raises:
             RuntimeError, TypeError, ValueError: a gradient that does not fit (sparse, of another shape, dtype or on
-                another device), or a parameter that has changed under its state, before anything is written.
+                another device), a parameter that has changed under its state, or a value in ``param_groups`` that is
+                not allowed (but a learning rate on a device, which is not waited for), before anything is written.
         """
         loss = None
         if closure is not None:
@@ -208,6 +218,7 @@ class FusedRAdam(Optimizer):
         torch._C._set_grad_enabled(self._differentiable)  # the context manager makes five calls of it
         try:
             if self._differentiable:
+                self._check_keys()
                 differentiable_step(self.param_groups, self.state, self._zero_grads)
             else:
                 self._step()
@@ -220,7 +231,17 @@ class FusedRAdam(Optimizer):
             self._placement = self._place()
         return self._placement
 
+    def _check_keys(self) -> None:
+        """Raises where somebody has given a group an option of the whole optimizer; looks where a key is new."""
+        keys = sum(map(len, self.param_groups))
+        if keys != self._keys:
+            for index, group in enumerate(self.param_groups):
+                check_wide(group, self._wide, f"param_groups[{index}]: ")
+            # Where a tool keeps such options in the groups, with the optimizer's values, these may change.
+            self._keys = -1 if any(name in group for group in self.param_groups for name in WIDE) else keys
+
     def _step(self) -> None:
+        self._check_keys()
         if self._in_backward is not None:
             self._in_backward.before_step(self)
         placement = self._current_placement()
@@ -244,6 +265,8 @@ class FusedRAdam(Optimizer):
         if launches:
             with span("scalars"):
                 scalars = self._scalars(placement, squares, norm)
+                if len(launches) > 1:
+                    scalars.prepare([launch.plan for launch in launches])
             for launch in launches:
                 run(placement, launch, scalars, self._zero_grads and self._in_backward is None)  # which frees them
             if isinstance(scalars, DeviceScalars):
@@ -275,6 +298,7 @@ class FusedRAdam(Optimizer):
             raise NotImplementedError(
                 "torch.compile: step() under step_in_backward has little left to do; leave it out"
             )
+        self._check_keys()
         placement = self._current_placement()
         if self._max_grad_norm is not None:
             if placement.global_norm(self.grad_norm_group) is not None:
@@ -315,7 +339,8 @@ class FusedRAdam(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state_dict of this optimizer or of torch.optim.RAdam; one that does not fit changes nothing.
 
-        State in the form that this optimizer stores it in is taken over bit for bit, any other is converted.
+        State in the form that this optimizer stores it in is taken over bit for bit, any other is converted. Options
+        that the state_dict does not have stay as they are, and so do those of the whole optimizer.
 
         Raises:
             ValueError, TypeError: a shape, a count or a hyperparameter that does not fit.
@@ -323,7 +348,7 @@ class FusedRAdam(Optimizer):
 
         def check_and_wrap(_: Optimizer, loaded: StateDict) -> StateDict:
             check_state_dict(loaded, self.param_groups)
-            return wrap(loaded)
+            return wrap(loaded, self.param_groups)
 
         # Registered last, so that it sees what the caller's own pre-hooks have made of the state_dict.
         handle = self.register_load_state_dict_pre_hook(check_and_wrap)
@@ -341,14 +366,18 @@ class FusedRAdam(Optimizer):
             "_max_grad_norm",
             "_offload",
             "_storage",
+            "_wide",
         )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         unwrap(self.state)
-        self.last_grad_norm = self._compiled_norm = self.grad_norm_group = None
+        self.last_grad_norm = self._compiled_norm = None
+        if "_wide" in state:  # a copy or a pickle, which process groups stay out of; load_state_dict keeps what it has
+            self.grad_norm_group = None
         self._tables = DeviceTables()
+        self._keys = -1
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)

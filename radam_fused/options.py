@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .option_hints import CHANGE_TRAINING, HINTS
 from .rectification import KINDS
 
 GROUP_DEFAULTS: dict[str, Any] = {
@@ -28,7 +30,21 @@ GROUP_DEFAULTS: dict[str, Any] = {
 }
 """What a parameter group holds; a group from torch.optim.RAdam's state_dict is completed from here."""
 
+WIDE = (
+    "backend",
+    "flatten",
+    "state_dtype",
+    "master_weights",
+    "rounding",
+    "max_grad_norm",
+    "zero_grads",
+    "offload",
+)
+"""Options of the whole optimizer, which no parameter group can have a value of its own for."""
+
 SEEDS = 2**32
+
+_OTHERS = tuple(name for name in GROUP_DEFAULTS if name not in ("lr", "betas"))
 
 
 def _number(name: str, value: Any, allowed: str, low: float, high: float = float("inf")) -> None:
@@ -45,45 +61,139 @@ def check_flag(name: str, value: Any) -> None:
         raise TypeError(f"{name} = {value!r}: must be True or False")
 
 
-def check_group(group: Mapping[str, Any]) -> None:
+def check_group(group: Mapping[str, Any], where: str = "", wait: bool = True) -> None:
     """Raises for the first hyperparameter of a group that is out of its range.
+
+    Args:
+        group: with all its hyperparameters.
+        where: what stands before a hyperparameter's name in an error: ``"param_groups[1]: "``, say.
+        wait: whether to read a learning rate that is on another device than the CPU, which waits for that.
 
     Raises:
         TypeError: a value of the wrong kind.
-        ValueError: a value out of its range.
+        ValueError: a value out of its range, or one that is missing.
     """
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"lr = {lr!r}: a tensor lr must have one element")
-        lr = lr.item()
-    _number("lr", lr, "finite and at least 0", 0.0)
+    for name in GROUP_DEFAULTS:
+        if name not in group:
+            raise ValueError(f"{where}has no {name!r}: every group must have {', '.join(GROUP_DEFAULTS)}")
+    _check_rate(group["lr"], where, wait)
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas = {betas!r}: must be a pair of numbers in [0, 1)")
+        raise TypeError(f"{where}betas = {betas!r}: must be a pair of numbers in [0, 1)")
     for index, beta in enumerate(betas):
-        _number(f"betas[{index}]", beta, "in [0, 1)", 0.0, 1.0)
-    _number("eps", group["eps"], "finite and at least 0", 0.0)
-    _number("weight_decay", group["weight_decay"], "finite and at least 0", 0.0)
-    _number("rho_threshold", group["rho_threshold"], "at least 4, where the variance becomes finite", 4.0)
+        _number(f"{where}betas[{index}]", beta, "in [0, 1)", 0.0, 1.0)
+    _number(f"{where}eps", group["eps"], "finite and at least 0", 0.0)
+    _number(f"{where}weight_decay", group["weight_decay"], "finite and at least 0", 0.0)
+    threshold = group["rho_threshold"]
+    _number(f"{where}rho_threshold", threshold, "at least 4, where the variance becomes finite", 4.0)
     if group["rectification"] not in KINDS:
-        raise ValueError(f"rectification = {group['rectification']!r}: must be one of {KINDS}")
+        raise ValueError(f"{where}rectification = {group['rectification']!r}: must be one of {KINDS}")
     for name in ("decoupled_weight_decay", "maximize", "degenerated_to_sgd", "capturable", "differentiable"):
-        check_flag(name, group[name])
+        check_flag(f"{where}{name}", group[name])
     seed = group["seed"]
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed = {seed!r}: must be a whole number in [0, 2**32)")
+        raise TypeError(f"{where}seed = {seed!r}: must be a whole number in [0, 2**32)")
     if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed = {seed!r}: must be in [0, 2**32)")
+        raise ValueError(f"{where}seed = {seed!r}: must be in [0, 2**32)")
     if group["foreach"] not in (None, True, False):
-        raise TypeError(f"foreach = {group['foreach']!r}: must be None, True or False")
+        raise TypeError(f"{where}foreach = {group['foreach']!r}: must be None, True or False")
+
+
+def _check_rate(lr: Any, where: str, wait: bool) -> None:
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"{where}lr = {lr!r}: a tensor lr must have one element")
+        lr = lr.item() if wait or lr.device.type == "cpu" else 0.0
+    if not (type(lr) is float and 0.0 <= lr < math.inf):
+        _number(f"{where}lr", lr, "finite and at least 0", 0.0)
+
+
+def beside_rate(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """All hyperparameters of a group but lr, to be compared with what they will be later; None for a missing one."""
+    betas = group.get("betas")
+    return (tuple(betas) if isinstance(betas, list) else betas, *map(group.get, _OTHERS))
+
+
+class Checked:
+    """The hyperparameters of groups as they were when they were last found right, so that only changes are checked."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, ...]] = {}
+
+    def check(self, groups: list[dict[str, Any]], indices: Iterable[int]) -> None:
+        """Raises for what has been written into one of these groups since, and is not allowed.
+
+        Raises:
+            TypeError, ValueError: see `check_group`.
+        """
+        for index in indices:
+            group = groups[index]
+            others = beside_rate(group)
+            if self._known.get(index) == others:
+                _check_rate(group.get("lr"), f"param_groups[{index}]: ", wait=False)
+            else:
+                check_later(group, index, False)
+                self._known[index] = others
+
+
+def check_later(group: Mapping[str, Any], index: int, differentiable: bool, wait: bool = False) -> None:
+    """`check_group` for a group of an optimizer that has been made.
+
+    Args:
+        group: the group.
+        index: its place among the groups.
+        differentiable: the optimizer's.
+        wait: see `check_group`.
+    """
+    where = f"param_groups[{index}]: "
+    check_group(group, where, wait)
+    if group["differentiable"] != differentiable:
+        raise ValueError(
+            f"{where}differentiable = {group['differentiable']}: must be as the optimizer's, {differentiable}"
+        )
+
+
+def check_all(groups: list[dict[str, Any]], differentiable: bool) -> None:
+    """`check_later` for all groups of an optimizer."""
+    for index, group in enumerate(groups):
+        check_later(group, index, differentiable)
+
+
+def check_wide(group: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError for an option of the whole optimizer in a group, unless the optimizer has that very value.
+
+    ZeroRedundancyOptimizer and its like pass on all that they were given in the groups as well.
+
+    Args:
+        group: a parameter group.
+        own: the optimizer's value of each of `WIDE`.
+        where: see `check_group`.
+    """
+    for name in WIDE:
+        if name in group and not _same(group[name], own[name]):
+            raise ValueError(
+                f"{where}{name} = {group[name]!r}: is an option of the whole optimizer, not of a group, and the "
+                f"optimizer has {own[name]!r}. Give it to the constructor, FusedRAdam(..., {name}={group[name]!r}), or "
+                "make a second optimizer for these parameters"
+            )
+    for name, same in CHANGE_TRAINING.items():
+        if name in group and not _same(group[name], same):
+            raise ValueError(f"{where}{name} = {group[name]!r}: {HINTS[name]}")
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (type(a) is type(b) and bool(a == b)) or (_is_number(a) and _is_number(b) and float(a) == float(b))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_max_grad_norm(value: Any) -> None:
     """Raises unless the gradients' norm can be clipped to this; infinity only measures it."""
     if value is None or (value == float("inf") and not isinstance(value, bool)):
         return
-    _number("max_grad_norm", value, "None, or at least 0", 0.0)
+    _number("max_grad_norm", value, "None, or above 0", math.ulp(0.0))
 
 
 def refuse_with_differentiable(values: Mapping[str, Any]) -> None:

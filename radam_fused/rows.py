@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .host import write_rows
+from .options import Checked
 from .rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
 
 MOMENTUM, ADAPTIVE, HOLD, SKIP = 0.0, 1.0, 2.0, 3.0
@@ -93,14 +94,19 @@ class RowTable:
         self._numbers = array("d", bytes(8 * max(rows, 1) * len(Row._fields)))
         self._address = self._numbers.buffer_info()[0]
         self._tensor = torch.frombuffer(self._numbers, dtype=torch.float64).view(-1, len(Row._fields))
+        self._checked = Checked()
 
     def filled(self, groups: list[dict[str, Any]], rows: list[tuple[int, int]]) -> Tensor:
         """The row of each parameter group, by its index, after so many steps: `step_row`, or the same in C.
 
         Returns:
             float64 (rows, 11), on the CPU: overwritten by the next call.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter that somebody has written into a group since, and is not allowed.
         """
         if not write_rows(self._address, groups, rows):
+            self._checked.check(groups, sorted({index for index, _ in rows}))
             made = [step_row(groups[index], taken + 1) for index, taken in rows]
             self._numbers[:] = array("d", chain.from_iterable(made))
         return self._tensor

@@ -7,6 +7,8 @@ each. Both make the same rows, bit for bit.
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from .bucket import Bucket, Plan
 from .host import upload
 from .ops import Operators
+from .options import beside_rate, check_all
 from .rows import SKIP, Row, hyper
 
 Groups = list[dict[str, Any]]
@@ -23,8 +26,15 @@ Groups = list[dict[str, Any]]
 class Scalars(Protocol):
     """Makes the rows of one step."""
 
+    def prepare(self, plans: list[Plan]) -> None:
+        """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
+
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
-        """float64 (rows, 11): a `radam_fused.rows.Row` for each of the plan's."""
+        """float64 (rows, 11): a `radam_fused.rows.Row` for each of the plan's.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter that is not allowed.
+        """
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """Where the step failed before it wrote anything: the counts become what they were before `rows`."""
@@ -35,10 +45,16 @@ class HostScalars:
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
+        self._prepared: dict[int, Tensor] = {}
+
+    def prepare(self, plans: list[Plan]) -> None:
+        """See `Scalars`."""
+        self._prepared = {id(plan): plan.row_table.filled(self._groups, plan.rows) for plan in plans}
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
-        return plan.row_table.filled(self._groups, plan.rows)
+        prepared = self._prepared.get(id(plan)) if self._prepared else None
+        return prepared if prepared is not None else plan.row_table.filled(self._groups, plan.rows)
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`: nothing was counted."""
@@ -55,11 +71,18 @@ class DeviceTables:
         self._captured: list[Any] = []
 
     def hyper(self, groups: Groups, device: torch.device) -> Tensor:
-        """float64 (groups, 16): `radam_fused.rows.Hyper` of each."""
-        lines = [hyper(group, _host_rate(group["lr"], device)) for group in groups]
+        """float64 (groups, 16): `radam_fused.rows.Hyper` of each.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter that is not allowed.
+            RuntimeError: a learning rate that a graph's replays would not see changed.
+        """
+        values = [(_host_rate(group.get("lr"), device), *beside_rate(group)) for group in groups]
         known = self._latest.get(device)
-        if known is None or known[0] != lines:
-            known = lines, upload(torch.tensor(lines, dtype=torch.float64, device="cpu"), device)
+        if known is None or known[0] != values:
+            check_all(groups, False)
+            lines = [hyper(group, line[0]) for group, line in zip(groups, values, strict=True)]
+            known = values, upload(torch.tensor(lines, dtype=torch.float64, device="cpu"), device)
             self._latest[device] = known
         return known[1]
 
@@ -86,7 +109,9 @@ def _host_rate(lr: Any, device: torch.device) -> float:
             f"lr is a tensor on {lr.device}, whose value a graph captured on {device} would keep for good: "
             f"put it on {device}, or make it a float"
         )
-    return float(lr)
+    if isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1):
+        return float(lr)
+    return math.nan  # `check_all` says what is wrong
 
 
 def _rates(groups: Groups, device: torch.device) -> Tensor | None:
@@ -141,6 +166,9 @@ class DeviceScalars:
         self._max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self._rows: Tensor | None = None
+
+    def prepare(self, plans: list[Plan]) -> None:
+        """See `Scalars`: the first call of `rows` looks at all groups."""
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`; counts the step."""

@@ -53,7 +53,7 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str]] = [
     ({"state_dtype": torch.int8, "offload": True}, "state_dtype = torch.int8: must be torch.float32, .* offload"),
     ({"state_dtype": torch.bfloat16, "differentiable": True}, "state_dtype = torch.bfloat16: .* differentiable"),
     ({"master_weights": "fp32", "differentiable": True}, "master_weights = 'fp32': .* differentiable"),
-    *[({"max_grad_norm": v}, f"max_grad_norm = {v}: must be None, or at least 0") for v in (-1.0, float("nan"))],
+    *[({"max_grad_norm": v}, f"max_grad_norm = {v}: must be None, or above 0") for v in (-1.0, 0, 0.0, float("nan"))],
 ]
 WRONG_KIND: list[tuple[dict[str, Any], str]] = [
     *[

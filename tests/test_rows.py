@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPa
     assert not made  # it was C that wrote them
 
 
-@pytest.mark.parametrize("lr", [torch.tensor(0.25), math.inf], ids=["tensor", "infinite"])
+@pytest.mark.parametrize("lr", [torch.tensor(0.25), Fraction(1, 4)], ids=["tensor", "fraction"])
 def test_rows_left_to_python(lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     group = {**GROUP_DEFAULTS, "lr": lr}
     made = []
@@ -101,9 +102,10 @@ def test_rows_left_to_python(lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
-        ({"betas": (0.9, 1.0)}, r"beta2 = 1\.0: must lie in \[0, 1\)"),
-        ({"rectification": "second_order"}, "kind = 'second_order': must be one of"),
-        ({"rho_threshold": 3.0}, r"threshold = 3\.0: must be at least 4"),
+        ({"betas": (0.9, 1.0)}, r"param_groups\[0\]: betas\[1\] = 1\.0: must be in \[0, 1\)"),
+        ({"rectification": "second_order"}, r"param_groups\[0\]: rectification = 'second_order': must be one of"),
+        ({"rho_threshold": 3.0}, r"param_groups\[0\]: rho_threshold = 3\.0: must be at least 4"),
+        ({"lr": math.inf}, r"param_groups\[0\]: lr = inf: must be finite"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

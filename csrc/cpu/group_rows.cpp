@@ -17,11 +17,11 @@ struct Names {
   PyObject *lr = intern("lr"), *betas = intern("betas"), *eps = intern("eps"), *weight_decay = intern("weight_decay"),
            *decoupled = intern("decoupled_weight_decay"), *maximize = intern("maximize"),
            *threshold = intern("rho_threshold"), *to_sgd = intern("degenerated_to_sgd"),
-           *rectification = intern("rectification"), *seed = intern("seed");
+           *rectification = intern("rectification"), *seed = intern("seed"), *differentiable = intern("differentiable");
 };
 
 // The hyperparameters of a group, as Python objects. Whatever is not plainly as it should be makes `plain` false, and
-// Python finds out what is wrong.
+// Python finds out what is wrong: `check_later` of radam_fused/options.py has the ranges.
 class Group {
  public:
   explicit Group(PyObject* dict) : dict_(dict), plain_(PyDict_Check(dict)) {}
@@ -35,7 +35,20 @@ class Group {
     return plain_ ? value : Py_None;
   }
 
-  double number(PyObject* name) { return number_of(get(name)); }
+  // A number that is at least `low`.
+  double number(PyObject* name, double low = 0.0) {
+    const double number = number_of(get(name));
+    require(number >= low);
+    return number;
+  }
+
+  // A whole number in [0, 2^32).
+  double seed(PyObject* name) {
+    require(PyLong_Check(get(name)));
+    const double seed = number(name);
+    require(seed < 4294967296.0);
+    return seed;
+  }
 
   bool flag(PyObject* name) {
     PyObject* value = get(name);
@@ -66,7 +79,7 @@ class Group {
 
  private:
   double number_of(PyObject* value) {
-    require(PyFloat_Check(value) || PyLong_Check(value));
+    require(PyFloat_Check(value) || (PyLong_Check(value) && !PyBool_Check(value)));
     const double number = plain_ ? PyFloat_AsDouble(value) : 0.0;
     require(std::isfinite(number));
     return number;
@@ -97,15 +110,15 @@ Hyper read_hyper(Group& group) {
   h.one_minus_beta2 = 1.0 - beta2;
   h.decay_rate2 = decay_rate(beta2);
   h.rho_inf = (1.0 + beta2) / (1.0 - beta2);
-  h.rho_threshold = group.number(names.threshold);
+  h.rho_threshold = group.number(names.threshold, 4.0);
   h.eps = group.number(names.eps);
   h.coupled_decay = decoupled ? 0.0 : decay;
   h.decoupled_decay = decoupled ? decay : 0.0;
   h.sign = group.flag(names.maximize) ? -1.0 : 1.0;
   h.unrectified = double(group.flag(names.to_sgd) ? Direction::kMomentum : Direction::kHold);
   h.kind = group.choice(names.rectification, kKinds);
-  h.seed = group.number(names.seed);
-  group.require(h.rho_threshold >= 4.0);
+  h.seed = group.seed(names.seed);
+  group.require(!group.flag(names.differentiable));  // such an optimizer steps elsewhere
   const bool exact = group.plain() && h.kind == kExact && h.rho_inf > h.rho_threshold;
   h.limit_variance = exact ? exact_variance(h.rho_inf) : 1.0;
   return h;
