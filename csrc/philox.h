@@ -37,6 +37,29 @@ RADAM_HD Philox philox(uint64_t group, uint32_t step, uint32_t stream, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
+// For the neighbours from any place on: one between two groups takes the end of one and the beginning of the next.
+RADAM_HD Philox philox_from(uint64_t place, uint32_t step, uint32_t stream, uint32_t seed) {
+  const uint64_t group = place / kDraws;
+  const Philox first = philox(group, step, stream, seed);
+  const uint32_t by = uint32_t(place % kDraws);
+  if (by == 0) return first;
+  const Philox second = philox(group + 1, step, stream, seed);
+  uint32_t words[8];
+  RADAM_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    words[i] = first.word[i];
+    words[4 + i] = second.word[i];
+  }
+  RADAM_UNROLL
+  for (int i = 0; i < 6; ++i) words[i] = by & 4 ? words[i + 2] : words[i];
+  RADAM_UNROLL
+  for (int i = 0; i < 5; ++i) words[i] = by & 2 ? words[i + 1] : words[i];
+  Philox result;
+  RADAM_UNROLL
+  for (int i = 0; i < 4; ++i) result.word[i] = by & 1 ? words[i] >> 16 | words[i + 1] << 16 : words[i];
+  return result;
+}
+
 // A second number from each: its bytes swapped, so that either's upper bits are the other's lower ones.
 RADAM_HD uint32_t other(uint32_t draw) { return ((draw << 8) | (draw >> 8)) & 0xffffu; }
 

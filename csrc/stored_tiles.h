@@ -159,7 +159,7 @@ class StoredBlock {
   }
 
   RADAM_HD Philox random_for(const Span& span, const Row<float>& row, uint32_t stream) const {
-    return philox(uint64_t(segment_.origin * kOrigin + span.first) / kDraws, row.step, stream, row.seed);
+    return philox_from(uint64_t(segment_.origin + span.first), row.step, stream, row.seed);
   }
 
   // All but the codes, whose scale the whole block has to find first. The row is read here, where its registers do not

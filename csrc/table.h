@@ -98,7 +98,7 @@ class LaunchBuilder {
     entry.aligned = is_aligned(segment.param);
     for (const FlatBuffer& buffer : buffers_) entry.aligned = entry.aligned && buffer.aligned_at(segment.start);
     entry.overlapping = segment.overlapping;
-    entry.origin = uint32_t(segment.origin / kOrigin);
+    entry.origin = segment.origin;
     if (segment.strides != nullptr) entry.strides = describe(*segment.strides);
     table.segments.push_back(entry);
     table.tiles = uint32_t(tiles_ = end);

@@ -10,10 +10,9 @@
 
 namespace radam_fused {
 
-constexpr int kTile = 1024;      // elements
-constexpr int kThreads = 128;    // a block
-constexpr int64_t kOrigin = 64;  // elements: segments start at multiples of as many
-constexpr int32_t kPlain = -1;   // for TileSegment::strides
+constexpr int kTile = 1024;     // elements
+constexpr int kThreads = 128;   // a block
+constexpr int32_t kPlain = -1;  // for TileSegment::strides
 
 // A segment as it lies in the table on the device. It stays from step to step; the gradient's address does not.
 struct alignas(16) TileSegment {
@@ -25,10 +24,10 @@ struct alignas(16) TileSegment {
   // Where its strides are described: the number of dimensions, then size, parameter stride and gradient stride of each,
   // inner dimension first. kPlain when parameter, gradient and moments share one dense order.
   int32_t strides;
-  uint32_t aligned;  // whether parameter and state allow 16-byte accesses
-  uint32_t
+  uint16_t aligned;  // whether parameter and state allow 16-byte accesses
+  uint16_t
       overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
-  uint32_t origin;  // where its random numbers begin, in units of kOrigin
+  int64_t origin;   // the place that its first element's random numbers are drawn for
 };
 
 // What every walk is given. The segments and their tiles stay from step to step; the addresses of the gradients, one a

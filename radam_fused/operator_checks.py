@@ -68,7 +68,7 @@ def check_step(
         state: ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``residue``.
         tables: ``segments``, ``row_of``, ``rows`` and ``origins``.
         stochastic: the step's.
-        alignment: of which number of elements starts and origins are to be multiples.
+        alignment: of which number of elements starts are to be multiples.
 
     Raises:
         RuntimeError, TypeError, ValueError: with the argument, its value and what is allowed.
@@ -129,11 +129,8 @@ def _check_segment(
         )
     if not 0 <= row < rows:
         raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
-    if not 0 <= origin <= _LARGEST - numel or origin % alignment:
-        raise ValueError(
-            f"tensor {i} of the lists: origin {origin} out of the range from 0 to {_LARGEST - numel}, "
-            f"or not a multiple of {alignment}"
-        )
+    if not 0 <= origin <= _LARGEST - numel:
+        raise ValueError(f"tensor {i} of the lists: origin {origin} out of the range from 0 to {_LARGEST - numel}")
 
 
 def check_squares(grads: Sequence[Tensor]) -> None:

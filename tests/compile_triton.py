@@ -54,7 +54,7 @@ def step(pair: str, zero_grads: bool = False):
 MOMENTS = {"fp32": ("*fp32", "*fp32"), "fp16": ("*fp16", "*fp16"), "bf16": ("*i16", "*i16"), "int8": ("*i8", "*u8")}
 
 
-def stored(form: str):
+def stored(form: str, anywhere: bool = False):
     param, grad, state, kept = form.split("-")
     master = kept if kept in ("fp32", "split", "kahan") else None
     own = {"fp16": "*fp16", "bf16": "*i16"}.get(param)
@@ -79,6 +79,7 @@ def stored(form: str):
         "TILE": TILE,
         "SLICE": STORED_SLICE,
         "ZERO_GRADS": False,
+        "ANYWHERE": anywhere,
     }
     missing = [name for name, kind in arguments.items() if kind is None]
     signature = {name: kind or "constexpr" for name, kind in arguments.items()}
@@ -112,7 +113,14 @@ def rows(lr: str):
     return rows_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {}
 
 
-KERNELS = {"step": step, "step_zero": lambda pair: step(pair, True), "stored": stored, "squares": squares, "rows": rows}
+KERNELS = {
+    "step": step,
+    "step_zero": lambda pair: step(pair, True),
+    "stored": stored,
+    "stored_anywhere": lambda form: stored(form, True),
+    "squares": squares,
+    "rows": rows,
+}
 
 
 def compile_kernel(name: str, dtypes: str, arch: int, fusion: bool):

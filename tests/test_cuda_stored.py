@@ -51,6 +51,19 @@ def test_a_skipped_thread_is_noticed(walk: ctypes.CDLL, state: torch.dtype, thre
     assert {"exp_avg", "exp_avg_sq"} <= {*wrong}
 
 
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
+def test_draws_begin_anywhere(walk: ctypes.CDLL, state: torch.dtype) -> None:
+    """A shard's random numbers begin where it does in the whole tensor: between two groups of eight, and far out."""
+    form, layouts = replace(INT8, state=state), ["size_4097", "size_257", "transposed"]
+    ours, theirs, other = (Case(form, layouts) for _ in range(3))
+    step = host_step(walk, Geometry(blocks=7, backwards=True))
+    for by in range(8):
+        ours.origins = theirs.origins = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
+        assert not differing(ours.run(step, steps=2), theirs.run(reference.step, steps=2), ours.names()), by
+    other.origins = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
+    assert "size_4097" in differing(ours.bits(), other.run(reference.step, steps=2), ours.names())
+
+
 @pytest.mark.parametrize("form", FORMS[::5], ids=str)
 def test_gradients_are_cleared(walk: ctypes.CDLL, form: Form) -> None:
     """With a step that is skipped among them, gradients of two dtypes, and one whose elements share memory."""

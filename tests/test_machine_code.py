@@ -61,7 +61,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int, 
     """Every kernel for every architecture, and some with fusion allowed, compiled once in a process of their own."""
     folder = tmp_path_factory.mktemp("cubins")
     kernels = [(name, pair) for name in ("step", "step_zero") for pair in PAIRS]
-    kernels += [("stored", form) for form in STORED]
+    kernels += [("stored", form) for form in STORED] + [("stored_anywhere", form) for form in STORED[:3]]
     kernels += [("squares", grad) for grad in BYTES] + [("rows", "fp32")]
     jobs = [(*kernel, arch, False) for kernel in kernels for arch in ARCHITECTURES]
     fused = ("step", "fp32-fp32"), ("stored", STORED[0]), ("squares", "fp32"), ("rows", "fp32")
@@ -177,6 +177,15 @@ def test_eight_neighbours_share_their_random_numbers(form: str, streams: int, ar
     """10 rounds of Philox a stream, once for a thread's 8 elements and once on the general path, not for each."""
     factors = len(re.findall(r"\b(?:3528531795|-766435501|0xD2511F53)\b", code["stored", form, arch, False].ptx))
     assert 20 * streams <= factors <= 30 * streams
+
+
+@ARCHS
+@pytest.mark.parametrize("form", STORED[:3])
+def test_random_numbers_from_anywhere(form: str, arch: int, code: dict) -> None:
+    """Of shards: two groups of eight for each, still in registers, and as many blocks to a multiprocessor."""
+    found = code["stored_anywhere", form, arch, False]
+    assert not spills(found)
+    assert found.registers <= 128
 
 
 @ARCHS

@@ -139,7 +139,8 @@ def test_draws_go_by_the_origin_alone(form: Form) -> None:
     """State that lies elsewhere, with the same origins, comes out the same; other origins draw other numbers."""
     layouts = ["size_4097", "matrix"]
     results = []
-    for shift, origins in ((0, (256, 8192)), (512, (256, 8192)), (0, (8192, 256))):
+    anywhere = (1 << 45) + 5, 8199
+    for shift, origins in ((0, (256, 8192)), (512, (256, 8192)), (0, (8192, 256)), (256, anywhere)):
         case = Case(form, layouts, first=256 + shift)
         case.origins = torch.tensor(origins)
         case.run(ops.step_native)

@@ -115,6 +115,21 @@ def test_wide_parameters_are_not_rounded_stochastically() -> None:
         assert differences(asked, plain) == []
 
 
+@pytest.mark.parametrize("state", STATES, ids=[str(form.state) for form in STATES.values()])
+def test_draws_begin_anywhere(state: torch.dtype) -> None:
+    """A shard's random numbers begin where it does in the whole tensor: between two groups of eight, and far out."""
+    layouts = ["size_4097", "size_257", "transposed"]
+    ours, theirs, other = (Case(STATES[state], layouts) for _ in range(3))
+    for by in range(8):
+        ours.origins = theirs.origins = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
+        ours.run(TRITON, 2)
+        theirs.run(REFERENCE, 2)
+        assert differences(ours, theirs) == []
+    other.origins = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
+    other.run(REFERENCE, 2)
+    assert "size_4097" in differences(ours, other)  # the negative control
+
+
 def replaced(**buffers: Tensor | None) -> Callable[[Case], None]:
     return lambda case: case.__dict__.update(buffers)
 

@@ -79,11 +79,6 @@ void run(const Launch& launch, const Tensor& exp_avg, const Tensor& rows, bool z
     });
     return;
   }
-  for (const Segment& segment : launch.segments) {
-    STD_TORCH_CHECK(segment.origin % kOrigin == 0 && segment.origin / kOrigin <= UINT32_MAX,
-                    "radam_fused::step_native: origins must be multiples of 64 below 2^38 on a GPU: one is ",
-                    segment.origin);
-  }
   launch_each<StoredStep>(launch, rows, zero_grads, current, StoredStep::kCapacity, [&](const auto& one) {
     return launch_stored(one.arguments, current.device, current.stream);
   });

@@ -19,6 +19,7 @@ from ..checks import one_of_each, overlaps_itself
 from ..forms import HALF
 from ..layout import ALIGNMENT, SMALL_ALIGNMENT
 from ..operator_checks import check_step, check_tables
+from .reference_stored import DRAWS
 from .triton_compiler import warn_of_fusion
 from .triton_interpreter import mend
 from .triton_segments import Segment, segment_table, tile_map
@@ -128,6 +129,8 @@ def step(
         starts = (start for start, _ in places)
         return [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
 
+    # Shards of DTensors may; all others begin where segments do.
+    anywhere = origins is not None and not state.plain() and bool((origins % DRAWS).any())
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
     launches = [
         _Launch([param.numel() for param, grad in zip(params, grads, strict=True) if grad.dtype == dtype], dtype, tile)
@@ -140,7 +143,7 @@ def step(
         tables = on_device(device, wanted)
         rows = rows if rows.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
-            launch.start(table, tile_segment, rows, state, params[0].dtype, zeroed_by_kernel)
+            launch.start(table, tile_segment, rows, state, params[0].dtype, zeroed_by_kernel, anywhere)
     if shared:
         for grad in grads:
             one_of_each(grad).zero_()
@@ -174,6 +177,7 @@ class _Launch(NamedTuple):
         state: State,
         param_dtype: torch.dtype,
         zero_grads: bool,
+        anywhere: bool,
     ) -> None:
         tiles = sum(-(-length // self.tile) for length in self.lengths)
         if tiles == 0:
@@ -216,6 +220,7 @@ class _Launch(NamedTuple):
                 exp_avg.numel() // ALIGNMENT,
                 MASTER=state.master(),
                 STOCHASTIC=state.stochastic,
+                ANYWHERE=anywhere,
                 SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
                 maxnreg=STORED_REGISTERS,
                 **constants,

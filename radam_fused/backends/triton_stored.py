@@ -34,11 +34,9 @@ _FIRST_STEP = tl.constexpr(1.0 / 127.0)
 
 
 @triton.jit
-def draws(place, row_ptr, stream: tl.constexpr, COUNT: tl.constexpr):
-    """16 random bits for each of COUNT neighbours from ``place`` on, which is a multiple of 8: uint32 (COUNT)."""
+def _philox(group, row_ptr, stream: tl.constexpr):
     step = tl.load(row_ptr + 9).to(tl.int64).to(tl.uint32)
     k0 = tl.load(row_ptr + 10).to(tl.int64).to(tl.uint32)
-    group = (place // DRAWS).to(tl.uint64) + tl.arange(0, COUNT // DRAWS).to(tl.uint64)
     c0 = group.to(tl.uint32)
     c1 = (group >> 32).to(tl.uint32)
     c2 = tl.zeros_like(c0) + step
@@ -51,6 +49,28 @@ def draws(place, row_ptr, stream: tl.constexpr, COUNT: tl.constexpr):
         c2 = (a >> 32).to(tl.uint32) ^ c3 ^ ((k * 0xBB67AE85) & 0xFFFFFFFF)
         c3 = a.to(tl.uint32)
         k0 = k0 + 0x9E3779B9
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _odd(by, low, high):
+    return tl.where(by & 1, (low >> 16) | (high << 16), low)
+
+
+@triton.jit
+def draws(place, row_ptr, stream: tl.constexpr, COUNT: tl.constexpr, ANYWHERE: tl.constexpr):
+    """16 random bits for each of COUNT neighbours from ``place`` on, a multiple of 8 or ANYWHERE: uint32 (COUNT)."""
+    group = (place // DRAWS).to(tl.uint64) + tl.arange(0, COUNT // DRAWS).to(tl.uint64)
+    c0, c1, c2, c3 = _philox(group, row_ptr, stream)
+    if ANYWHERE:  # the end of a group and the beginning of the next: as many 16-bit numbers further in eight words
+        by = (place % DRAWS).to(tl.int32)
+        c4, c5, c6, c7 = _philox(group + 1, row_ptr, stream)
+        c0, c1, c2 = tl.where(by & 4, c2, c0), tl.where(by & 4, c3, c1), tl.where(by & 4, c4, c2)
+        c3, c4, c5 = tl.where(by & 4, c5, c3), tl.where(by & 4, c6, c4), tl.where(by & 4, c7, c5)
+        c0, c1, c2 = tl.where(by & 2, c1, c0), tl.where(by & 2, c2, c1), tl.where(by & 2, c3, c2)
+        c3, c4 = tl.where(by & 2, c4, c3), tl.where(by & 2, c5, c4)
+        c0, c1 = _odd(by, c0, c1), _odd(by, c1, c2)
+        c2, c3 = _odd(by, c2, c3), _odd(by, c3, c4)
     words = tl.join(tl.join(c0, c2), tl.join(c1, c3))  # in order, once they are read row by row
     return tl.reshape(tl.join(words & 0xFFFF, words >> 16), [COUNT])
 

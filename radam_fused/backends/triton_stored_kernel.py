@@ -49,10 +49,23 @@ def _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT: tl
 
 
 @triton.jit
-def _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, drawn, row_ptr, COUNT: tl.constexpr):
+def _write_moments(
+    m,
+    v,
+    m_at,
+    v_at,
+    scale_at,
+    blocks,
+    inside,
+    inside_blocks,
+    drawn,
+    row_ptr,
+    COUNT: tl.constexpr,
+    ANYWHERE: tl.constexpr,
+):
     STORED: tl.constexpr = m_at.dtype.element_ty
     if STORED != tl.float32:
-        draw = draws(drawn, row_ptr, FOR_MOMENTS, COUNT)
+        draw = draws(drawn, row_ptr, FOR_MOMENTS, COUNT, ANYWHERE)
         if (STORED == tl.int8) | (STORED == tl.float16):
             v = tl.math.sqrt_rn(v)
     if STORED == tl.int8:
@@ -87,6 +100,7 @@ def _step_elements(
     MASTER: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     COUNT: tl.constexpr,
+    ANYWHERE: tl.constexpr,
 ):
     """One step of the parameters at COUNT addresses whose state begins at ``place``, and random numbers at ``drawn``.
 
@@ -126,7 +140,7 @@ def _step_elements(
         if MASTER is not None:
             after = to_parameter(x, PARAM)
         elif STOCHASTIC:
-            after = stochastic(x, draws(drawn, row_ptr, FOR_PARAMETER, COUNT), PARAM)
+            after = stochastic(x, draws(drawn, row_ptr, FOR_PARAMETER, COUNT, ANYWHERE), PARAM)
         else:
             after = narrow(x, PARAM)
     # What is written comes before the moments are encoded, which takes all the registers there are.
@@ -138,7 +152,7 @@ def _step_elements(
         tl.store(residue_at, tl.where(held, residue, low_bits(x)), mask=inside)
     elif MASTER == "kahan":
         tl.store(residue_at, tl.where(held, residue, rest), mask=inside)
-    _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, drawn, row_ptr, COUNT)
+    _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, drawn, row_ptr, COUNT, ANYWHERE)
 
 
 @triton.jit(do_not_specialize=["tiles", "blocks"])
@@ -160,6 +174,7 @@ def stored_step_kernel(
     TILE: tl.constexpr,  # both multiples of a block
     SLICE: tl.constexpr,
     ZERO_GRADS: tl.constexpr,
+    ANYWHERE: tl.constexpr,  # whether random numbers of some segment begin at no multiple of 8
 ):
     """One step over every tile; TILE elements of a full tile at once, SLICE at a time of any other."""
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
@@ -192,6 +207,7 @@ def stored_step_kernel(
                 MASTER,
                 STOCHASTIC,
                 TILE,
+                ANYWHERE,
             )
         else:
             walk = tl.load(segment_ptr + 7)
@@ -216,6 +232,7 @@ def stored_step_kernel(
                     MASTER,
                     STOCHASTIC,
                     SLICE,
+                    ANYWHERE,
                 )
 
         if ZERO_GRADS:
