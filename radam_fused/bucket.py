@@ -79,6 +79,7 @@ class Bucket:
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
+        is_inference: whether one was made in `torch.inference_mode`.
         device, dtype: the parameters' device, and the dtype of their real numbers.
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, in the dtype that `storage` asks for (`radam_fused.forms`).
@@ -106,6 +107,7 @@ class Bucket:
         self.shapes = [tensor.shape for tensor in tensors]
         self.strides = [tuple(tensor.stride()) for tensor in tensors]
         self.moment_strides = [moment_strides(tensor) for tensor in tensors]
+        self.is_inference = any(tensor.is_inference() for tensor in tensors)
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
         moments = storage.moments(self.dtype, whole_numel(first))
         lengths = [tensor.numel() for tensor in tensors]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .launches import Launch, check_launch
+from .modes import writing
 from .ops import Operators
 from .options import check_all
 from .placement import Placement
@@ -88,8 +89,9 @@ def _call(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> boo
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
     forms = bucket.scales, bucket.residue, bucket.stochastic, origins
+    written = [*params, *grads] if zero_grads else params if bucket.is_inference else ()
     # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
-    with torch._C._AutoDispatchBelowAutograd():
+    with writing(written), torch._C._AutoDispatchBelowAutograd():
         ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
     if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap

@@ -25,6 +25,7 @@ from .groups import check_new_group
 from .launches import check_launch
 from .launches import squares as gradient_squares
 from .launching import choose_scalars, run
+from .modes import outside_inference_mode
 from .offload import check_offload
 from .option_hints import explained
 from .options import (
@@ -167,10 +168,12 @@ class FusedRAdam(Optimizer):
         if not differentiable:
             self._placement = self._place(attach=True)
 
+    @outside_inference_mode
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
         return kind(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload, self._storage)
 
+    @outside_inference_mode
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
         if self._placement is not None and self._placement.outdated(self.param_groups, self.state):
@@ -214,6 +217,9 @@ class FusedRAdam(Optimizer):
             with torch.no_grad():
                 compiled.run(self)
             return loss
+        if torch.is_inference_mode_enabled() and not self._differentiable:
+            self._step_outside()
+            return loss
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(self._differentiable)  # the context manager makes five calls of it
         try:
@@ -239,6 +245,10 @@ class FusedRAdam(Optimizer):
                 check_wide(group, self._wide, f"param_groups[{index}]: ")
             # Where a tool keeps such options in the groups, with the optimizer's values, these may change.
             self._keys = -1 if any(name in group for group in self.param_groups for name in WIDE) else keys
+
+    @outside_inference_mode
+    def _step_outside(self) -> None:
+        self._step()
 
     def _step(self) -> None:
         self._check_keys()
@@ -315,6 +325,7 @@ class FusedRAdam(Optimizer):
 
     # What else torch.optim's optimizers do.
 
+    @outside_inference_mode
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
         if self._placement is None or not self._flatten:

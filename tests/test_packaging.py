@@ -225,7 +225,7 @@ def test_wheel_metadata(built):
 
 
 BY_NAME = ("_ZNK3c1010TensorImpl4gradEv", "_ZN2at6native6is_negERKNS_6TensorE")
-BY_NAME += ("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",)
+BY_NAME += ("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE", "_ZN2at6native12is_inferenceERKNS_6TensorE")
 """What csrc/cpu/torch_cpp.h takes of torch's C++, where it is there."""
 
 

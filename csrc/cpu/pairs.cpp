@@ -105,12 +105,22 @@ bool describe(const Pairs& pairs) {
   return plain;
 }
 
-void count_versions(const Pairs& pairs, bool of_grads) {
+void count_versions(const Pairs& pairs, bool of_grads) try {
   for (int64_t at = 0; at < pairs.count; at += kStretch) {
     const int64_t end = std::min(at + kStretch, pairs.count);
     for (int64_t i = at; i < end; ++i) prefetch_parts(impl_of(pairs.rows[i].tensor));
     for (int64_t i = at; i < end; ++i) bump_version(pairs.rows[i].tensor);
     for (int64_t i = at; i < end && of_grads; ++i) bump_version(grad_of(impl_of(pairs.rows[i].tensor)));
+  }
+} catch (const std::exception&) {
+  // Tensors that were made in inference mode have no version counter. To ask first would cost every step; a counter
+  // that is raised twice does no harm.
+  const auto raise_if_any = [](AtenTensorHandle tensor) {
+    if (!is_inference(tensor)) bump_version(tensor);
+  };
+  for (int64_t i = 0; i < pairs.count; ++i) {
+    raise_if_any(pairs.rows[i].tensor);
+    if (of_grads) raise_if_any(grad_of(impl_of(pairs.rows[i].tensor)));
   }
 }
 

@@ -15,6 +15,8 @@ namespace torch_cpp {
 const void* grad(const void* impl) __asm__("_ZNK3c1010TensorImpl4gradEv") __attribute__((weak));
 // bool at::native::is_neg(const at::Tensor&): whether torch negates the elements as it reads them.
 bool is_neg(const void* tensor) __asm__("_ZN2at6native6is_negERKNS_6TensorE") __attribute__((weak));
+// bool at::native::is_inference(const at::Tensor&): whether it was made in inference mode, and so has no version.
+bool is_inference(const void* tensor) __asm__("_ZN2at6native12is_inferenceERKNS_6TensorE") __attribute__((weak));
 // void torch::autograd::impl::bump_version(const at::Tensor&)
 void bump_version(const void* tensor) __asm__("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE")
     __attribute__((weak));
@@ -22,7 +24,9 @@ void bump_version(const void* tensor) __asm__("_ZN5torch8autograd4impl12bump_ver
 // The message of the last exception on this thread, in the stable ABI from torch 2.13 on; before that torch prints it.
 extern "C" const char* message() __asm__("torch_exception_get_what_without_backtrace") __attribute__((weak));
 
-inline bool has_all() { return &grad != nullptr && &is_neg != nullptr && &bump_version != nullptr; }
+inline bool has_all() {
+  return &grad != nullptr && &is_neg != nullptr && &is_inference != nullptr && &bump_version != nullptr;
+}
 
 }  // namespace torch_cpp
 
@@ -41,6 +45,7 @@ inline bool is_defined(AtenTensorHandle tensor) {
 }
 
 inline bool is_neg(AtenTensorHandle tensor) { return torch_cpp::is_neg(tensor); }
+inline bool is_inference(AtenTensorHandle tensor) { return torch_cpp::is_inference(tensor); }
 inline void bump_version(AtenTensorHandle tensor) { torch_cpp::bump_version(tensor); }
 
 }  // namespace radam_fused
