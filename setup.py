@@ -130,7 +130,10 @@ def plan_cuda(cpp_extension, torch_headers):
         known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True).split()
         chosen = [arch for arch in CUDA_ARCHITECTURES if f"compute_{arch.replace('.', '')}" in known]
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(chosen) + "+PTX"
-    target = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    flags = " ".join(cpp_extension._get_cuda_arch_flags())
+    made = set(re.findall(r",code=(\w+)", flags))  # what nvcc is asked to put into the library, PTX last
+    code = ",".join(sorted(made, key=lambda name: (name.startswith("compute"), len(name), name)))
+    target = ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-DRADAM_FUSED_CODE={code}"]
     threads = min(4, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
     library = cpp_extension.CUDAExtension(
         "radam_fused._C_cuda",

@@ -98,11 +98,16 @@ def test_torch_and_nvcc_of_one_major_build_the_library(tmp_path: Path) -> None:
 def test_default_architectures_are_those_that_nvcc_knows(tmp_path: Path, known: str, expected: str) -> None:
     planned, _ = plan("13.0", toolkit(tmp_path, architectures=known))
     assert planned["architectures"] == expected
+    code = "".join(f"sm_{arch.replace('.', '')}," for arch in expected.removesuffix("+PTX").split(";"))
+    newest = code.rstrip(",").rpartition("sm_")[2]
+    flags = planned["extensions"]["radam_fused._C_cuda"][1]
+    assert all(f"-DRADAM_FUSED_CODE={code}compute_{newest}" in given for given in flags.values())
 
 
 def test_architectures_asked_for_are_honoured(tmp_path: Path) -> None:
     planned, _ = plan("13.0", toolkit(tmp_path), TORCH_CUDA_ARCH_LIST="9.0")
     assert planned["architectures"] == "9.0"
+    assert "-DRADAM_FUSED_CODE=sm_90" in planned["extensions"]["radam_fused._C_cuda"][1]["cxx"]
 
 
 def test_other_major_stops_and_names_both(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from types import ModuleType
 
 import torch
@@ -43,7 +44,7 @@ def unavailable() -> str | None:
         return f"torch sees no GPU (the CUDA library is there, built with CUDA {built}; {_torch_build()})"
     if not torch.cuda.is_initialized():  # to ask a device would start CUDA, and spoil a later fork
         return None
-    reason = _too_old()
+    reason = _without_code()
     _runs = reason is None
     return reason
 
@@ -53,16 +54,34 @@ def _torch_build() -> str:
     return f"torch {torch.__version__} is a build {cuda}"
 
 
-def _too_old() -> str | None:
-    """Says so if a GPU here is older than every architecture that the library was built for."""
+def _without_code() -> str | None:
+    """The reason if a GPU here can run none of the code that the library holds."""
     assert _library is not None
-    oldest = min(map(int, _library.architectures().split(",")))
+    code = _library.code().replace(" ", "").split(",")
     for device in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(device)
-        if 100 * major + 10 * minor < oldest:
-            name = torch.cuda.get_device_name(device)
+        capability = torch.cuda.get_device_capability(device)
+        if not any(runs_on(capability, name) for name in code):
+            name, architecture = torch.cuda.get_device_name(device), ".".join(map(str, capability))
             return (
-                f"{name} (compute capability {major}.{minor}) is older than what the CUDA library was built for "
-                f"({oldest // 100}.{oldest % 100 // 10}); build it with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+                f"{name} (compute capability {architecture}) can run none of the code in the CUDA library "
+                f"({', '.join(code)}); build it with TORCH_CUDA_ARCH_LIST={architecture}, or with +PTX behind an older "
+                "architecture"
             )
     return None
+
+
+def runs_on(capability: tuple[int, int], code: str) -> bool:
+    """Whether a GPU runs code that nvcc has made.
+
+    Machine code runs on GPUs of its major architecture from its minor one on, PTX on all that are as new. An ``a``
+    limits either to the one architecture, an ``f`` to the major one.
+
+    Args:
+        capability: the GPU's compute capability.
+        code: as nvcc's option ``code=`` names it: ``"sm_90"``, ``"compute_90"``, ``"sm_90a"``.
+    """
+    kind, number, limit = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", code).groups()  # type: ignore[union-attr]
+    made_for = divmod(int(number), 10)
+    if limit == "a":
+        return made_for == capability
+    return made_for <= capability and (made_for[0] == capability[0] or (kind == "compute" and not limit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rows import step_row
 
 TESTS = Path(__file__).resolve().parents[1]
+ENTRIES = int(re.search(r"kEntries = (\d+)", (TESTS.parent / "csrc/cuda/tables.h").read_text())[1])
+"""How many launches' tables the cache holds: one more drops the least recent."""
 pytestmark = pytest.mark.skipif(
     available_backends()["cuda"] is not None, reason=f"cuda cannot run here: {available_backends()['cuda']}"
 )
@@ -121,8 +124,9 @@ def test_captured_by_a_graph(segments: int, warm: bool) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         problem.step()
-    for k in range(40):  # more launches than the cache holds
-        Problem(20 + k).step()
+    others = [Problem(1, groups=1) for _ in range(ENTRIES + 1)]  # their moments are as many buckets
+    for other in others:
+        other.step()
     for _ in range(3):
         graph.replay()
     torch.cuda.synchronize()
