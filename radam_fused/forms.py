@@ -45,6 +45,11 @@ class Storage(NamedTuple):
         """Whether parameters of 16 bits are rounded so."""
         return self.rounding == "stochastic"
 
+    @property
+    def draws(self) -> bool:
+        """Whether something may be rounded stochastically."""
+        return self.stochastic or self.state_dtype != torch.float32
+
     def moments(self, dtype: torch.dtype, numel: int) -> torch.dtype:
         """The dtype of a parameter's moments: small ones are never in 8 bits.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .sharded import local
+from .sharded import is_sharded, local, shard_of
 
 ALIGNMENT = 256
 """Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
@@ -19,6 +20,10 @@ NORM_TILE = 1024
 """Elements of a gradient whose squares are added side by side, one a lane."""
 PARTIAL_SUMS = 1024
 """Into how many sums a gradient norm is split, whatever computes it (`radam_fused.ops`)."""
+
+
+BEYOND = 1 << 44
+"""More places than all parameters of a model have: those of shards that are no run of their parameter begin there."""
 
 
 def segment_starts(lengths: Sequence[int], coded: bool = False) -> tuple[list[int], int]:
@@ -68,7 +73,7 @@ def drawing_length(param: Tensor) -> int:
     """
     if is_lazy(param) or param.layout != torch.strided or param.is_nested or param.is_quantized:
         return 0
-    return as_real(param).numel()
+    return whole_numel(param)
 
 
 def moment_strides(param: Tensor) -> tuple[int, ...]:
@@ -81,6 +86,45 @@ def moment_strides(param: Tensor) -> tuple[int, ...]:
         strides.append(stride)
         stride *= max(size, 1)
     return tuple(reversed(strides))
+
+
+def draws_from(param: Tensor, start: int) -> int:
+    """Where the random numbers of this rank's part of a parameter begin, where those of the whole begin at ``start``.
+
+    A part that is one run of the whole, in the order of memory, draws for the places that it has there, so that any
+    number of ranks draws what one process does: `Shard(0)` of a row-major parameter is. The elements of any other part
+    (of `Shard(1)`, say) have no consecutive places; it draws for places beyond those of all parameters, by its number
+    among the shards, so that no two shards draw the same. Replicas draw alike.
+    """
+    if not is_sharded(param):
+        return start
+    number, found = shard_of(param)
+    if found is not None:
+        begin = _run(found, param.shape, moment_strides(param), moment_strides(local(param)))
+        if begin is not None:
+            return start + begin * (2 if param.is_complex() else 1)
+    return start + (1 + number) * BEYOND
+
+
+def _run(
+    found: Sequence[tuple[int, int]], shape: Sequence[int], strides: Sequence[int], own: Sequence[int]
+) -> int | None:
+    """Where a part, the `stretches` of each dimension, begins in the whole, both in memory order; None if it is no run.
+
+    Args:
+        found: of each dimension the first index of the part and how many there are.
+        shape: the whole's sizes.
+        strides: the whole's, which has no gaps.
+        own: the part's, which has none either.
+    """
+    order = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
+    if any(size == 0 for _, size in found):
+        return 0
+    several = [at for at, d in enumerate(order) if found[d][1] > 1]  # all before the first of these have one index
+    inner = order[several[0] + 1 :] if several else []
+    whole = all(found[d][1] == shape[d] for d in inner)
+    same_order = all(own[order[a]] > own[order[b]] for a, b in pairwise(several))
+    return sum(found[d][0] * strides[d] for d in order) if whole and same_order else None
 
 
 def fingerprint(shape: Sequence[int], strides: Sequence[int]) -> int:

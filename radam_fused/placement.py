@@ -22,7 +22,7 @@ from .global_norm import GlobalNorm
 from .groups import check_arrivals, group_names
 from .host import gradients, unchanged
 from .launches import Launch, by_lists, resolved
-from .layout import as_real, drawing_length, segment_starts, whole_numel
+from .layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
 from .offload import Offloader
 from .ops import OPERATORS, Operators
 from .precision import NAMES
@@ -137,7 +137,7 @@ class Placement:
         return self._storage.moments(as_real(p).dtype, whole_numel(p))
 
     def _origins(self) -> dict[Tensor, int]:
-        """Where the random numbers of each parameter begin: by its place among all, however they are bucketed."""
+        """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed."""
         params = [p for group in self._groups for p in group["params"]]
         return dict(zip(params, segment_starts([drawing_length(p) for p in params])[0], strict=True))
 
@@ -157,11 +157,12 @@ class Placement:
             for p, _ in arrivals:
                 if p.grad is not None:
                     check_gradients([p], [p.grad], [names[p]])
-        origins = self._origins() if arrivals else {}
+        origins = self._origins() if arrivals and self._storage.draws else {}
         for members in kinds.values():
             params = [p for p, _ in members]
             indices = [index for _, index in members]
-            bucket = Bucket(params, indices, self.offload, self._storage, [origins[p] for p in params])
+            drawn = [draws_from(p, origins[p]) for p in params] if self._storage.draws else None
+            bucket = Bucket(params, indices, self.offload, self._storage, drawn)
             op = self._operators(bucket.device)
             if self._flatten:
                 self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)

@@ -40,6 +40,65 @@ def check_placed(param: Any, name: str) -> None:
         )
 
 
+def stretches(
+    shape: Sequence[int], mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]
+) -> list[tuple[int, int]] | None:
+    """Of each dimension of a tensor the first index and the number of those that a rank holds, by torch.chunk's rule.
+
+    FSDP2 over tensor parallel splits a dimension by a mesh dimension to the right before one to the left, which a
+    ``_StridedShard`` says by how many parts there were before.
+
+    Args:
+        shape: the whole tensor's.
+        mesh: how many ranks there are along each of the mesh's dimensions.
+        coordinate: the rank's place in the mesh.
+        placements: as many as the mesh has dimensions.
+
+    Returns:
+        None where a dimension is split into parts that are no stretches of it.
+    """
+    splits: list[list[tuple[int, int]]] = [[] for _ in shape]
+    for parts, index, placement in reversed(list(zip(mesh, coordinate, placements, strict=True))):
+        dim = getattr(placement, "dim", None)
+        if dim is None:
+            continue
+        before, at = int(getattr(placement, "split_factor", 1)), 0
+        while before > 1 and at < len(splits[dim]) and before % splits[dim][at][0] == 0:
+            before //= splits[dim][at][0]
+            at += 1
+        if before != 1:
+            return None
+        splits[dim].insert(at, (parts, index))
+    found = []
+    for size, split in zip(shape, splits, strict=True):
+        first = 0
+        for parts, index in split:
+            share = -(-size // parts)
+            begin = min(share * index, size)
+            first, size = first + begin, min(share, size - begin)
+        found.append((first, size))
+    return found
+
+
+def shard_of(param: Any) -> tuple[int, list[tuple[int, int]] | None]:
+    """The number of a DTensor's part among the shards, the same for replicas, and the part's `stretches`.
+
+    Found from the DTensor's mesh and placements, without communication. None for stretches that the local tensor does
+    not have, as of parts that were not made by torch.chunk's rule.
+    """
+    mesh, coordinate = tuple(param.device_mesh.shape), param.device_mesh.get_coordinate()
+    if coordinate is None:  # a rank outside of the mesh holds nothing
+        return 0, None
+    number = 0
+    for parts, index, placement in zip(mesh, coordinate, param.placements, strict=True):
+        if not placement.is_replicate():
+            number = number * parts + index
+    found = stretches(param.shape, mesh, coordinate, param.placements)
+    if found is not None and tuple(size for _, size in found) != tuple(local(param).shape):
+        found = None
+    return number, found
+
+
 def wrapped(param: Any, tensor: Tensor) -> Tensor:
     """A local tensor of this rank's part of a parameter as the parameter is: a DTensor where that is one.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, placement
+from radam_fused.layout import draws_from, segment_starts
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.helpers import same_bits
@@ -61,17 +63,20 @@ def values(model: nn.Module, optimizer: FusedRAdam) -> list[Tensor]:
     return [local(t) for p in params for t in (p, *(optimizer.state[p][name] for name in sorted(optimizer.state[p])))]
 
 
-def straight(form: str) -> tuple[list[Tensor], list[Tensor]]:
-    """A run over shards, and the same parts of parameters and gradients as plain tensors."""
+def straight(form: str, elsewhere: int = 0) -> tuple[list[Tensor], list[Tensor]]:
+    """A run over shards, and the same parts as plain tensors, which draw the same random numbers or some further on."""
     model, optimizer = made(form)
     parts = [nn.Parameter(local(p)) for p in model.parameters()]
     alone = FusedRAdam(parts, lr=0.01, seed=3, backend="reference", **FORMS[form])
+    starts = segment_starts([p.numel() for p in model.parameters()])[0]
+    begin = {part: draws_from(p, at) for part, p, at in zip(parts, model.parameters(), starts, strict=True)}
     for t in range(BEFORE):
         for k, (p, part) in enumerate(zip(model.parameters(), parts, strict=True)):
             p.grad = gradient(p, k, t)
             part.grad = local(p.grad)
         optimizer.step()
-        alone.step()
+        with mock.patch.object(placement, "draws_from", lambda part, _: begin[part] + elsewhere):
+            alone.step()
     return values(model, optimizer), values(nn.ParameterList(parts), alone)
 
 
@@ -80,6 +85,8 @@ def test_as_one_process_with_the_same_parts(form: str, ranks: Ranks) -> None:
     for ours, theirs in ranks.run(2, straight, form):
         assert len(ours) == len(theirs)
         assert all(map(same_bits, ours, theirs))
+    for ours, theirs in ranks.run(2, straight, form, 8):  # the negative control
+        assert not all(map(same_bits, ours, theirs))
 
 
 def save(form: str, folder: Path) -> list[Tensor]:
