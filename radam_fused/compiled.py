@@ -126,7 +126,7 @@ def step(
 ) -> None:
     """One step of what `choose` has found."""
     squares = None
-    if max_grad_norm is not None:
+    if max_grad_norm is not None and launches:
         partial = []
         for name, begin, end, *_ in _launches(launches):
             for dtype in gradient_dtypes(params[begin].dtype):

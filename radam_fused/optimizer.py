@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
@@ -110,6 +111,7 @@ class FusedRAdam(Optimizer):
 
     _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
+    @_disable_dynamo
     @explained
     def __init__(
         self,
@@ -173,6 +175,7 @@ class FusedRAdam(Optimizer):
         kind = Placement if self._in_backward is None else SeparatePlacement
         return kind(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload, self._storage)
 
+    @_disable_dynamo
     @outside_inference_mode
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
@@ -325,6 +328,7 @@ class FusedRAdam(Optimizer):
 
     # What else torch.optim's optimizers do.
 
+    @_disable_dynamo
     @outside_inference_mode
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
@@ -336,10 +340,12 @@ class FusedRAdam(Optimizer):
         with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
             self._placement.zero_grads(set_to_none)
 
+    @_disable_dynamo
     def rectification_state(self) -> list[RectificationState]:
         """For logging: t, rho_t, r_t and the branch of each group's last step, see `radam_fused.reports`."""
         return rectification_state(self.param_groups, self.state)
 
+    @_disable_dynamo
     def state_dict(self) -> StateDict:
         """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts.
 
@@ -347,6 +353,7 @@ class FusedRAdam(Optimizer):
         """
         return pack(super().state_dict(), self.param_groups)
 
+    @_disable_dynamo
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Loads a state_dict of this optimizer or of torch.optim.RAdam; one that does not fit changes nothing.
 
