@@ -174,6 +174,9 @@ def step(
         )
         if max_grad_norm is not None and begin == 0:
             tensors[-1].copy_(norm)
+        if grad_scale is not None and not zero_grads:  # `radam_fused.amp.unscale`
+            inverse = grad_scale.double().reciprocal().float().to(device)
+            torch._foreach_mul_(grads[begin:end], inverse)
 
 
 def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import compiled
+from .amp import asked_of_another, unscale
 from .backends import check_name
 from .checkpoint import check_state_dict, pack, unwrap, wrap
 from .differentiable import step as differentiable_step
@@ -102,7 +103,8 @@ class FusedRAdam(Optimizer):
             optimizer. Under it each rank counts its own plain parameters. Process groups stay out of copies.
 
     `torch.amp.GradScaler` works as with torch's fused optimizers: the step unscales as it reads, and where infinities
-    were found it leaves everything as it was, without the host ever waiting. The gradients themselves stay scaled.
+    were found it leaves parameters and state as they were, without the host ever waiting. It leaves the gradients
+    unscaled, with the bits of ``scaler.unscale_``, also in a step that was skipped (zeros with ``zero_grads``).
 
     Raises:
         ValueError, TypeError: an argument or a parameter that is not allowed, before anything is written.
@@ -282,6 +284,9 @@ class FusedRAdam(Optimizer):
                     scalars.prepare([launch.plan for launch in launches])
             for launch in launches:
                 run(placement, launch, scalars, self._zero_grads and self._in_backward is None)  # which frees them
+            grad_scale = getattr(self, "grad_scale", None)
+            if grad_scale is not None and not self._zero_grads:
+                unscale(launches, grad_scale)
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
         elif norm is not None and squares is not None:
@@ -301,7 +306,7 @@ class FusedRAdam(Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Asked by torch.amp.GradScaler, which then sets ``grad_scale`` and ``found_inf`` around `step`."""
-        return not self._differentiable
+        return not self._differentiable and not asked_of_another(self)
 
     def _init_group(
         self, guards: tuple[Any, ...], params: list[Tensor], grads: list[Tensor], tensors: list[Tensor]

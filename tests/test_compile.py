@@ -232,3 +232,30 @@ def test_complex_parameters_are_refused() -> None:
     with pytest.raises(Exception, match="complex parameters under"):
         torch.compile(lambda: optimizer.step(), backend="eager", fullgraph=True)()
     assert torch.equal(p.detach(), torch.ones(3, dtype=torch.complex64))
+
+
+def scaled_step(opt: FusedRAdam, *, compiled: bool) -> list[Tensor]:
+    torch._dynamo.reset()
+    step = torch.compile(opt.step, backend="aot_eager") if compiled else opt.step
+    for scale in (1234.5, 77.7):
+        for group in opt.param_groups:
+            for k, p in enumerate(group["params"]):
+                p.grad = torch.linspace(-1, 3 + k, p.numel()).mul(scale).reshape(p.shape)
+        opt.grad_scale, opt.found_inf = torch.tensor(scale), torch.tensor(0.0)
+        step()
+    params = opt.param_groups[0]["params"]
+    return [*params, *(p.grad for p in params)]
+
+
+@pytest.mark.parametrize("options", [{}, {"zero_grads": True}], ids=["", "zero_grads"])
+def test_gradients_of_a_compiled_scaled_step(options: dict[str, Any], backend: str) -> None:
+    """As the eager step leaves them: unscaled, or zeros."""
+    compiled, eager = (
+        scaled_step(
+            FusedRAdam([nn.Parameter(torch.ones(300)), nn.Parameter(torch.ones(7))], backend=backend, **options),
+            compiled=is_compiled,
+        )
+        for is_compiled in (True, False)
+    )
+    assert all(same_bits(a, b) for a, b in zip(compiled, eager, strict=True))
+    assert same_bits(eager[2], torch.zeros(300)) == ("zero_grads" in options)

@@ -287,7 +287,7 @@ class Training(RuleBasedStateMachine):
             if unscale:
                 scaler.unscale_(opt)
             if opt is self.ours:
-                before = self.gradients()
+                before = [None if g is None else g if unscale else g * 2.0**-power for g in self.gradients()]
                 scaler.step(opt)
             else:
                 handle = opt.register_step_pre_hook(lambda *_: self.clip_theirs())
@@ -295,7 +295,7 @@ class Training(RuleBasedStateMachine):
                 handle.remove()
             scaler.update()
         self.finish(before)
-        self.zero_grad(set_to_none=False)  # ours are still scaled, and infinite at times
+        self.zero_grad(set_to_none=False)  # they are infinite at times
 
     # Hyperparameters and groups.
 

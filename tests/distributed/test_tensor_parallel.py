@@ -146,8 +146,10 @@ def scaled() -> tuple[list[float], list[float]]:
         scaler.scale(loss).backward()
         if t == 3 and dist.get_rank() == 1:
             model.up.weight.grad.to_local()[0, 0] = float("inf")
+        before, scale = model.up.weight.grad.to_local().clone(), scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
+        assert torch.equal(model.up.weight.grad.to_local(), before / scale)  # left unscaled
         scales.append(scaler.get_scale())
         first.append(float(optimizer.state[model.up.weight]["step"]))
     return scales, first
