@@ -47,7 +47,7 @@ class Addresses:
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
         self.known = describe_tensors(params, self.table.data_ptr())
         self._params = params  # the table has addresses within these objects
-        self._brief = bucket.device.type != "cpu" or bucket.length <= BRIEF  # a GPU's step is only launched here
+        self._brief = bucket.length <= BRIEF  # on the CPU alone: a launch on a GPU never keeps the interpreter
         self._pairs = (
             self.table.data_ptr(),
             segments.data_ptr(),

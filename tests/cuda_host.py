@@ -94,13 +94,17 @@ def twin(tensor: Tensor, device: torch.device | str = "cpu") -> Tensor:
     return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
+def compiler() -> list[str]:
+    """The C++ compiler of this machine, with its arguments."""
+    return shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
+
+
 def compile_walk(folder: Path) -> ctypes.CDLL:
     """The walk as a shared library, compiled under the numeric contract."""
-    compiler = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
     library = folder / "walk.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
     sources = [str(HERE / name) for name in ("cuda_walk.cpp", "cuda_walk_rows.cpp", "cuda_walk_stored.cpp")]
-    command = [*compiler, *flags, f"-I{HERE.parent / 'csrc'}", *sources, "-o", str(library)]
+    command = [*compiler(), *flags, f"-I{HERE.parent / 'csrc'}", *sources, "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
 

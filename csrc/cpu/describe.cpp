@@ -215,7 +215,9 @@ PyObject* step_described(PyObject*, PyObject* args) try {
   if (!describe(pairs)) Py_RETURN_FALSE;
   // First, while every gradient is known to be there, and as it may raise.
   count_versions(pairs, rest.zero_grads);
-  if (brief) {
+  // The launch on a GPU may wait for room in its queue, and takes a lock that another thread may hold while it wants
+  // the interpreter's: so it is never brief.
+  if (brief && given.device_type == aoti_torch_device_type_cpu()) {
     rest.step(pairs);
   } else {
     const Held held(pairs);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -12,6 +14,8 @@ import test_bits
 from radam_fused import FusedRAdam
 
 GPU = "cuda"
+ENTRIES = int(re.search(r"kEntries = (\d+)", (Path(__file__).parents[2] / "csrc/cuda/tables.h").read_text())[1])
+"""Tables that the `cuda` backend keeps, a launch each: one launch more drops the least recent."""
 
 
 def filled(layout: str, dtype: torch.dtype, seed: int) -> Tensor:

@@ -12,7 +12,9 @@ import test_device_rows as device_rows
 import test_squares as squares
 from bench.gpu import traces
 from cuda_host import twin
+from gpu import placement
 from helpers import same_bits
+from radam_fused.backends import triton_tables
 from radam_fused.layout import fingerprint
 from radam_fused.ops import OPERATORS
 from radam_fused.rectification import KINDS
@@ -188,7 +190,7 @@ def test_trains_without_a_graph(backend: str, trained: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
-def test_trains_in_a_graph(warm: bool, backend: str, trained: list[Tensor]) -> None:
+def test_trains_in_a_graph(warm: bool, backend: str, trained: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured once, replayed with other gradients, learning rates and found_inf: the graph holds no scalar."""
     if backend == "triton" and not warm:
         pytest.skip("Triton compiles at the first launch, which no capture allows")
@@ -202,8 +204,9 @@ def test_trains_in_a_graph(warm: bool, backend: str, trained: list[Tensor]) -> N
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         training.step()
-    for k in range(40):  # other launches, more than tables are kept for
-        Training(backend, "cuda", tensors=10 + k).step()
+    monkeypatch.setattr(triton_tables, "KEPT", 8)
+    for k in range(placement.ENTRIES + 1 if backend == "cuda" else 20):  # other launches, more than tables are kept for
+        Training(backend, "cuda", tensors=10 + k % 40).step()
     scratch = [torch.full((1000,), -1.0, device="cuda") for _ in range(50)]  # where freed memory would be
     for k in range(first, 8):
         training.backward(k)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_host import twin
+from gpu import placement
 from helpers import gradients, same_bits
 from radam_fused import available_backends, ops
 from radam_fused.backends import reference
@@ -21,8 +21,6 @@ from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rows import step_row
 
 TESTS = Path(__file__).resolve().parents[1]
-ENTRIES = int(re.search(r"kEntries = (\d+)", (TESTS.parent / "csrc/cuda/tables.h").read_text())[1])
-"""How many launches' tables the cache holds: one more drops the least recent."""
 pytestmark = pytest.mark.skipif(
     available_backends()["cuda"] is not None, reason=f"cuda cannot run here: {available_backends()['cuda']}"
 )
@@ -124,7 +122,7 @@ def test_captured_by_a_graph(segments: int, warm: bool) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         problem.step()
-    others = [Problem(1, groups=1) for _ in range(ENTRIES + 1)]  # their moments are as many buckets
+    others = [Problem(1, groups=1) for _ in range(placement.ENTRIES + 1)]  # their moments are as many buckets
     for other in others:
         other.step()
     for _ in range(3):
