@@ -109,7 +109,7 @@ RADAM_HD void write_row(double* columns, const Hyper& h, double t, double lr, co
   columns[2] = h.one_minus_beta2;
   columns[3] = adam ? h.eps * root_c2 : h.eps;
   columns[4] = h.coupled_decay;
-  columns[5] = 1.0 - lr * h.decoupled_decay;
+  columns[5] = lr * h.decoupled_decay;
   columns[6] = alpha;
   columns[7] = h.sign * common.coefficient / common.grad_scale;
   columns[8] = common.skip ? double(Direction::kSkip) : direction;

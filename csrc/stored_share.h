@@ -75,11 +75,13 @@ RADAM_HD void read_moments(Values& values, const Elements& in) {
 // The step itself. Under Master::kKahan x becomes what is to be subtracted.
 RADAM_HD void advance_all(Values& values, const float* g, const Row<float>& row, Master master) {
   const bool compensated = master == Master::kKahan;
+  const Lines lines = Lines::of(row);
   RADAM_UNROLL
   for (int i = 0; i < kShare; ++i) {
     float& x = values.x[i];
-    const float d = advance(x, g[i], values.m[i], values.v[i], row);
-    const float stepped = compensated ? row.decay * x + row.alpha * d : x * row.shrink - row.alpha * d;
+    const float d = advance(x, g[i], values.m[i], values.v[i], row, lines);
+    const float taken = decrease(x, d, row, lines);
+    const float stepped = compensated ? taken : x - taken;
     x = row.direction == Direction::kHold ? x : stepped;
   }
 }

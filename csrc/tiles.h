@@ -112,12 +112,13 @@ struct Update {
       m[r] = Run<T, N>::load(tile.m + at + r * distance);
       v[r] = Run<T, N>::load(tile.v + at + r * distance);
     }
+    const Lines lines = Lines::of(row);
     RADAM_UNROLL
     for (int r = 0; r < Runs; ++r) {
       RADAM_UNROLL
       for (int i = 0; i < N; ++i) {
         T value = widen(p[r].value[i]);
-        update_element<T>(value, widen(g[r].value[i]), m[r].value[i], v[r].value[i], row);
+        update_element<T>(value, widen(g[r].value[i]), m[r].value[i], v[r].value[i], row, lines);
         p[r].value[i] = Narrow<P>::from(value);
       }
       p[r].store(tile.p + at + r * distance);

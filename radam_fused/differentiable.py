@@ -55,13 +55,17 @@ def _update(p: Tensor, entry: dict[str, Any], group: dict[str, Any], t: int) -> 
         g = g + value * row.coupled_decay
     m, v = _real(entry["exp_avg"]), _real(entry["exp_avg_sq"])
     m = m + (g - m) * row.one_minus_beta1
-    v = v * row.beta2 + (g * row.one_minus_beta2) * g
+    square = (g * row.one_minus_beta2) * g
+    v = v + (square - v * row.one_minus_beta2) if row.beta2 >= 0.5 else v * row.beta2 + square
     entry["exp_avg"], entry["exp_avg_sq"] = _like(p, m), _like(p, v)
     if row.direction == HOLD:
         return
     d = m / (v.sqrt() + row.eps) if row.direction == ADAPTIVE else m
+    taken = d * (lr * row.alpha)
     decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
-    p.copy_(_like(p, value * (1.0 - lr * decay) - d * (lr * row.alpha)))
+    if decay != 0.0 and (isinstance(lr, Tensor) or lr * decay != 0.0):
+        taken = value * (lr * decay) + taken
+    p.copy_(_like(p, value - taken))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class FusedRAdam(Optimizer):
         betas: decay rates of the two moments, each in [0, 1).
         eps: joins the denominator ``sqrt(v) + eps``, as in torch.optim.RAdam.
         weight_decay: coupled (added to the gradient) unless ``decoupled_weight_decay``.
-        decoupled_weight_decay: shrink the parameters by ``1 - lr * weight_decay`` instead.
+        decoupled_weight_decay: take ``lr * weight_decay`` of the parameters from them instead.
         maximize: ascend.
         capturable: make the scalars of a step on the device, so that a CUDA graph that captures ``step`` replays it
             right. A tensor ``lr`` on the device may then be changed between replays.

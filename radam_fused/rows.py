@@ -32,8 +32,8 @@ class Row(NamedTuple):
     eps: float
     coupled_decay: float
     """Weight decay that joins the gradient; 0 when there is none or it is decoupled."""
-    shrink: float
-    """What decoupled decay leaves of a parameter, ``1 - lr * weight_decay``; 1 without it."""
+    decay: float
+    """What decoupled decay takes of a parameter, ``lr * weight_decay``; 0 without it."""
     alpha: float
     """``lr * r_t * sqrt(1 - beta2^t) / (1 - beta1^t)`` when rectified, ``lr / (1 - beta1^t)`` before."""
     grad_factor: float
@@ -75,7 +75,7 @@ def step_row(group: Mapping[str, Any], t: int) -> Row:
         one_minus_beta2=1.0 - beta2,
         eps=eps,
         coupled_decay=0.0 if decoupled else decay,
-        shrink=1.0 - lr * decay if decoupled else 1.0,
+        decay=lr * decay if decoupled else 0.0,
         alpha=alpha,
         grad_factor=-1.0 if group["maximize"] else 1.0,
         direction=direction,

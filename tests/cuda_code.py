@@ -30,7 +30,7 @@ BLOCKS = {"fp64": 4}
 BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 MANGLED = {"d": "fp64", "f": "fp32", "NS_7float16E": "fp16", "NS_8bfloat16E": "bf16"}
 
-ADDS, MULTIPLIES = 6, 8
+ADDS, MULTIPLIES = 8, 8
 """Of the numeric contract, an element."""
 EXPANSION = 7
 """FFMA in the division and the square root of an element, and `SUBROUTINES` of them where both treat rare values."""

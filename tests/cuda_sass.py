@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 89, 90, 100, 120)
 
 
 def setting(name: str) -> list[str]:

@@ -23,6 +23,7 @@ GROUPS = (
     {"lr": 0.03, "weight_decay": 0.1, "decoupled_weight_decay": True, "rho_threshold": 4.0, "seed": 2**32 - 1},
     {"lr": 0.04, "degenerated_to_sgd": False, "betas": (0.5, 0.99), "eps": 0.0},
     {"lr": 0.05, "rectification": "none", "eps": 1e-3},
+    {"lr": 0.01, "rectification": "none", "betas": (0.8, 0.4), "weight_decay": 1e-4, "decoupled_weight_decay": True},
 )
 
 

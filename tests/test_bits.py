@@ -26,6 +26,12 @@ HYPERPARAMETERS = {
     "decoupled": {"weight_decay": 0.1, "decoupled_weight_decay": True, "rectification": "exact", "rho_threshold": 4.0},
     "hold": {"degenerated_to_sgd": False, "betas": (0.0, 0.99), "eps": 0.0},
     "adam": {"rectification": "none", "eps": 1e-3},
+    "short_average": {
+        "betas": (0.8, 0.4),
+        "rectification": "none",
+        "weight_decay": 1e-5,
+        "decoupled_weight_decay": True,
+    },
 }
 """One group each in the same optimizer, so that one launch holds rows of every kind."""
 

@@ -40,7 +40,7 @@ STORED = (
 )
 """Forms of parameter, gradient and moments, and what is kept or drawn: each way of storing, and the most registers."""
 THREADS, TILE = 128, 1024
-ADDS, MULTIPLIES = 6, 8
+ADDS, MULTIPLIES = 8, 8
 """Of the numeric contract, an element: the additions and multiplications outside of the division and the root."""
 
 

@@ -46,9 +46,9 @@ def test_hold_until_rectified() -> None:
 
 def test_decay_is_coupled_or_decoupled() -> None:
     coupled = row(9, weight_decay=0.1, lr=0.5)
-    assert (coupled.coupled_decay, coupled.shrink) == (0.1, 1.0)
+    assert (coupled.coupled_decay, coupled.decay) == (0.1, 0.0)
     decoupled = row(9, weight_decay=0.1, lr=0.5, decoupled_weight_decay=True)
-    assert (decoupled.coupled_decay, decoupled.shrink) == (0.0, 0.95)
+    assert (decoupled.coupled_decay, decoupled.decay) == (0.0, 0.05)
 
 
 def test_maximize_changes_the_sign_of_the_gradient() -> None:

@@ -9,30 +9,44 @@ namespace radam_fused {
 namespace {
 
 template <typename P, typename G, typename T>
-RADAM_HD void update_at(P* p, const G* g, T* m, T* v, int64_t i, const Row<T>& row) {
+RADAM_HD void update_at(P* p, const G* g, T* m, T* v, int64_t i, const Row<T>& row, const Lines& lines) {
   T value = widen(p[i]);
-  update_element<T>(value, widen(g[i]), m[i], v[i], row);
+  update_element<T>(value, widen(g[i]), m[i], v[i], row, lines);
   p[i] = Narrow<P>::from(value);
 }
 
-template <typename P, typename G>
-RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
-                          const void* rounded) {
-  using T = Computed<P>;
-  P* __restrict p = static_cast<P*>(param);
-  const G* __restrict g = static_cast<const G*>(grad);
-  T* __restrict m = static_cast<T*>(exp_avg);
-  T* __restrict v = static_cast<T*>(exp_avg_sq);
-  const Row<T> row = *static_cast<const Row<T>*>(rounded);
+template <typename P, typename G, typename T>
+RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m, T* __restrict v, int64_t n,
+                         const Row<T>& row, const Lines& lines) {
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     prefetch(p + i);
     prefetch(g + i);
     prefetch(m + i);
     prefetch(v + i);
-    for (int64_t k = i; k < i + kBlock; ++k) update_at(p, g, m, v, k, row);
+    for (int64_t k = i; k < i + kBlock; ++k) update_at(p, g, m, v, k, row, lines);
   }
-  for (; i < n; ++i) update_at(p, g, m, v, i, row);
+  for (; i < n; ++i) update_at(p, g, m, v, i, row, lines);
+}
+
+// A loop for each of the lines that are in use; one with blends for the short averages that hardly anyone takes.
+template <typename P, typename G>
+RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
+                          const void* rounded) {
+  using T = Computed<P>;
+  P* p = static_cast<P*>(param);
+  const G* g = static_cast<const G*>(grad);
+  T* m = static_cast<T*>(exp_avg);
+  T* v = static_cast<T*>(exp_avg_sq);
+  const Row<T> row = *static_cast<const Row<T>*>(rounded);
+  const Lines lines = Lines::of(row);
+  if (!lines.by_difference) {
+    update_all(p, g, m, v, n, row, lines);
+  } else if (lines.decays) {
+    update_all(p, g, m, v, n, row, Lines{true, true});
+  } else {
+    update_all(p, g, m, v, n, row, Lines{true, false});
+  }
 }
 
 template <typename P, typename G>

@@ -8,13 +8,24 @@ namespace radam_fused::lanes {
 
 RADAM_LANES F root_of(F v) { return _mm512_sqrt_ps(v); }
 
+RADAM_LANES F second_moment(F v, F g, const Row<float>& row) {
+  const F square = _mm512_mul_ps(_mm512_mul_ps(all(row.one_minus_beta2), g), g);
+  if (row.beta2 < 0.5f) return _mm512_add_ps(_mm512_mul_ps(all(row.beta2), v), square);
+  return _mm512_add_ps(v, _mm512_sub_ps(square, _mm512_mul_ps(all(row.one_minus_beta2), v)));
+}
+
+RADAM_LANES F decrease(F x, F d, const Row<float>& row) {
+  const F step = _mm512_mul_ps(all(row.alpha), d);
+  return row.decay != 0.0f ? _mm512_add_ps(_mm512_mul_ps(all(row.decay), x), step) : step;
+}
+
 // advance, and in `root` the second moment's, if that is what the direction takes or what will be stored.
 template <bool kRoot>
 RADAM_LANES F advance(F p, F g, F& m, F& v, F& root, const Row<float>& row) {
   g = _mm512_mul_ps(g, all(row.grad_factor));
   if (row.coupled_decay != 0.0f) g = _mm512_add_ps(g, _mm512_mul_ps(all(row.coupled_decay), p));
   m = _mm512_add_ps(m, _mm512_mul_ps(all(row.one_minus_beta1), _mm512_sub_ps(g, m)));
-  v = _mm512_add_ps(_mm512_mul_ps(all(row.beta2), v), _mm512_mul_ps(_mm512_mul_ps(all(row.one_minus_beta2), g), g));
+  v = second_moment(v, g, row);
   const bool adaptive = row.direction == Direction::kAdaptive;
   if (kRoot || adaptive) root = root_of(v);
   return adaptive ? _mm512_div_ps(m, _mm512_add_ps(root, all(row.eps))) : m;
@@ -23,11 +34,11 @@ RADAM_LANES F advance(F p, F g, F& m, F& v, F& root, const Row<float>& row) {
 // The parameter's step; under Master::kKahan what is to be taken from it.
 template <bool kRoot>
 RADAM_LANES void step(F& x, F g, F& m, F& v, F& root, const Row<float>& row, bool compensated) {
-  const F d = _mm512_mul_ps(all(row.alpha), advance<kRoot>(x, g, m, v, root, row));
+  const F taken = decrease(x, advance<kRoot>(x, g, m, v, root, row), row);
   if (compensated) {
-    x = _mm512_add_ps(_mm512_mul_ps(all(row.decay), x), d);
+    x = taken;
   } else if (row.direction != Direction::kHold) {
-    x = _mm512_sub_ps(_mm512_mul_ps(x, all(row.shrink)), d);
+    x = _mm512_sub_ps(x, taken);
   }
 }
 

@@ -106,9 +106,10 @@ RADAM_HD void read_moments(Block& block, const Forms& forms, const StateBuffers&
 template <typename P>
 RADAM_HD void step_compensated(Block& block, P* __restrict p, P* __restrict residue, const Row<float>& row) {
   const int n = block.n;
+  const Lines lines = Lines::of(row);
   for (int i = 0; i < n; ++i) {
-    const float d = advance(block.x[i], block.g[i], block.m[i], block.v[i], row);
-    block.x[i] = row.decay * block.x[i] + row.alpha * d;
+    const float d = advance(block.x[i], block.g[i], block.m[i], block.v[i], row, lines);
+    block.x[i] = decrease(block.x[i], d, row, lines);
   }
   if (row.direction == Direction::kHold) return;
   for (int i = 0; i < n; ++i) {
@@ -233,7 +234,8 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
   } else if (forms.master == Master::kKahan) {
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(residue), row);
   } else {
-    for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], row);
+    const Lines lines = Lines::of(row);
+    for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], row, lines);
     if (row.direction == Direction::kHold) {  // the parameter stays bit for bit; a copy takes over what it was written
       if (forms.master == Master::kFloat32) std::memcpy(residue, block.x, block.n * sizeof(float));
     } else {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..checks import one_of_each
@@ -36,7 +37,8 @@ def step(
     plain = check_step(params, grads, state, tables, stochastic)
     zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
     on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
-    table = rows.tolist() if on_host else rows.to(exp_avg.dtype).unbind(0)
+    rounded = rows.to(exp_avg.dtype if plain else torch.float32)  # once: the rounded numbers decide every branch
+    table = rounded.tolist() if on_host else rounded.unbind(0)
     update = update_by_host if on_host else update_by_device
     draws_from = segments[:, 0] if origins is None else origins
     places = zip(segments[:, 0].tolist(), draws_from.tolist(), row_of.tolist(), strict=True)

@@ -98,7 +98,7 @@ def rows(
     steps += taken
     eps = torch.where(adam, h.eps * root_c2, h.eps)
     row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
-    row += [1.0 - rate * h.decoupled_decay, alpha, factor, direction, t, h.seed]
+    row += [rate * h.decoupled_decay, alpha, factor, direction, t, h.seed]
     return torch.stack(row, dim=1), norm
 
 

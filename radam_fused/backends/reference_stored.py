@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..layout import moment_strides
 from ..rows import HOLD, SKIP, Row
-from .reference_update import advance, square_root
+from .reference_update import advance, decrease, square_root
 
 BLOCK = 256
 """Elements that share a scale under int8 moments."""
@@ -206,7 +206,6 @@ class Stored:
         self._place = origin, count
         self._step, self._seed = row[Row._fields.index("step")].long(), row[Row._fields.index("seed")].long()
         self._row: Any = Row(*row.float())
-        self._decay = (1.0 - row[Row._fields.index("shrink")]).float()
         self._stochastic = stochastic
 
     def _in_order(self, tensor: Tensor) -> Tensor:
@@ -220,9 +219,9 @@ class Stored:
         m, v, d = advance(x, self._g, *self._moments(), row)
         held = skip | (row.direction == HOLD)
         if compensation is None:
-            p, residue = self._stored_value(x * row.shrink - d * row.alpha)
+            p, residue = self._stored_value(x - decrease(x, d, row))
         else:
-            p, residue = self._compensated(compensation, x * self._decay + d * row.alpha)
+            p, residue = self._compensated(compensation, decrease(x, d, row))
         p = torch.where(held, self._p, p)
         self._param.copy_(p.as_strided(self._param.shape, self._strides))
         if self._residue is not None and residue is not None:

@@ -22,18 +22,25 @@ def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) 
     if row.coupled_decay != 0.0:
         g = g + p * row.coupled_decay
     m.copy_(m + (g - m) * row.one_minus_beta1)
-    v.copy_(v * row.beta2 + (g * row.one_minus_beta2) * g)
+    square = (g * row.one_minus_beta2) * g
+    if row.beta2 >= 0.5:
+        v.copy_(v + (square - v * row.one_minus_beta2))
+    else:
+        v.copy_(v * row.beta2 + square)
     if row.direction == HOLD:
         return
     d = m / (square_root(v) + row.eps) if row.direction == ADAPTIVE else m
-    param.copy_(p * row.shrink - d * row.alpha)
+    if row.decay != 0.0:
+        param.copy_(p - (p * row.decay + d * row.alpha))
+    else:
+        param.copy_(p - d * row.alpha)
 
 
 def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any) -> None:
     """The same by a row of tensors with one element, of the moments' dtype; the device decides between the branches."""
     p = param.to(m.dtype)
     m_next, v_next, d = advance(p, grad.to(m.dtype), m, v, row)
-    p_next = (p * row.shrink - d * row.alpha).to(param.dtype)
+    p_next = (p - decrease(p, d, row)).to(param.dtype)
     skip = row.direction == SKIP
     m.copy_(torch.where(skip, m, m_next))
     v.copy_(torch.where(skip, v, v_next))
@@ -45,8 +52,15 @@ def advance(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tuple[Tenso
     g = g * row.grad_factor
     g = torch.where(row.coupled_decay != 0.0, g + p * row.coupled_decay, g)
     m = m + (g - m) * row.one_minus_beta1
-    v = v * row.beta2 + (g * row.one_minus_beta2) * g
+    square = (g * row.one_minus_beta2) * g
+    by_difference = v + (square - v * row.one_minus_beta2)
+    v = torch.where(row.beta2 >= 0.5, by_difference, v * row.beta2 + square)
     return m, v, torch.where(row.direction == ADAPTIVE, m / (square_root(v) + row.eps), m)
+
+
+def decrease(p: Tensor, d: Tensor, row: Any) -> Tensor:
+    """What a step takes from the parameter; without decay no product with it, which may be infinite."""
+    return torch.where(row.decay != 0.0, p * row.decay + d * row.alpha, d * row.alpha)
 
 
 def square_root(v: Tensor) -> Tensor:

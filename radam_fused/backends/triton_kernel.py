@@ -57,7 +57,11 @@ def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
     g = g * grad_factor
     g = tl.where(coupled_decay != 0, g + coupled_decay * p, g)
     m = m + one_minus_beta1 * (g - m)
-    v = beta2 * v + (one_minus_beta2 * g) * g
+    # From beta2 = 1/2 on v is moved by what it lacks: csrc/update.h, second_moment. One product of v serves both ways.
+    by_difference = beta2 >= 0.5
+    product = tl.where(by_difference, one_minus_beta2, beta2) * v
+    square = (one_minus_beta2 * g) * g
+    v = tl.where(by_difference, v, product) + tl.where(by_difference, square - product, square)
     if COMPUTE == tl.float64:
         adaptive = m / (tl.sqrt(v) + eps)
     else:
@@ -66,13 +70,19 @@ def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def decrease(p, d, row_ptr, COMPUTE: tl.constexpr):
+    """What the step takes from the parameter; without decay no product with it, which may be infinite."""
+    decay = tl.load(row_ptr + 5).to(COMPUTE)
+    step = tl.load(row_ptr + 6).to(COMPUTE) * d
+    return tl.where(decay != 0, decay * p + step, step)
+
+
+@triton.jit
 def update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
     """Parameter and both moments after the step."""
-    shrink = tl.load(row_ptr + 5).to(COMPUTE)
-    alpha = tl.load(row_ptr + 6).to(COMPUTE)
     direction = tl.load(row_ptr + 8)
     m, v, d = advance(p, g, m, v, row_ptr, COMPUTE)
-    return tl.where(direction == HOLD, p, p * shrink - alpha * d), m, v
+    return tl.where(direction == HOLD, p, p - decrease(p, d, row_ptr, COMPUTE)), m, v
 
 
 @triton.jit

@@ -172,7 +172,7 @@ def rows_kernel(
         tl.store(to + 2, tl.load(h + 4, mask=inside), mask=inside)
         tl.store(to + 3, tl.where(adam, eps * root_c2, eps), mask=inside)
         tl.store(to + 4, tl.load(h + 10, mask=inside), mask=inside)
-        tl.store(to + 5, 1.0 - lr * decoupled_decay, mask=inside)
+        tl.store(to + 5, lr * decoupled_decay, mask=inside)
         tl.store(to + 6, tl.where(rectified, lr * r_t * root_c2 / c1, held), mask=inside)
         tl.store(to + 7, factor, mask=inside)
         tl.store(to + 8, tl.where(skip, SKIP, direction), mask=inside)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_kernel import COLUMNS, HOLD, ROW_COLUMNS, SKIP, advance, narrow, strided, update, widen, zero
+from .triton_kernel import COLUMNS, HOLD, ROW_COLUMNS, SKIP, advance, decrease, narrow, strided, update, widen, zero
 from .triton_stored import (
     BLOCK,
     FOR_MOMENTS,
@@ -131,10 +131,8 @@ def _step_elements(
 
     if MASTER == "kahan":
         m, v, d = advance(x, g, m, v, row_ptr, tl.float32)
-        # Updates are added up, so what decoupled decay takes is one of them.
-        decay = (1.0 - tl.load(row_ptr + 5)).to(tl.float32)
-        alpha = tl.load(row_ptr + 6).to(tl.float32)
-        after, rest = compensated(p, widen(residue, tl.float32), decay * x + alpha * d, PARAM)
+        taken = decrease(x, d, row_ptr, tl.float32)
+        after, rest = compensated(p, widen(residue, tl.float32), taken, PARAM)
     else:
         x, m, v = update(x, g, m, v, row_ptr, tl.float32)
         if MASTER is not None:
