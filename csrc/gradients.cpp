@@ -13,7 +13,9 @@ const char* read_gradient(AtenTensorHandle grad, int dtype, const Device& device
   if (segment.grad_dtype != dtype) return "another dtype than the first: a list has one";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(grad, &segment.numel));
   if (segment.numel == 0) return nullptr;
-  TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
+  const void* data;  // a copy-on-write tensor stays one: it is only read
+  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(grad, &data));
+  segment.grad = const_cast<void*>(data);
   const Shape shape = shape_of(grad);
   if (segment.grad == nullptr || !is_stored(grad, shape, item_size(dtype))) return kFreed;
   if (is_contiguous(grad)) return nullptr;

@@ -7,10 +7,12 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 
 from .layout import fingerprint
 from .sharded import check_placed, is_sharded, local
+from .tensor_kinds import check_memory, is_copy_on_write
 
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 PARAMETER_DTYPES = (*HALF_OR_SINGLE, torch.float64, torch.complex64, torch.complex128)
@@ -28,7 +30,9 @@ def is_stored(tensor: Tensor) -> bool:
     last = tensor.storage_offset()
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         last += (size - 1) * stride
-    return last < tensor.untyped_storage().nbytes() // tensor.element_size() and tensor.data_ptr() != 0
+    fits = last < tensor.untyped_storage().nbytes() // tensor.element_size()
+    # To ask a copy-on-write tensor for its address would make it a copy.
+    return fits and (is_copy_on_write(tensor) or tensor.data_ptr() != 0)
 
 
 def check_stored(**tensors: Tensor | None) -> None:
@@ -50,11 +54,13 @@ def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Se
 
     Raises:
         RuntimeError: a sparse gradient (torch.optim's class for it).
-        TypeError: a gradient dtype that no kernel widens into the parameter's, or a DTensor for a plain parameter.
+        TypeError: a gradient dtype that no kernel widens into the parameter's, a DTensor for a plain parameter, or a
+            tensor subclass without memory.
         ValueError: a gradient of another shape or on another device.
     """
     for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
         name = names[index] if names is not None else f"parameter {index} of shape {tuple(param.shape)}"
+        check_memory(grad, f"gradient of {name}")
         if is_sharded(grad) and not is_sharded(param):
             raise TypeError(f"gradient of {name} is a DTensor: must be a plain tensor, as its parameter is")
         if grad.layout != torch.strided:
@@ -119,9 +125,12 @@ def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
 
     Raises:
         ValueError: with the names of both.
+        TypeError: a wrapper of torch.func, which has no memory that could be compared.
     """
     spans = []
     for index, p in enumerate(params):
+        if is_functorch_wrapped_tensor(p):
+            raise TypeError(f"flatten=True: {names[index]} is a wrapper of torch.func: must be plain, or flatten=False")
         if not is_lazy(p) and p.layout == torch.strided and not p.is_nested and p.numel():
             reach = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
             spans.append((str(p.device), p.data_ptr(), p.data_ptr() + reach * p.element_size(), index))

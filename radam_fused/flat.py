@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from . import memory
 from .addresses import Addresses
@@ -139,6 +140,8 @@ class FlatBuffers:
         grad = self._bucket.params[index].grad
         if grad is None or self._is_missing[index]:
             return grad is None and self._is_missing[index]
+        if is_batchedtensor(grad):  # which has no address
+            return False
         if grad.layout != torch.strided or grad.dtype != self._bucket.dtype or grad.device != self._bucket.device:
             return False
         address = self.grad.data_ptr() + self._bucket.starts[index] * grad.element_size()

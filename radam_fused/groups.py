@@ -12,6 +12,7 @@ from .checks import check_parameter, may_step
 from .forms import Storage
 from .offload import check_capturable, check_device
 from .options import check_later, check_wide
+from .tensor_kinds import check_memory
 
 
 def group_names(group: dict[str, Any], index: int) -> list[str]:
@@ -55,6 +56,8 @@ def check_new_group(
         check_capturable(f"param_groups[{index}]['capturable']", group["capturable"])
     for p, name in zip(group["params"], group_names(group, index), strict=True):
         if may_step(p):
+            if not differentiable:
+                check_memory(p, name)
             _check_steppable(p, name, backend, storage, offload)
 
 
@@ -75,8 +78,10 @@ def check_arrivals(
     """
     for p in params:
         try:
+            check_memory(p, "a parameter")
             _check_steppable(p, "a parameter", backend, storage, offload)
         except (TypeError, ValueError):
+            check_memory(p, names()[p])
             _check_steppable(p, names()[p], backend, storage, offload)
             raise
 

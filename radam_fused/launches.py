@@ -17,6 +17,7 @@ from .host import gradients
 from .layout import as_real
 from .ops import Operators
 from .sharded import local_gradients
+from .tensor_kinds import check_memory, is_copy_on_write, may_wrap
 
 _dtype_of = attrgetter("dtype")
 
@@ -47,16 +48,32 @@ def resolved(param: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
+def materialized(tensor: Tensor) -> bool:
+    """Gives a copy-on-write tensor (`torch._lazy_clone`) memory of its own; whether it was one.
+
+    torch does so at the first write, but not on several threads.
+    """
+    if not is_copy_on_write(tensor):
+        return False
+    tensor.data_ptr()
+    return True
+
+
 def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> Launch:
     """The launch of a plan, whose parameters have these gradients.
 
     Raises:
-        RuntimeError, TypeError, ValueError: a gradient of a DTensor or a complex parameter that does not fit.
+        RuntimeError, TypeError, ValueError: a gradient of a DTensor or a complex parameter that does not fit, or a
+            tensor subclass without memory.
     """
     params = plan.params
     if bucket.is_sharded:
         grads = local_gradients(params, grads, names)
         params = [p._local_tensor for p in params]  # type: ignore[attr-defined]
+    if may_wrap(params) or may_wrap(grads):
+        for p, tensor, grad in zip(plan.params, params, grads, strict=True):
+            check_memory(tensor, names()[p])
+            check_memory(grad, f"gradient of {names()[p]}")
     if bucket.is_complex:
         check_gradients(params, grads, [names()[p] for p in plan.params])
         grads = [resolved(p, grad) for p, grad in zip(params, grads, strict=True)]

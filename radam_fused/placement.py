@@ -21,7 +21,7 @@ from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
 from .groups import check_arrivals, group_names
 from .host import gradients, unchanged
-from .launches import Launch, by_lists, resolved
+from .launches import Launch, by_lists, materialized, resolved
 from .layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
 from .offload import Offloader
 from .ops import OPERATORS, Operators
@@ -256,13 +256,15 @@ class Placement:
     def amend(self, bucket: Bucket) -> bool:
         """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
 
-        Moments of parameters whose strides have changed are laid out anew, and lazy gradients written out.
+        Moments of parameters whose strides have changed are laid out anew, lazy gradients written out, and
+        copy-on-write tensors copied.
         """
         moved = bucket.follow_strides()
         written = False
         for p in bucket.params:
+            written |= materialized(p)
             if (grad := p.grad) is not None:
-                written |= resolved(p, grad) is not grad
+                written |= materialized(grad) or resolved(p, grad) is not grad
         for segment in moved:
             if self._state.get(bucket.params[segment]):
                 self._show(bucket, segment)
