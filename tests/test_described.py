@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from helpers import same_bits
 from radam_fused import FusedRAdam, launching
@@ -92,28 +91,11 @@ class Subclass(torch.Tensor):
     """Of a gradient's own memory."""
 
 
-class Wrapper(torch.Tensor):
-    """Of another tensor, as one whose values a collective has yet to bring."""
-
-    inner: Tensor
-
-    @staticmethod
-    def __new__(cls, inner: Tensor) -> Wrapper:
-        wrapper = torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), dtype=inner.dtype)
-        wrapper.inner = inner
-        return wrapper
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        unwrap = partial(tree_map_only, cls, lambda wrapper: wrapper.inner)
-        return func(*unwrap(args), **unwrap(kwargs or {}))
-
-
 CHANGES: dict[str, Callable[[nn.Parameter], None]] = {
     "gradient_missing": lambda p: setattr(p, "grad", None),
     "gradient_transposed": lambda p: setattr(p, "grad", torch.ones(5, 17).t()),
     "gradient_expanded": lambda p: setattr(p, "grad", torch.ones(1).expand(17, 5)),
-    "gradient_in_a_wrapper": lambda p: setattr(p, "grad", Wrapper(torch.ones(17, 5))),
+    "gradient_in_a_wrapper": lambda p: setattr(p, "grad", AsyncCollectiveTensor(torch.ones(17, 5))),
     "parameter_transposed": lambda p: setattr(p, "data", p.data.t().contiguous().t()),
 }
 
