@@ -28,7 +28,7 @@ from .ops import OPERATORS, Operators
 from .precision import NAMES
 from .scalars import capturing
 from .sharded import is_sharded, refuse_flatten
-from .state import Journal, ParameterState
+from .state.tracked_dict import Journal, ParameterState
 
 _serial = itertools.count()
 

@@ -1,0 +1,1 @@
+"""Where an optimizer's state is stored, and what ``optimizer.state`` shows of it."""
