@@ -133,7 +133,9 @@ def simulated(world: int, rank: int = 0) -> dict[str, Any]:
             "elements": sum(local),
             "empty shards": local.count(0),
             "buckets": len(buckets),
-            "state bytes": sum(b.exp_avg.nbytes + b.exp_avg_sq.nbytes + b.steps.nbytes for b in buckets),
+            "state bytes": sum(
+                b.exp_avg.nbytes + b.exp_avg_sq.nbytes + b.counts.shown.nbytes + b.counts.taken.nbytes for b in buckets
+            ),
             "launches": {kind: seen.names.count(f"radam_fused::{kind}_native") for kind in ("squares", "rows", "step")},
             "collectives": [name for name in seen.names if name.startswith(("c10d", "_c10d"))],
         }

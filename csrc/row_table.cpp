@@ -39,17 +39,18 @@ void check_pairs(const int64_t* pairs, int64_t count, int64_t groups, int64_t se
 }  // namespace
 
 RowTable prepare_rows(const Tensor& hyper, const Tensor& pairs, const Tensor& counted, const Tensor& steps,
-                      const std::optional<Tensor>& lr, const std::optional<Tensor>& squares, double max_grad_norm,
-                      const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+                      const Tensor& taken, const std::optional<Tensor>& lr, const std::optional<Tensor>& squares,
+                      double max_grad_norm, const std::optional<Tensor>& grad_scale,
+                      const std::optional<Tensor>& found_inf) {
   const Device device = device_of(hyper.get());
   const auto there = [&](const Tensor& tensor) { return is_strided_on(tensor.get(), device); };
   const auto there_or_none = [&](const std::optional<Tensor>& tensor) { return !tensor || there(*tensor); };
-  RADAM_CHECK(there(hyper) && there(pairs) && there(counted) && there(steps) && there_or_none(lr) &&
+  RADAM_CHECK(there(hyper) && there(pairs) && there(counted) && there(steps) && there(taken) && there_or_none(lr) &&
                   there_or_none(squares) && there_or_none(grad_scale) && there_or_none(found_inf),
               "all tensors must be strided and on one device, that of hyper");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
-  RADAM_CHECK(is_stored(hyper) && is_stored(pairs) && is_stored(counted) && is_stored(steps) && stored(lr) &&
-                  stored(squares) && stored(grad_scale) && stored(found_inf),
+  RADAM_CHECK(is_stored(hyper) && is_stored(pairs) && is_stored(counted) && is_stored(steps) && is_stored(taken) &&
+                  stored(lr) && stored(squares) && stored(grad_scale) && stored(found_inf),
               "a tensor: ", kFreed);
   RADAM_CHECK(is_table(hyper, kHyperColumns, /*integers=*/false),
               "hyper must be contiguous float64 of shape (groups, 16)");
@@ -57,12 +58,17 @@ RowTable prepare_rows(const Tensor& hyper, const Tensor& pairs, const Tensor& co
   RADAM_CHECK(is_vector(steps, steps.numel()), "steps must be contiguous float32 of shape (n)");
   RADAM_CHECK(is_vector(counted, steps.numel()), "counted must be contiguous float32 with one element a step count");
 
+  RADAM_CHECK(
+      taken.dim() == 1 && taken.size(0) == steps.numel() && taken.is_contiguous() && dtype_of(taken.get()) == kFloat64,
+      "taken must be contiguous float64 with one element a step count");
+
   RowsArguments arguments{};
   arguments.hyper = static_cast<const Hyper*>(hyper.const_data_ptr());
   arguments.pairs = static_cast<const int64_t*>(pairs.const_data_ptr());
   arguments.row_count = pairs.size(0);
   arguments.counted = static_cast<const float*>(counted.const_data_ptr());
   arguments.steps = static_cast<float*>(steps.mutable_data_ptr());
+  arguments.taken = static_cast<double*>(taken.mutable_data_ptr());
   arguments.segment_count = steps.numel();
   if (lr) {
     const int dtype = dtype_of(lr->get());

@@ -22,7 +22,7 @@ struct RowTable {
 // they are on the CPU; on a GPU nobody can without waiting for it.
 RowTable prepare_rows(const torch::stable::Tensor& hyper, const torch::stable::Tensor& pairs,
                       const torch::stable::Tensor& counted, const torch::stable::Tensor& steps,
-                      const std::optional<torch::stable::Tensor>& lr,
+                      const torch::stable::Tensor& taken, const std::optional<torch::stable::Tensor>& lr,
                       const std::optional<torch::stable::Tensor>& squares, double max_grad_norm,
                       const std::optional<torch::stable::Tensor>& grad_scale,
                       const std::optional<torch::stable::Tensor>& found_inf);

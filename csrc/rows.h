@@ -12,7 +12,8 @@ struct RowsArguments {
   const int64_t* pairs;  // two a row: its group, and a segment whose step count it goes by
   int64_t row_count;
   const float* counted;
-  float* steps;
+  float* steps;   // taken, rounded, as optimizer.state shows it
+  double* taken;  // how many steps each segment has taken
   int64_t segment_count;
   const void* lr;  // null: the ones in hyper
   int64_t lr_stride;
@@ -31,6 +32,13 @@ RADAM_HD double learning_rate(const RowsArguments& arguments, int64_t group) {
   if (arguments.lr == nullptr) return arguments.hyper[group].lr;
   return arguments.lr_is_double ? static_cast<const double*>(arguments.lr)[at]
                                 : double(static_cast<const float*>(arguments.lr)[at]);
+}
+
+// Steps taken so far: the exact count, unless user code has written another into the float32 that shows it.
+RADAM_HD double steps_taken(const RowsArguments& arguments, int64_t segment) {
+  const double taken = arguments.taken[segment];
+  const float shown = arguments.steps[segment];
+  return shown == float(taken) ? taken : double(shown);
 }
 
 // What the team keeps together.
@@ -79,14 +87,15 @@ RADAM_HD void make_rows(const RowsArguments& arguments, RowsShared& shared, cons
     const Common common = common_of(arguments, shared.sum, thread == 0);
     for (int64_t i = thread; i < arguments.row_count; i += Team::kThreads) {
       const int64_t group = arguments.pairs[2 * i];
-      const double t = double(arguments.steps[arguments.pairs[2 * i + 1]]) + 1.0;
+      const double t = steps_taken(arguments, arguments.pairs[2 * i + 1]) + 1.0;
       write_row(arguments.rows + i * kRowColumns, arguments.hyper[group], t, learning_rate(arguments, group), common);
     }
   });
   team([&](int thread) {
-    if (arguments.found_inf != nullptr && *arguments.found_inf != 0.0f) return;
+    const bool skip = arguments.found_inf != nullptr && *arguments.found_inf != 0.0f;
     for (int64_t i = thread; i < arguments.segment_count; i += Team::kThreads) {
-      arguments.steps[i] += arguments.counted[i];
+      arguments.taken[i] = steps_taken(arguments, i) + (skip ? 0.0 : double(arguments.counted[i]));
+      arguments.steps[i] = float(arguments.taken[i]);
     }
   });
 }

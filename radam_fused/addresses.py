@@ -20,7 +20,8 @@ from .host import describe, describe_tensors, step_described
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
 
 if TYPE_CHECKING:
-    from .bucket import Bucket, Plan
+    from .bucket import Bucket
+    from .step.plan import Plan
 
 BRIEF = 2**22
 """Of a bucket up to so many elements a step takes a few milliseconds at most: no longer than Python's threads wait for
@@ -63,9 +64,15 @@ class Addresses:
         """Whether all pairs are plain tensors that fit."""
         return describe(*self._pairs)
 
-    def step(self, rows: Tensor, zero_grads: bool) -> bool:
-        """The step, and the version counters of what it writes; False, with nothing done, if not `plain`."""
-        return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after))
+    def step(self, rows: Tensor, zero_grads: bool, counts: tuple[int, int, int, int] | None) -> bool:
+        """The step, its count, and the version counters of what it writes; False, with nothing done, if not `plain`.
+
+        Args:
+            rows: the scalars.
+            zero_grads: whether to leave zeros in the gradients.
+            counts: of `Bucket.counting`.
+        """
+        return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after), counts)
 
 
 def suits(bucket: Bucket, ops: Operators) -> bool:

@@ -163,7 +163,7 @@ class Hooks:
         for p in params:
             if p not in self._handles and _may_get_gradients(p):
                 self._handles[p] = self._register(p)
-        self._followed = optimizer._placement
+        self._followed = optimizer._placement.name if optimizer._placement is not None else None
 
     def _register(self, p: Tensor) -> RemovableHandle:
         frozen = not p.requires_grad
@@ -223,13 +223,13 @@ class Hooks:
     def _scalars(self, optimizer: FusedRAdam, placement: SeparatePlacement, bucket: Bucket) -> Scalars:
         """`FusedRAdam._scalars` for one parameter."""
         group = optimizer.param_groups[bucket.groups[0]]
-        if not (bucket.counted_on_device or group["capturable"] or on_device(group["lr"])):
+        if not (bucket.counts.on_device or group["capturable"] or on_device(group["lr"])):
             if capturing(bucket.device):
                 raise RuntimeError(
                     "capturable = False: a CUDA graph that captures steps in backward needs True, to replay them right"
                 )
             return HostScalars(optimizer.param_groups)
-        placement.count_alone_on_device(bucket)
+        bucket.count_on_device()
         return DeviceScalars(optimizer.param_groups, self._tables_on(bucket.device), None, 0.0, None, None)
 
     def _tables_on(self, device: torch.device) -> DeviceTables:
@@ -274,7 +274,7 @@ class Hooks:
             launch.bucket.params[0].grad = None
         self._passes.clear()
         self._stepped.clear()
-        if optimizer._placement is not self._followed or self._lazy:
+        if optimizer._placement is None or optimizer._placement.name != self._followed or self._lazy:
             self.follow(optimizer)
 
     def zeroed(self) -> None:

@@ -2,22 +2,22 @@
 
 Parameters of one device and dtype form a *bucket*, whatever their groups. In it each parameter is a *segment*; the
 moments of all segments share one flat buffer each, and ``state[p]["exp_avg"]`` is a view of it with the parameter's own
-strides. What stays from step to step is built once, as a `Plan`.
+strides. What stays from step to step is built once, as a `Plan` (step/plan.py).
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import memory
 from .forms import PLAIN, Storage, second_dtype
-from .host import count_steps, upload
-from .layout import ALIGNMENT, as_real, fingerprint, moment_strides, segment_starts, whole_numel
+from .host import upload
+from .layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
 from .precision import (
     CODES,
     MOMENTS,
@@ -32,39 +32,12 @@ from .precision import (
     names_of,
     ratio_of,
 )
-from .rows import RowTable
 from .sharded import is_sharded, wrapped
-
-if TYPE_CHECKING:
-    from .addresses import Addresses
-
-
-@dataclass
-class Plan:
-    """What one step launches over a bucket, for as long as the same parameters get gradients."""
-
-    missing: list[int]
-    """Segments without a gradient; they and their step counts stay."""
-    present: list[int]
-    params: list[Tensor]
-    segments: Tensor
-    """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `fingerprint`."""
-    row_of: Tensor
-    """int64, on the CPU: the row of each present segment."""
-    rows: list[tuple[int, int]]
-    """For each row its parameter group and how many steps its segments have taken, while the host counts them."""
-    leaders: list[int]
-    """For each row one of its segments."""
-    row_table: RowTable
-    """Where the host writes the rows of a step."""
-    first: bool = True
-    """Whether this plan has not been launched yet."""
-    tables: tuple[Tensor, Tensor] | None = None
-    """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
-    origins: Tensor | None = None
-    """int64, on the CPU: where the random numbers of each present segment begin; None where none are drawn."""
-    addresses: Addresses | Literal[False] | None = None
-    """See `radam_fused.addresses`; False where there is not that way, None where nobody has asked yet."""
+from .state.step_counts import StepCounts
+from .state.tracked_dict import TRACKED, Edits, ParameterState
+from .state.transaction import Transaction
+from .state.views import ShownViews, own_view
+from .step.plan import Plan, build_plan
 
 
 class Bucket:
@@ -86,8 +59,11 @@ class Bucket:
         scales: float32 (2, length / 256) of int8 moments; None for others.
         residue: what is kept of master weights beside the parameters, flat; None where nothing is.
         stochastic: whether parameters are rounded so.
-        steps: how many steps each parameter has taken, float32: on the CPU as in torch.optim, or with the moments once
-            `count_on_device` was called.
+        counts: how many steps each parameter has taken.
+        entries: which entry of ``optimizer.state`` shows each segment; None where none does yet.
+        views: those views of the buffers that are shown.
+        released: whether user code has changed an entry, so that the buffers are gone from here and the state has to be
+            laid out again from what the entries hold.
     """
 
     def __init__(
@@ -97,10 +73,12 @@ class Bucket:
         offload: bool = False,
         storage: Storage = PLAIN,
         origins: list[int] | None = None,
+        edits: Edits | None = None,
     ) -> None:
         first = params[0]
         self.params = params
         self.groups = groups
+        self.all_present = True
         self.is_complex = first.is_complex()
         self.is_sharded = is_sharded(first)
         tensors = [as_real(p) for p in params]
@@ -127,14 +105,64 @@ class Bucket:
         self.stochastic = storage.stochastic and self.dtype.itemsize == 2
         for index in range(len(params) if self.residue is not None else 0):
             self._keep(index, None)
-        self.steps = torch.zeros(len(params), dtype=torch.float32, device="cpu")
-        self._histories: list[int] | None = None
+        self.counts = StepCounts(len(params))
         self._plan: Plan | None = None
-        self._steps_version = -1
+        self.entries: list[weakref.ref[ParameterState] | None] = [None] * len(params)
+        self.released = False
+        self._edits = edits
+        self.views = ShownViews([])
 
     def view(self, buffer: Tensor, index: int) -> Tensor:
-        """A segment of a flat buffer of this bucket, in its parameter's shape."""
-        return buffer.as_strided(self.shapes[index], self.moment_strides[index], self.starts[index])
+        """A segment of a flat buffer of this bucket, in its parameter's shape, with a storage of its own."""
+        return own_view(buffer, self.shapes[index], self.moment_strides[index], self.starts[index])
+
+    # What ``optimizer.state`` shows.
+
+    def show(self, index: int, others: dict[str, Any]) -> ParameterState:
+        """An entry of ``optimizer.state`` for a parameter, with what else its owner keeps there."""
+        entry = ParameterState({**others, **self.state(index)}, self)
+        self.entries[index] = weakref.ref(entry)
+        return entry
+
+    def show_again(self, index: int) -> None:
+        """Puts the views into a parameter's entry, if it has one: they have moved."""
+        reference = self.entries[index]
+        entry = None if reference is None else reference()
+        if entry is not None:
+            dict.update(entry, self.state(index))  # not as user code does it
+
+    def note_shown(self) -> None:
+        """Remembers what is shown, to notice where user code gives a view other memory."""
+        live = [entry for reference in self.entries if reference is not None and (entry := reference()) is not None]
+        buffers = [self.exp_avg, self.exp_avg_sq, self.scales, self.residue, self.counts.shown]
+        self.views = ShownViews([buffer for buffer in buffers if buffer is not None])
+        self.views.show([value for entry in live for name, value in entry.items() if name in TRACKED])
+
+    def intact(self, thoroughly: bool = False) -> bool:
+        """Whether the buffers are what ``optimizer.state`` shows, as far as a step looks; or as a whole."""
+        return not self.released and self.views.intact(thoroughly)
+
+    def release(self) -> None:
+        """Lets go of the buffers, which live on as long as ``optimizer.state`` shows some of them."""
+        self.released = True
+        if self._edits is not None:
+            self._edits.released = True
+        self._plan = None
+        self.views = ShownViews([])
+        self.exp_avg = self.exp_avg_sq = torch.empty(0, dtype=torch.float32, device="cpu")
+        self.scales = self.residue = None
+
+    @property
+    def absent(self) -> list[int]:
+        """Segments whose parameters are in no group now, though they have state."""
+        return [] if self.all_present else [i for i, group in enumerate(self.groups) if group < 0]
+
+    def set_groups(self, groups: list[int]) -> None:
+        """Notes the index of each parameter's group, -1 where it is in none now."""
+        if groups != self.groups:
+            self.groups = groups
+            self.all_present = min(groups) >= 0
+            self._plan = None
 
     def state(self, index: int) -> dict[str, Tensor]:
         """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""
@@ -146,19 +174,26 @@ class Bucket:
         if self.is_sharded:  # the scales are of this rank's blocks: state_dict() spreads them over elements
             param = self.params[index]
             values = {n: value if n in CODES[2:] else wrapped(param, value) for n, value in values.items()}
-        return {"step": self.steps[index], **values}
+        return {"step": self.counts.view(index), **values}
 
     def _moments(self, index: int) -> dict[str, Tensor]:
         """Views of a segment's moments, by their names in the state, of real numbers."""
         views = [self.view(self.exp_avg, index), self.view(self.exp_avg_sq, index)]
         if self.scales is not None:
-            first = self.starts[index] // ALIGNMENT
-            views += self.scales[:, first : first - (-self.shapes[index].numel() // ALIGNMENT)]
+            first, count = self.starts[index] // ALIGNMENT, -(-self.shapes[index].numel() // ALIGNMENT)
+            flat = self.scales.view(-1)
+            views += [own_view(flat, (count,), (1,), row * self.scales.shape[1] + first) for row in range(2)]
         return dict(zip(MOMENTS[self.exp_avg.dtype], views, strict=True))
 
-    def adopt(self, index: int, state: Mapping[str, Any]) -> None:
-        """Copies a parameter's state, of the same shape and in whatever form, into this bucket."""
-        self.steps[index] = float(state["step"])
+    def adopt(self, index: int, state: Mapping[str, Any], count: float | None = None) -> None:
+        """Copies a parameter's state, of the same shape and in whatever form, into this bucket.
+
+        Args:
+            index: its segment.
+            state: an entry of ``optimizer.state``.
+            count: the exact count of steps behind the float32 that the entry shows, where it is known.
+        """
+        self.counts.assign(index, float(state["step"]) if count is None else count)
         self._adopt_values(index, state)
 
     def _adopt_values(self, index: int, state: Mapping[str, Any]) -> None:
@@ -200,12 +235,20 @@ class Bucket:
         tensors = [as_real(p) for p in self.params]
         moved = [i for i, tensor in enumerate(tensors) if tuple(tensor.stride()) != self.strides[i]]
         for index in moved:
-            old = {name: value.clone() for name, value in self.state(index).items()}
-            self.strides[index] = tuple(tensors[index].stride())
-            self.moment_strides[index] = moment_strides(tensors[index])
-            self._adopt_values(index, old)
-        if moved:
             self._plan = None
+            views = self.state(index)
+            old = {name: value.clone() for name, value in views.items()}
+            with Transaction() as transaction:
+                for name in ("strides", "moment_strides"):
+                    transaction.on_failure(getattr(self, name).__setitem__, index, getattr(self, name)[index])
+                for name, view in views.items():
+                    transaction.on_failure(view.copy_, old[name])
+                self.strides[index] = tuple(tensors[index].stride())
+                self.moment_strides[index] = moment_strides(tensors[index])
+                self._adopt_values(index, old)
+                self.show_again(index)
+        if moved:
+            self.note_shown()
         return moved
 
     @property
@@ -217,110 +260,53 @@ class Bucket:
         """Where the random numbers of a segment begin."""
         return self._origins[index]
 
-    @property
-    def counted_on_device(self) -> bool:
-        """Whether a rows operator counts the steps."""
-        return self._histories is not None
-
     def count_on_device(self) -> None:
         """From now on a rows operator counts the steps, where alone it may be known whether one is taken.
 
         The host then no longer knows the counts, but still which segments have the same.
         """
-        if self._histories is None:
-            self._histories = [int(count) for count in self.steps.tolist()]
-            self._part(set(self._plan.missing) if self._plan is not None else set())  # a step of it may be under way
-            self.steps = upload(self.steps, self.state_device)
-            self._steps_version = self.steps._version
+        if not self.counts.on_device:
+            # A step of the last plan may be under way.
+            self.counts.move_to(self.state_device, set(self._plan.missing) if self._plan is not None else set())
             self._plan = None
+            for index in range(len(self.params)):
+                self.show_again(index)
+            self.note_shown()
 
     def plan(self, missing: list[int]) -> Plan:
         """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
 
-        The views in ``optimizer.state`` share the version counter of ``steps``, so a step count that somebody else has
-        written shows there, at no cost a parameter.
+        Raises:
+            ValueError: user code has written something into a step count that is none.
         """
-        if self._plan is None or self._plan.missing != missing or self.steps._version != self._steps_version:
-            self._plan = self._build_plan(missing)
-            self._steps_version = self.steps._version
+        if self.counts.written():
+            self.counts.honour()
+            self._plan = None
+        if self._plan is None or self._plan.missing != missing:
+            self._plan = build_plan(self, missing)
         return self._plan
 
     def whole_plan(self) -> Plan | None:
         """The last step's plan, if all segments were in it and no count was written since."""
         plan = self._plan
-        return plan if plan and not plan.missing and self.steps._version == self._steps_version else None
-
-    def _build_plan(self, missing: list[int]) -> Plan:
-        absent = set(missing)
-        present = [i for i in range(len(self.params)) if i not in absent]
-        taken = self._taken(absent)
-        rows: dict[tuple[int, int], int] = {}
-        row_of = [rows.setdefault((self.groups[i], taken[i]), len(rows)) for i in present]
-        leaders: dict[int, int] = {}
-        for i, row in zip(present, row_of, strict=True):
-            leaders.setdefault(row, i)
-        return Plan(
-            missing=missing,
-            present=present,
-            params=[self.params[i] for i in present],
-            segments=torch.tensor(
-                [(self.starts[i], fingerprint(self.shapes[i], self.strides[i])) for i in present],
-                dtype=torch.int64,
-                device="cpu",
-            ).reshape(-1, 2),
-            row_of=torch.tensor(row_of, dtype=torch.int64, device="cpu"),
-            rows=list(rows),
-            leaders=list(leaders.values()),
-            row_table=RowTable(len(rows)),
-            origins=torch.tensor([self._origins[i] for i in present], dtype=torch.int64, device="cpu")
-            if self.draws
-            else None,
-        )
-
-    def _taken(self, absent: set[int]) -> list[int]:
-        """A number for each segment, the same for two where both have taken the same number of steps.
-
-        It is that number while the host counts. Where a device does, segments start with the count that the host last
-        knew, and part when a step takes one of them and not the other; reading the counts would be to wait.
-        """
-        if self._histories is None or self.steps._version != self._steps_version:
-            counts = [int(count) for count in self.steps.tolist()]
-            if self._histories is None:
-                return counts
-            self._histories = counts
-        return self._part(absent)
-
-    def _part(self, absent: set[int]) -> list[int]:
-        """Histories after a step that leaves these segments out."""
-        assert self._histories is not None
-        parted: dict[tuple[int, bool], int] = {}
-        self._histories = [
-            parted.setdefault((history, i in absent), len(parted)) for i, history in enumerate(self._histories)
-        ]
-        return self._histories
+        return plan if plan and not plan.missing and not self.counts.written() else None
 
     def tables(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """``pairs`` and ``counted`` of the rows operator (`radam_fused.ops`), with the moments."""
         if plan.tables is None:
-            pairs = [(group, leader) for (group, _), leader in zip(plan.rows, plan.leaders, strict=True)]
             counted = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
             counted[plan.present] = 1.0
             device = self.state_device
-            both = torch.tensor(pairs, dtype=torch.int64, device="cpu"), counted
+            both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
             plan.tables = upload(both[0], device), upload(both[1], device)
         return plan.tables
 
-    def count_step(self, plan: Plan, unwatched: bool = False) -> None:
-        """Counts one step for every segment of the plan, and moves the plan on to the next.
+    def counting(self, plan: Plan) -> tuple[int, int, int, int] | None:
+        """What the pointer path counts a step of the plan by, in the call that makes it; None where a device counts."""
+        if self.counts.on_device:
+            return None
+        return (*self.counts.addresses, self.tables(plan)[1].data_ptr() if plan.missing else 0)
 
-        Nobody looks at operators where it is ``unwatched`` (`radam_fused.addresses.unwatched`): then none is needed.
-        """
-        if self._histories is None:
-            if plan.missing:
-                self.steps[plan.present] += 1.0
-            elif unwatched:
-                count_steps(self.steps)
-            else:
-                self.steps += 1.0
-            plan.rows = [(group, taken + 1) for group, taken in plan.rows]
-        self._steps_version = self.steps._version
+    def count_step(self, plan: Plan) -> None:
+        """Counts one step for every segment of the plan."""
+        self.counts.add(plan.present if plan.missing else None)

@@ -18,8 +18,11 @@ from torch.nn.parameter import is_lazy
 from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
 from .options import GROUP_DEFAULTS, WIDE, check_group
-from .precision import CODES, MASTERS, names_of, portable
+from .precision import CODES, MASTERS, NAMES, names_of, portable
 from .sharded import check_part, local
+
+OURS = NAMES | {"step"}
+"""What a step keeps in an entry of ``optimizer.state``."""
 
 
 class _Verbatim:
@@ -46,9 +49,14 @@ def pack(packed: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, A
 
 
 def wrap(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state_dict with every value of its per-parameter state wrapped, and with its groups `completed`."""
+    """The state_dict with what is ours of its per-parameter state wrapped, and with its groups `completed`.
+
+    torch casts and moves the rest.
+    """
     state = {
-        key: {name: _Verbatim(value) for name, value in entry.items()} if isinstance(entry, Mapping) else entry
+        key: {name: _Verbatim(value) if name in OURS else value for name, value in entry.items()}
+        if isinstance(entry, Mapping)
+        else entry
         for key, entry in state_dict["state"].items()
     }
     return {**state_dict, "state": state, "param_groups": completed(state_dict, groups)}
@@ -98,12 +106,12 @@ def completed(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> li
     ]
 
 
-def _check_step(name: str, step: Any) -> None:
+def _check_step(source: str, name: str, step: Any) -> None:
     number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"state_dict: 'step' of {name} is {step!r}: must be one number")
+        raise TypeError(f"{source}: 'step' of {name} is {step!r}: must be one number")
     if not (0 <= number < math.inf and number == int(number)):
-        raise ValueError(f"state_dict: 'step' of {name} is {number!r}: must be a whole number, at least 0")
+        raise ValueError(f"{source}: 'step' of {name} is {number!r}: must be a whole number, at least 0")
 
 
 def _check_low_bits(what: str, low: Tensor) -> None:
@@ -144,6 +152,36 @@ def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping
         raise ValueError(f"{what} has shape {tuple(value.shape)}: must be {expected}")
 
 
+def has_state(entry: Any) -> bool:
+    """Whether an entry of ``optimizer.state`` holds what a step has left there, rather than a user's things alone."""
+    return isinstance(entry, Mapping) and not OURS.isdisjoint(entry)
+
+
+def check_entry(source: str, name: str, param: Tensor, state: Mapping[str, Any]) -> None:
+    """Raises for one parameter's state that does not fit it.
+
+    Args:
+        source: what errors call the place where the state is.
+        name: what they call the parameter.
+        param: the parameter.
+        state: its entry.
+
+    Raises:
+        ValueError: a key that is missing, a moment of another shape, or a step out of range.
+        TypeError: a moment of the wrong kind.
+    """
+    moments = names_of(state)
+    for key in ("step", *(moments or ("exp_avg", "exp_avg_sq"))):
+        if key not in state:
+            raise ValueError(f"{source}: the state of {name} has no {key!r}; it holds {sorted(map(str, state))}")
+    assert moments is not None
+    _check_step(source, name, state["step"])
+    for key in (*moments, *(name for name in MASTERS if name in state)):
+        what = f"{source}: {key!r} of {name}"
+        _check_tensor(what, key, state[key], param, state)
+        check_part(param, state[key], what)
+
+
 def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     """Raises if the state_dict does not fit these parameter groups.
 
@@ -159,15 +197,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
     for name, param, state in _entries(state_dict, groups):
         if is_lazy(param):
             raise ValueError(f"state_dict: has state for {name}, which is uninitialized: run its lazy module before")
-        moments = names_of(state)
-        for key in ("step", *(moments or ("exp_avg", "exp_avg_sq"))):
-            if key not in state:
-                raise ValueError(f"state_dict: the state of {name} has no {key!r}; it holds {sorted(state)}")
-        assert moments is not None
-        _check_step(name, state["step"])
-        for key in (*moments, *(name for name in MASTERS if name in state)):
-            _check_tensor(f"state_dict: {key!r} of {name}", key, state[key], param, state)
-            check_part(param, state[key], f"state_dict: {key!r} of {name}")
+        check_entry("state_dict", name, param, state)
     for index, (whole, own) in enumerate(zip(completed(state_dict, groups), groups, strict=True)):
         check_group(whole, f"state_dict: param_groups[{index}]: ")
         if whole["differentiable"] != own["differentiable"]:

@@ -25,7 +25,7 @@ from .scalars import DeviceTables
 if TYPE_CHECKING:
     from .optimizer import FusedRAdam
 
-TENSORS = 8
+TENSORS = 9
 """Of each launch, beside parameters and gradients: see `choose`."""
 
 
@@ -103,7 +103,17 @@ def choose(
         _, counted = bucket.tables(plan)
         hyper = tables.hyper(constant, bucket.device)
         tables.keep(hyper, row_of, pairs, counted, plan.segments, plan.origins)
-        tensors += (bucket.exp_avg, bucket.exp_avg_sq, plan.segments, row_of, hyper, pairs, counted, bucket.steps)
+        tensors += (
+            bucket.exp_avg,
+            bucket.exp_avg_sq,
+            plan.segments,
+            row_of,
+            hyper,
+            pairs,
+            counted,
+            bucket.counts.shown,
+        )
+        tensors += (bucket.counts.taken,)
         forms = bucket.scales, bucket.residue, plan.origins
         tensors += (tensor for tensor in forms if tensor is not None)
         there = tuple(tensor is not None for tensor in forms)
@@ -135,7 +145,7 @@ def step(
                     partial.append(OPERATORS[name].squares(chosen))
         squares = torch.stack([sums.to(partial[0].device) for sums in partial])
     for name, begin, end, index, there, stochastic in _launches(launches):
-        exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps = tensors[index : index + TENSORS]
+        exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps, taken = tensors[index : index + TENSORS]
         device = exp_avg.device
         rates = [group["lr"] for group in groups]
         lr = torch.stack(
@@ -151,6 +161,7 @@ def step(
             pairs,
             counted,
             steps,
+            taken,
             lr,
             _on(squares, device),
             max_grad_norm or 0.0,

@@ -10,6 +10,7 @@ moment.
 
 from __future__ import annotations
 
+import weakref
 from itertools import pairwise
 
 import torch
@@ -18,16 +19,36 @@ from torch._C._functorch import is_batchedtensor
 
 from . import memory
 from .addresses import Addresses
-from .bucket import Bucket, Plan
+from .bucket import Bucket
 from .checks import check_gradients
 from .host import DESCRIBES, describe_tensors, in_place
 from .layout import ALIGNMENT, fingerprint
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE
+from .state.transaction import Transaction
+from .step.plan import Plan
 
 LOOKED_AT = 512
 """Up to so many tensors, all of most models, every one is looked at in every step (10 us)."""
 SAMPLE = 4
 """Of more, so many are looked at in each step, in rotation."""
+
+
+def check_not_shared(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor in shared memory: other processes would not see a flat buffer that replaces it.
+
+    Args:
+        tensor: a parameter or a gradient.
+        name: what errors call it.
+    """
+    if tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_shared():
+        raise ValueError(f"flatten=True: {name} is in shared memory, which a flat buffer is not: use flatten=False")
+
+
+def _rebind(param: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Gives a parameter the memory and the gradient that it had."""
+    param.grad = None
+    param.data = data
+    param.grad = grad
 
 
 class FlatBuffers:
@@ -41,7 +62,6 @@ class FlatBuffers:
     Attributes:
         param, grad: ``bucket.length`` elements of the parameters' dtype; zero between the segments.
         run_origins: where the random numbers of each of the last `runs` begin; None where none are drawn.
-        run_addresses: the last `runs` by their addresses.
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
@@ -56,26 +76,36 @@ class FlatBuffers:
         self.param = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self.grad = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
-        count = len(bucket.params)
-        self._missing = list(range(count))
-        self._is_missing = [True] * count
         self._next = 0
-        self._runs_of: Plan | None = None
+        self._runs_of: weakref.ref[Plan] | None = None
         self.run_origins: Tensor | None = None
-        self.run_addresses: Addresses | None = None
+        self._attach = attach
         with torch.no_grad():
             for index, p in enumerate(bucket.params):
-                view = bucket.view(self.param, index)
-                view.copy_(p)
-                p.data = view
-                if p.grad is None and attach:
-                    p.grad = bucket.view(self.grad, index)
-                    self._is_missing[index] = False
-        bucket.strides = list(bucket.moment_strides)
+                bucket.view(self.param, index).copy_(p)
+                if p.grad is not None:
+                    bucket.view(self.grad, index).copy_(p.grad)
+        self._is_missing = [p.grad is None and not attach for p in bucket.params]
         self._references = [-1, -1]
+
+    def bind(self, transaction: Transaction) -> None:
+        """Makes the parameters and their gradients views of the buffers, which have their values already.
+
+        Args:
+            transaction: gives every parameter its own memory back, should this or what follows not come to its end.
+        """
+        bucket = self._bucket
+        with torch.no_grad():
+            for index, p in enumerate(bucket.params):
+                transaction.on_failure(_rebind, p, p.data, p.grad)
+                grad = None if self._is_missing[index] else bucket.view(self.grad, index)
+                p.grad = None  # of other strides, or on its way to another device, it would not fit the new memory
+                p.data = bucket.view(self.param, index)
+                p.grad = grad
+        bucket.strides = list(bucket.moment_strides)
         self._places = self._described_places()
         self._count(0)
-        self._rebind()
+        self._settle()
 
     def _described_places(self) -> Tensor | None:
         """int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each parameter, as it is to be."""
@@ -99,6 +129,7 @@ class FlatBuffers:
         """Raises for a gradient that the flat buffer cannot take as it is."""
         p, name = self._bucket.params[index], self._names[index]
         check_gradients([p], [grad], [name])
+        check_not_shared(grad, f"gradient of {name}")
         if grad.dtype != self._bucket.dtype:
             raise TypeError(f"flatten=True: gradient of {name} is {grad.dtype}: must be {self._bucket.dtype}, as it is")
 
@@ -205,13 +236,13 @@ class FlatBuffers:
 
     def runs(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Neighbouring segments of the same row, merged: parameters, gradients, segments and rows of a launch."""
-        if self._runs_of is not plan:
+        if self._runs_of is None or self._runs_of() is not plan:
             self._runs = params, grads, segments, row_of = self._merge(plan)
-            self._runs_of = plan
+            self._runs_of = weakref.ref(plan)  # which goes with the moments where the bucket releases these
             if DESCRIBES:
                 for p, grad in zip(params, grads, strict=True):
                     p.grad = grad  # where `Addresses` looks for it
-                self.run_addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
+                plan.addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
             for which in range(2):  # the runs are views too; `collect` has just seen that all else is in place
                 self._count(which)
         return self._runs

@@ -20,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .backends.reference_rows import halve
-from .bucket import Bucket, Plan
+from .bucket import Bucket
 from .layout import PARTIAL_SUMS
 from .sharded import is_sharded
+from .step.plan import Plan
 
 FAILED = -float("inf")
 """What a rank adds to the sum whose own gradients do not fit: no sum of squares is negative."""

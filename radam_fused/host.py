@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import is_
 from typing import Any
 
 import torch
@@ -11,14 +10,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 try:
     from ._C import (
-        count_steps,
+        counts_shown,
         describe,
         describe_tensors,
+        describe_views,
         gradients,
         in_place,
         prepare_describe,
         step_described,
         unchanged,
+        views_in_place,
         write_rows,
     )
 
@@ -33,27 +34,18 @@ try:
             torch._C.TensorBase.__basicsize__,
         )
     """Whether a step by addresses works with this torch (addresses.py)."""
+    HAS_LOOPS = True
+    """Whether the loops below are there in C."""
 except ImportError:
-    DESCRIBES = False
+    DESCRIBES = HAS_LOOPS = False
 
     def _missing(*_: Any) -> Any:
-        raise NotImplementedError("radam_fused._C is not there; ask DESCRIBES first")
+        raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or DESCRIBES first")
 
-    count_steps = describe = describe_tensors = in_place = step_described = _missing  # type: ignore[assignment]
+    counts_shown = describe = describe_tensors = describe_views = _missing  # type: ignore[assignment]
+    in_place = step_described = unchanged = views_in_place = _missing  # type: ignore[assignment]
 
-    def _identical(a: list[Any], b: list[Any]) -> bool:
-        return len(a) == len(b) and all(map(is_, a, b))
-
-    def unchanged(
-        groups: list[dict[str, Any]], members: list[list[Tensor]], state: dict[Tensor, Any], entries: list[Any]
-    ) -> bool:
-        """Whether groups have these very parameters, and the state's values are these very entries, in order."""
-        return _identical(list(state.values()), entries) and (
-            len(groups) == len(members)
-            and all(_identical(group["params"], ours) for group, ours in zip(groups, members, strict=True))
-        )
-
-    def write_rows(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]]) -> bool:
+    def write_rows(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
         """False: `radam_fused.rows.step_row` makes them."""
         return False
 
@@ -72,13 +64,16 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 __all__ = [
     "DESCRIBES",
-    "count_steps",
+    "HAS_LOOPS",
+    "counts_shown",
     "describe",
     "describe_tensors",
+    "describe_views",
     "gradients",
     "in_place",
     "step_described",
     "unchanged",
     "upload",
+    "views_in_place",
     "write_rows",
 ]

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from .addresses import Addresses
-from .bucket import Bucket, Plan
+from .bucket import Bucket
 from .checks import check_gradients, check_stored, gradient_dtypes
 from .global_norm import GlobalNorm
 from .host import gradients
 from .layout import as_real
 from .ops import Operators
 from .sharded import local_gradients
+from .step.plan import Plan
 from .tensor_kinds import check_memory, is_copy_on_write, may_wrap
 
 _dtype_of = attrgetter("dtype")

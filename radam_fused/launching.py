@@ -35,7 +35,7 @@ def choose_scalars(
     """
     known = max_grad_norm is None and grad_scale is None and found_inf is None
     for bucket in placement.buckets:
-        known = known and not bucket.counted_on_device
+        known = known and not bucket.counts.on_device
     try:
         for group in groups:
             known = known and not (group["capturable"] or on_device(group["lr"]))
@@ -56,9 +56,21 @@ def choose_scalars(
 def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool) -> None:
     """One bucket's step: its rows, the step operator, and the counts.
 
+    Where the pointer path does not fit, the step goes through the dispatcher; where the operator then fails for a
+    reason that can be repaired, it is tried once more.
+
     Raises:
         RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
     """
+    attempt: Launch | None = launch
+    for repair in (True, False) if launch.addresses is None else (True, True, False):
+        if attempt is None or _attempt(placement, attempt, scalars, zero_grads, repair):
+            return
+        attempt = placement.collect(launch.bucket, pointers=False)
+
+
+def _attempt(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool, repair: bool) -> bool:
+    """Whether the step was taken; False where it may be taken through the dispatcher, with nothing done yet."""
     bucket, plan = launch.bucket, launch.plan
     ops = placement.ops[bucket]
     with span("rows"):
@@ -66,26 +78,25 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     try:
         with span("step"):
             stepped = _call(launch, ops, rows, zero_grads)
-    except Exception:
+    except BaseException as error:
         scalars.undo(bucket, plan)
-        check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
-        if not placement.amend(bucket):
-            raise
-        stepped = False
-    else:
-        if not stepped:
-            scalars.undo(bucket, plan)
+        if isinstance(error, Exception):
+            check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
+            if repair and placement.amend(bucket):
+                return False
+        raise
     if stepped:
         placement.stepped(launch)
-    elif (again := placement.collect(bucket)) is not None:
-        run(placement, again, scalars, zero_grads)
+    else:
+        scalars.undo(bucket, plan)
+    return stepped
 
 
 def _call(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> bool:
     """The step operator, and the version counters of what it writes; False where it takes lists, nothing done."""
     bucket, plan, params, grads, segments, row_of, origins, addresses = launch
     if addresses is not None:
-        return addresses.step(rows, zero_grads)
+        return addresses.step(rows, zero_grads, bucket.counting(plan))
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
     forms = bucket.scales, bucket.residue, bucket.stochastic, origins

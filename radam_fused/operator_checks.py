@@ -160,6 +160,7 @@ def check_rows(
     pairs: Tensor,
     counted: Tensor,
     steps: Tensor,
+    taken: Tensor,
     lr: Tensor | None,
     squares: Tensor | None,
     grad_scale: Tensor | None,
@@ -176,6 +177,7 @@ def check_rows(
     _require("hyper", hyper, hyper.device, (torch.float64,), (groups, len(Hyper._fields)))
     _require("pairs", pairs, hyper.device, (torch.int64,), (pairs.shape[0] if pairs.dim() else 0, 2))
     _require("steps", steps, hyper.device, (torch.float32,), (segments,))
+    _require("taken", taken, hyper.device, (torch.float64,), (segments,))
     _require("counted", counted, hyper.device, (torch.float32,), (segments,))
     if lr is not None:
         _require("lr", lr, hyper.device, (torch.float32, torch.float64), (groups,), contiguous=False)

@@ -40,12 +40,14 @@ order, in lane i, then the second half of the 1,024 lanes to the first, again an
 ``hyper``               float64 (groups, 16): `radam_fused.rows.Hyper` of every parameter group
 ``pairs``               int64 (rows, 2): each row's group, and a segment whose step count it goes by
 ``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
-``steps``               float32 (n), written: how many steps each segment has taken; ``counted`` is added
+``steps``               float32 (n), written: ``taken`` rounded, as ``optimizer.state`` shows it; where it is another
+                        value, user code has written that, and it replaces the count
+``taken``               float64 (n), written: how many steps each segment has taken; ``counted`` is added
 ``lr``                  float32 or float64 (groups), or None for the ones in ``hyper``
 ``squares``             float64 (k, 1024), what **squares** has found over all buckets, or None for no clipping
 ``max_grad_norm``       to what the gradients' norm is clipped, as by `torch.nn.utils.clip_grad_norm_`
 ``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
-``found_inf``           float32, one element: other than 0 skips the step and leaves ``steps``; or None
+``found_inf``           float32, one element: other than 0 skips the step and counts none; or None
 ======================  ====================================================================================
 
 It returns ``rows`` for **step**, and the norm of the unscaled gradients as a float64 scalar, 0 without ``squares``:
@@ -73,7 +75,7 @@ _SCHEMAS = {
     ),
     "squares": "(Tensor[] grads) -> Tensor",
     "rows": (
-        "(Tensor hyper, Tensor pairs, Tensor counted, Tensor(a!) steps, Tensor? lr, Tensor? squares, "
+        "(Tensor hyper, Tensor pairs, Tensor counted, Tensor(a!) steps, Tensor(b!) taken, Tensor? lr, Tensor? squares, "
         "float max_grad_norm, Tensor? grad_scale, Tensor? found_inf) -> (Tensor, Tensor)"
     ),
 }
@@ -124,6 +126,7 @@ def _fake_rows(
     pairs: Tensor,
     counted: Tensor,
     steps: Tensor,
+    taken: Tensor,
     lr: Tensor | None,
     squares: Tensor | None,
     max_grad_norm: float,

@@ -41,8 +41,10 @@ from .options import (
 )
 from .placement import Placement
 from .reports import NOTHING, RectificationState, observable, rectification_state, span
-from .scalars import DeviceScalars, DeviceTables, Scalars
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars
 from .separate import SeparatePlacement
+from .state.transaction import Transaction
+from .step.interrupts import Deferred
 
 if TYPE_CHECKING:
     from .backward import Hooks
@@ -175,14 +177,15 @@ class FusedRAdam(Optimizer):
     @outside_inference_mode
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
-        return kind(self.param_groups, self.state, self._backend, self._flatten, attach, self._offload, self._storage)
+        options = self._backend, self._flatten, attach, self._offload, self._storage
+        return kind(self.param_groups, self.state, *options, self._placement)
 
     @_disable_dynamo
     @outside_inference_mode
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
-        if self._placement is not None and self._placement.outdated(self.param_groups, self.state):
-            self._placement = self._place()  # takes in what others have edited, before what is noted here hides it
+        if self._placement is not None:  # takes in what user code has edited, before what is noted here hides it
+            self._placement.refresh(self.param_groups, self.state)
         super().add_param_group(param_group)
         index = len(self.param_groups) - 1
         try:
@@ -195,7 +198,7 @@ class FusedRAdam(Optimizer):
                 self._placement.add(index)
             if self._in_backward is not None:
                 self._in_backward.follow(self)
-        except Exception:
+        except BaseException:
             self.param_groups.pop()
             raise
 
@@ -238,8 +241,10 @@ class FusedRAdam(Optimizer):
         return loss
 
     def _current_placement(self) -> Placement:
-        if self._placement is None or self._placement.outdated(self.param_groups, self.state):
+        if self._placement is None:
             self._placement = self._place()
+        else:
+            self._placement.refresh(self.param_groups, self.state)
         return self._placement
 
     def _check_keys(self) -> None:
@@ -281,12 +286,19 @@ class FusedRAdam(Optimizer):
             with span("scalars"):
                 scalars = self._scalars(placement, squares, norm)
                 if len(launches) > 1:
-                    scalars.prepare([launch.plan for launch in launches])
-            for launch in launches:
-                run(placement, launch, scalars, self._zero_grads and self._in_backward is None)  # which frees them
-            grad_scale = getattr(self, "grad_scale", None)
-            if grad_scale is not None and not self._zero_grads:
-                unscale(launches, grad_scale)
+                    scalars.prepare([(launch.bucket, launch.plan) for launch in launches])
+            # One call of C moves and counts; of anything more an interrupt could see a part.
+            at_once = len(launches) == 1 and launches[0].addresses is not None and isinstance(scalars, HostScalars)
+            zero_grads = self._zero_grads and self._in_backward is None  # which frees them
+            if at_once:
+                run(placement, launches[0], scalars, zero_grads)
+            else:
+                with Deferred():
+                    for launch in launches:
+                        run(placement, launch, scalars, zero_grads)
+                    grad_scale = getattr(self, "grad_scale", None)
+                    if grad_scale is not None and not self._zero_grads:
+                        unscale(launches, grad_scale)
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
         elif norm is not None and squares is not None:
@@ -356,6 +368,8 @@ class FusedRAdam(Optimizer):
 
         State in other forms keeps them, under names of their own (docs/precision.md).
         """
+        if self._placement is not None:
+            self._placement.settle(self.param_groups, self.state)
         return pack(super().state_dict(), self.param_groups)
 
     @_disable_dynamo
@@ -376,7 +390,9 @@ class FusedRAdam(Optimizer):
         # Registered last, so that it sees what the caller's own pre-hooks have made of the state_dict.
         handle = self.register_load_state_dict_pre_hook(check_and_wrap)
         try:
-            super().load_state_dict(state_dict)
+            with Transaction() as transaction:
+                transaction.keep_attributes(self)
+                super().load_state_dict(state_dict)
         finally:
             handle.remove()
 
@@ -395,6 +411,7 @@ class FusedRAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._placement = None
         unwrap(self.state)
         self.last_grad_norm = self._compiled_norm = None
         if "_wide" in state:  # a copy or a pickle, which process groups stay out of; load_state_dict keeps what it has

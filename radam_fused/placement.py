@@ -1,26 +1,29 @@
-"""Where the parameters of an optimizer live.
+"""Where the parameters of an optimizer are stored: assigns them to buckets as gradients come.
 
-Their buckets are made as gradients come, and made anew when somebody edits ``param_groups`` or ``state`` from outside.
+User code may edit ``param_groups`` and ``state`` between two steps. Buckets are kept by parameter: one whose parameters
+and state are still the same stays as it is, whatever the groups look like now; any other is laid out again from what
+``state`` holds. All of it happens beside what is there, and is committed at the end (`Transaction`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .addresses import addresses, suits, unwatched
 from .backends import backend_for
-from .bucket import Bucket, Plan
+from .bucket import Bucket
+from .checkpoint import check_entry, has_state
 from .checks import check_disjoint, check_gradients, may_step
-from .flat import FlatBuffers
+from .flat import FlatBuffers, check_not_shared
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
 from .groups import check_arrivals, group_names
-from .host import gradients, unchanged
+from .host import gradients
 from .launches import Launch, by_lists, materialized, resolved
 from .layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
 from .offload import Offloader
@@ -28,9 +31,20 @@ from .ops import OPERATORS, Operators
 from .precision import NAMES
 from .scalars import capturing
 from .sharded import is_sharded, refuse_flatten
-from .state.tracked_dict import Journal, ParameterState
+from .state.snapshot import Snapshot
+from .state.tracked_dict import Edits
+from .state.transaction import Transaction
+from .step.plan import Plan
 
 _serial = itertools.count()
+
+
+class _Made(NamedTuple):
+    """A bucket that nothing refers to yet."""
+
+    bucket: Bucket
+    ops: Operators
+    flat: FlatBuffers | None
 
 
 class Placement:
@@ -44,9 +58,10 @@ class Placement:
         attach: under ``flatten``, give parameters without a gradient a zero one.
         offload: keep moments on the CPU, and step there (offload.py).
         storage: how the state is stored.
+        before: what has stored the state until now, if anything: it knows exact step counts.
 
     Attributes:
-        name: of this one alone, which a compiled step is guarded by.
+        name: of this layout alone, which a compiled step is guarded by.
         buckets: in the order they were made.
         ops: the operator that steps each.
         offload: as given.
@@ -61,8 +76,8 @@ class Placement:
         attach: bool,
         offload: bool = False,
         storage: Storage = PLAIN,
+        before: Placement | None = None,
     ) -> None:
-        self.name = f"placement {next(_serial)}"
         self._groups = groups
         self._state = state
         self._backend = backend
@@ -71,63 +86,82 @@ class Placement:
         self._storage = storage
         self._offloaders: dict[torch.device, Offloader] = {}
         self._norm: GlobalNorm | None = None
-        self._journal = Journal()
+        self._edits = Edits()
+        self._snapshot: Snapshot | None = None
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Operators] = {}
         self._flats: dict[Bucket, FlatBuffers] = {}
-        self._unplaced = [(p, index) for index, group in enumerate(groups) for p in group["params"]]
-        if flatten:
-            self._place(self._stepping(), attach)
-        else:
-            self._place([(p, index) for p, index in self._unplaced if state.get(p)], attach=False)
-        self._note()
+        members = _members(groups)
+        arrivals = _stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
+        self._lay_out(groups, state, [], arrivals, attach, [] if before is None else before.buckets)
 
     def add(self, index: int) -> None:
         """Takes in a group that has just been added; on an error this is as it was."""
-        self._norm = None
-        before = self._unplaced
-        self._unplaced = before + [(p, index) for p in self._groups[index]["params"]]
-        try:
-            if self._flatten:
-                self._place(self._stepping(), attach=True)
-        except Exception:
-            self._unplaced = before
-            raise
-        self._note()
+        members = [(p, i) for p, i in self._waiting_params() if i != index]
+        members += [(p, index) for p in self._groups[index]["params"]]
+        kept = [(bucket, bucket.groups) for bucket in self.buckets]
+        self._lay_out(self._groups, self._state, kept, _stepping(members) if self._flatten else [], attach=True)
 
-    # Noticing what others have changed.
-
-    def _note(self) -> None:
-        """Remembers groups and state as they are now."""
-        self._members = [list(group["params"]) for group in self._groups]
-        self._entries = list(self._state.values())
-        self._journal.changed = False
+    # Noticing what user code has changed.
 
     @property
     def edited(self) -> bool:
-        """Whether somebody has put another tensor into an entry of the state."""
-        return self._journal.changed
+        """Whether user code has put another tensor into an entry of the state."""
+        return self._edits.released
 
     def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether the optimizer's groups or state are no longer those that this has placed."""
-        return (
-            self.edited
-            or groups is not self._groups
-            or state is not self._state
-            or not unchanged(groups, self._members, state, self._entries)
-        )
+        snapshot = None if self._edits.released else self._snapshot
+        if snapshot is None or not snapshot.matches(groups, state):
+            return True
+        for bucket in self._looked_at:  # noqa: SIM110, a generator would make a call of each
+            if not bucket.views.intact():
+                return True
+        return False
+
+    def refresh(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
+        """Follows what user code has made of the optimizer's groups and state; most often nothing."""
+        if not self.outdated(groups, state):
+            self._groups, self._state = groups, state
+            return
+        members = _members(groups)
+        index_of = dict(members)
+        kept, replaced = [], []
+        for bucket in self.buckets:
+            indices = [index_of.get(p, -1) for p in bucket.params]
+            if _is_current(bucket, state, indices):
+                kept.append((bucket, indices))
+            else:
+                replaced.append(bucket)
+        known = {p for bucket, _ in kept for p in bucket.params}
+        waiting = [(p, index) for p, index in members if p not in known]
+        arrivals = _stepping(waiting) if self._flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
+        self._lay_out(groups, state, kept, arrivals, False, replaced)
+
+    def settle(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
+        """As `refresh`, with a look at every view of the state: before it is saved, say."""
+        if not all(bucket.intact(thoroughly=True) for bucket in self.buckets):
+            self._snapshot = None
+        self.refresh(groups, state)
 
     # Making buckets.
 
-    def _stepping(self) -> list[tuple[Tensor, int]]:
-        """Of the parameters without a bucket those that have a gradient or may get one."""
-        return [(p, index) for p, index in self._unplaced if may_step(p)]
+    def _waiting_params(self) -> list[tuple[Tensor, int]]:
+        """The parameters without a bucket, by the index of their group."""
+        return [(self._groups[index]["params"][k], index) for index, places in self._waiting for k in places]
 
     def place_arrivals(self) -> None:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
-        if self._unplaced and any(p.grad is not None for p, _ in self._unplaced):
-            self._place(self._stepping(), attach=False)
-            self._note()
+        for index, places in self._waiting:
+            params = self._groups[index]["params"]
+            if any(params[k].grad is not None for k in places):
+                self._place(_stepping(self._waiting_params()), attach=False)
+                return
+
+    def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
+        """Gives buckets to these parameters."""
+        kept = [(bucket, bucket.groups) for bucket in self.buckets]
+        self._lay_out(self._groups, self._state, kept, arrivals, attach)
 
     def _kind(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
@@ -136,108 +170,154 @@ class Placement:
     def _moments(self, p: Tensor) -> torch.dtype:
         return self._storage.moments(as_real(p).dtype, whole_numel(p))
 
-    def _origins(self) -> dict[Tensor, int]:
+    def _origins(self, groups: list[dict[str, Any]]) -> dict[Tensor, int]:
         """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed."""
-        params = [p for group in self._groups for p in group["params"]]
+        params = [p for group in groups for p in group["params"]]
         return dict(zip(params, segment_starts([drawing_length(p) for p in params])[0], strict=True))
 
-    def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
+    def _lay_out(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Tensor, Any],
+        kept: list[tuple[Bucket, list[int]]],
+        arrivals: list[tuple[Tensor, int]],
+        attach: bool,
+        replaced: Sequence[Bucket] = (),
+    ) -> None:
+        """Makes buckets for new parameters, and these and the buckets kept the layout from now on; all or nothing.
+
+        Args:
+            groups: the optimizer's ``param_groups``.
+            state: its ``state``.
+            kept: buckets that stay, and for each the indices of its parameters' groups, -1 for one in none.
+            arrivals: parameters that get a bucket, and the indices of their groups.
+            attach: under ``flatten``, give parameters without a gradient a zero one.
+            replaced: buckets that have held some of them, and know their exact step counts.
+
+        Under ``flatten`` the state of a parameter with a gradient is shown at once: torch's distributed state_dict
+        makes state for a fresh optimizer only where no parameter has a gradient.
+        """
+        offloaders = dict(self._offloaders)
+        made = self._build(groups, state, arrivals, attach, replaced, offloaders)
+        placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in arrivals}
+        with Transaction() as transaction:
+            transaction.keep_attributes(self)
+            for bucket, indices in kept:
+                transaction.on_failure(bucket.set_groups, bucket.groups)
+                bucket.set_groups(indices)
+            for one in made:
+                if one.flat is not None:
+                    one.flat.bind(transaction)
+                for segment, p in enumerate(one.bucket.params):
+                    if has_state(state.get(p)) or (self._flatten and p.grad is not None):
+                        transaction.keep_item(state, p)
+                        self._show(one.bucket, segment, state)
+                one.bucket.note_shown()
+            self.name = f"placement {next(_serial)}"
+            self._groups, self._state = groups, state
+            self._offloaders = offloaders
+            self._norm = None
+            self.buckets = [bucket for bucket, _ in kept] + [one.bucket for one in made]
+            self.ops = {b: self.ops[b] for b, _ in kept} | {one.bucket: one.ops for one in made}
+            self._flats = {b: self._flats[b] for b, _ in kept if b in self._flats}
+            self._flats |= {one.bucket: one.flat for one in made if one.flat is not None}
+            places = ((i, [k for k, p in enumerate(g["params"]) if p not in placed]) for i, g in enumerate(groups))
+            self._waiting = [(index, waiting) for index, waiting in places if waiting]
+            self._looked_at = self.buckets
+            self._snapshot = Snapshot(groups, state)
+        self._edits.released = False  # by entries that the new ones have replaced
+
+    def _build(
+        self,
+        groups: list[dict[str, Any]],
+        state: dict[Tensor, Any],
+        arrivals: list[tuple[Tensor, int]],
+        attach: bool,
+        replaced: Sequence[Bucket],
+        offloaders: dict[torch.device, Offloader],
+    ) -> list[_Made]:
+        """Buckets for new parameters, with the state that these have; nothing that exists is changed."""
+        if not arrivals:
+            return []
+        names = _names(groups)
         stepping = (p for p, _ in arrivals if may_step(p))
-        check_arrivals(stepping, self.names, self._backend, self._storage, self.offload)
+        check_arrivals(stepping, lambda: names, self._backend, self._storage, self.offload)
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
         for p, index in arrivals:
             kinds.setdefault(self._kind(p), []).append((p, index))
-        names = self.names() if self._flatten else {}
         if self._flatten:
-            for p, _ in arrivals:
-                if p.is_complex():
-                    raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
-            refuse_flatten(names)
-            check_disjoint(list(names), list(names.values()))
-            for p, _ in arrivals:
-                if p.grad is not None:
-                    check_gradients([p], [p.grad], [names[p]])
-        origins = self._origins() if arrivals and self._storage.draws else {}
+            _check_flatten(names, [p for p, _ in arrivals])
+        for p, _ in arrivals:
+            if has_state(state.get(p)):
+                check_entry("optimizer.state", names[p], p, state[p])
+        counts = {p: (bucket, k) for bucket in replaced for k, p in enumerate(bucket.params)}
+        origins = self._origins(groups) if self._storage.draws else {}
+        made = []
         for members in kinds.values():
             params = [p for p, _ in members]
-            indices = [index for _, index in members]
             drawn = [draws_from(p, origins[p]) for p in params] if self._storage.draws else None
-            bucket = Bucket(params, indices, self.offload, self._storage, drawn)
-            op = self._operators(bucket.device)
-            if self._flatten:
-                self._flats[bucket] = FlatBuffers(bucket, [names[p] for p in bucket.params], attach)
-            for segment, p in enumerate(bucket.params):
-                if self._state.get(p):
-                    bucket.adopt(segment, self._state[p])
-            if any(self._groups[index]["capturable"] for index in bucket.groups):
+            bucket = Bucket(params, [i for _, i in members], self.offload, self._storage, drawn, self._edits)
+            op = self._operators(bucket.device, offloaders)
+            flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self._flatten else None
+            for segment, p in enumerate(params):
+                if has_state(state.get(p)):
+                    was = counts.get(p)
+                    count = None if was is None else was[0].counts.exact(was[1], state[p]["step"])
+                    bucket.adopt(segment, state[p], count)
+            if any(groups[index]["capturable"] for index in bucket.groups):
                 bucket.count_on_device()
-            self._show_all(bucket)
-            self.ops[bucket] = op if suits(bucket, op) else op._replace(by_addresses=False)
-            self.buckets.append(bucket)
-        placed = {p for p, _ in arrivals}
-        self._unplaced = [(p, index) for p, index in self._unplaced if p not in placed]
+            made.append(_Made(bucket, op if suits(bucket, op) else op._replace(by_addresses=False), flat))
+        return made
 
-    def _operators(self, device: torch.device) -> Operators:
+    def _operators(self, device: torch.device, offloaders: dict[torch.device, Offloader]) -> Operators:
         """What steps the parameters of a device; all offloaded buckets of a device share its staging memory."""
         if not self.offload:
             return OPERATORS[backend_for(device.type, self._backend)]
-        if device not in self._offloaders:
-            self._offloaders[device] = Offloader(device, self._backend)
-        return self._offloaders[device].operators
+        if device not in offloaders:
+            offloaders[device] = Offloader(device, self._backend)
+        return offloaders[device].operators
 
-    def _show(self, bucket: Bucket, segment: int) -> None:
+    def _show(self, bucket: Bucket, segment: int, state: dict[Tensor, Any]) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
         p = bucket.params[segment]
-        others = {name: value for name, value in self._state.get(p, {}).items() if name not in NAMES}
-        self._state[p] = ParameterState({**others, **bucket.state(segment)}, self._journal)
-
-    def _show_all(self, bucket: Bucket) -> None:
-        """Shows every segment that has state, and under ``flatten`` those that have a gradient.
-
-        torch's distributed state_dict makes state for a fresh optimizer only where no parameter has a gradient.
-        """
-        for segment, p in enumerate(bucket.params):
-            if self._state.get(p) or (self._flatten and p.grad is not None):
-                self._show(bucket, segment)
+        others = {name: value for name, value in state.get(p, {}).items() if name not in NAMES}
+        state[p] = bucket.show(segment, others)
 
     def count_on_device(self) -> None:
         """From now on a device counts the steps, where it alone may know whether one is taken."""
         for bucket in self.buckets:
-            if not bucket.counted_on_device:
-                bucket.count_on_device()
-                self._show_all(bucket)
-                self._note()
+            bucket.count_on_device()
 
     def names(self) -> dict[Tensor, str]:
         """What errors call each parameter."""
-        return {
-            p: name
-            for index, group in enumerate(self._groups)
-            for p, name in zip(group["params"], group_names(group, index), strict=True)
-        }
+        return _names(self._groups)
 
     # A step.
 
-    def collect(self, bucket: Bucket, sure: bool = True) -> Launch | None:
+    def collect(self, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
         """What a step launches over a bucket, or None where no parameter of it has a gradient.
 
         Unless ``sure`` a launch by addresses may be one that cannot go that way, which its step finds out itself.
+        Without ``pointers`` there is none.
         """
         if self.offload and capturing(bucket.device):
             raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
         if self._flatten:
             flat = self._flats[bucket]
-            plan = bucket.plan(flat.collect())
+            missing = flat.collect()
+            plan = bucket.plan(missing if bucket.all_present else sorted({*missing, *bucket.absent}))
             if not plan.present:
                 return None
             runs = flat.runs(plan)
-            by_addresses = flat.run_addresses if self.ops[bucket].by_addresses and unwatched() else None
-            return Launch(bucket, plan, *runs, flat.run_origins, by_addresses)
-        whole = bucket.whole_plan()
+            found = plan.addresses if pointers and self.ops[bucket].by_addresses and unwatched() else None
+            return Launch(bucket, plan, *runs, flat.run_origins, found or None)
+        whole = bucket.whole_plan() if pointers and bucket.all_present else None
         found = None if whole is None else addresses(bucket, whole, self.ops[bucket])
         if whole is not None and found is not None and (not sure or found.plain()):
             return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
         grads, missing = gradients(bucket.params)
+        if not bucket.all_present:
+            grads, missing = _without_absent(bucket, grads, missing)
         plan = bucket.plan(missing)
         if not plan.present:
             return None
@@ -265,30 +345,88 @@ class Placement:
             written |= materialized(p)
             if (grad := p.grad) is not None:
                 written |= materialized(grad) or resolved(p, grad) is not grad
-        for segment in moved:
-            if self._state.get(bucket.params[segment]):
-                self._show(bucket, segment)
-        self._note()
         return bool(moved) or written
 
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""
-        launch.bucket.count_step(launch.plan, unwatched=launch.addresses is not None)
-        self.show_first(launch.bucket, launch.plan)
+        if launch.addresses is None or launch.bucket.counts.on_device:  # otherwise the call that made it has counted it
+            launch.bucket.count_step(launch.plan)
+        if launch.plan.first:
+            self.show_first(launch.bucket, launch.plan)
 
     def show_first(self, bucket: Bucket, plan: Plan) -> None:
         """Shows the state of segments that had none yet."""
         if plan.first:
             for segment in plan.present:
-                if not self._state.get(bucket.params[segment]):
-                    self._show(bucket, segment)
+                if bucket.entries[segment] is None:
+                    self._show(bucket, segment, self._state)
+            bucket.note_shown()
+            self._snapshot = Snapshot(self._groups, self._state)
             plan.first = False
-            self._note()
 
     def zero_grads(self, set_to_none: bool) -> None:
         """Under ``flatten``: one memset a bucket, and torch's ways for parameters that have no bucket yet."""
         for flat in self._flats.values():
             flat.zero_grads()
-        for p, _ in self._unplaced:
+        for p, _ in self._waiting_params():
             if p.grad is not None:
                 p.grad = None if set_to_none else torch.zeros_like(p.grad)
+
+
+def _members(groups: list[dict[str, Any]]) -> list[tuple[Tensor, int]]:
+    """All parameters, each with the index of its group."""
+    return [(p, index) for index, group in enumerate(groups) for p in group["params"]]
+
+
+def _stepping(waiting: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
+    """Of the parameters without a bucket those that have a gradient or may get one."""
+    return [(p, index) for p, index in waiting if may_step(p)]
+
+
+def _names(groups: list[dict[str, Any]]) -> dict[Tensor, str]:
+    return {
+        p: name
+        for index, group in enumerate(groups)
+        for p, name in zip(group["params"], group_names(group, index), strict=True)
+    }
+
+
+def _is_current(bucket: Bucket, state: dict[Tensor, Any], indices: list[int]) -> bool:
+    """Whether a bucket is what the state shows of its parameters, and none of them is gone without a trace.
+
+    Args:
+        bucket: any.
+        state: the optimizer's.
+        indices: of the parameters' groups; -1 where one is in none.
+    """
+    if not bucket.intact(thoroughly=True):
+        return False
+    for p, reference, index in zip(bucket.params, bucket.entries, indices, strict=True):
+        entry = state.get(p)
+        if reference is None:
+            if index < 0 or has_state(entry):
+                return False
+        elif entry is None or reference() is not entry:
+            return False
+    return True
+
+
+def _check_flatten(names: dict[Tensor, str], arrivals: list[Tensor]) -> None:
+    """Raises for parameters that cannot become views of flat buffers, or whose gradients cannot."""
+    for p in arrivals:
+        if p.is_complex():
+            raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
+        check_not_shared(p, names[p])
+    refuse_flatten(names)
+    check_disjoint(list(names), list(names.values()))
+    for p in arrivals:
+        if p.grad is not None:
+            check_gradients([p], [p.grad], [names[p]])
+
+
+def _without_absent(bucket: Bucket, grads: list[Tensor], missing: list[int]) -> tuple[list[Tensor], list[int]]:
+    """Gradients and missing segments of a step that leaves out parameters that are in no group now."""
+    absent, without = set(bucket.absent), set(missing)
+    present = [i for i in range(len(bucket.params)) if i not in without]
+    grads = [grad for i, grad in zip(present, grads, strict=True) if i not in absent]
+    return grads, sorted(absent | without)

@@ -96,8 +96,13 @@ class RowTable:
         self._tensor = torch.frombuffer(self._numbers, dtype=torch.float64).view(-1, len(Row._fields))
         self._checked = Checked()
 
-    def filled(self, groups: list[dict[str, Any]], rows: list[tuple[int, int]]) -> Tensor:
-        """The row of each parameter group, by its index, after so many steps: `step_row`, or the same in C.
+    def filled(self, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: Tensor) -> Tensor:
+        """The row of each (parameter group, segment), by their indices: `step_row`, or the same in C.
+
+        Args:
+            groups: the optimizer's ``param_groups``.
+            rows: for each row its group, and a segment that takes this step with it.
+            taken: float64, on the CPU: how many steps each segment has taken.
 
         Returns:
             float64 (rows, 11), on the CPU: overwritten by the next call.
@@ -105,9 +110,9 @@ class RowTable:
         Raises:
             TypeError, ValueError: a hyperparameter that somebody has written into a group since, and is not allowed.
         """
-        if not write_rows(self._address, groups, rows):
+        if not write_rows(self._address, groups, rows, taken.data_ptr()):
             self._checked.check(groups, sorted({index for index, _ in rows}))
-            made = [step_row(groups[index], taken + 1) for index, taken in rows]
+            made = [step_row(groups[index], int(taken[segment]) + 1) for index, segment in rows]
             self._numbers[:] = array("d", chain.from_iterable(made))
         return self._tensor
 

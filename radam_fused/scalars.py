@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .bucket import Bucket, Plan
+from .bucket import Bucket
 from .host import upload
 from .ops import Operators
 from .options import beside_rate, check_all
 from .rows import SKIP, Row, hyper
+from .step.plan import Plan
 
 Groups = list[dict[str, Any]]
 
@@ -26,7 +27,7 @@ Groups = list[dict[str, Any]]
 class Scalars(Protocol):
     """Makes the rows of one step."""
 
-    def prepare(self, plans: list[Plan]) -> None:
+    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
@@ -47,14 +48,16 @@ class HostScalars:
         self._groups = groups
         self._prepared: dict[int, Tensor] = {}
 
-    def prepare(self, plans: list[Plan]) -> None:
+    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """See `Scalars`."""
-        self._prepared = {id(plan): plan.row_table.filled(self._groups, plan.rows) for plan in plans}
+        self._prepared = {
+            id(plan): plan.row_table.filled(self._groups, plan.rows, bucket.counts.taken) for bucket, plan in plans
+        }
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
         prepared = self._prepared.get(id(plan)) if self._prepared else None
-        return prepared if prepared is not None else plan.row_table.filled(self._groups, plan.rows)
+        return prepared if prepared is not None else plan.row_table.filled(self._groups, plan.rows, bucket.counts.taken)
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`: nothing was counted."""
@@ -167,7 +170,7 @@ class DeviceScalars:
         self.grad_norm: Tensor | None = None
         self._rows: Tensor | None = None
 
-    def prepare(self, plans: list[Plan]) -> None:
+    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """See `Scalars`: the first call of `rows` looks at all groups."""
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
@@ -185,7 +188,8 @@ class DeviceScalars:
             hypers,
             pairs,
             counted,
-            bucket.steps,
+            bucket.counts.shown,
+            bucket.counts.taken,
             _rates(self._groups, device),
             squares,
             self._max_grad_norm,
@@ -200,5 +204,4 @@ class DeviceScalars:
         """See `Scalars`."""
         assert self._rows is not None
         taken = self._rows[0, Row._fields.index("direction")] != SKIP
-        bucket.steps -= bucket.tables(plan)[1] * taken
-        bucket.count_step(plan)
+        bucket.counts.take_back(bucket.tables(plan)[1] * taken)

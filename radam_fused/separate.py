@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket
+from .checkpoint import has_state
 from .launches import Launch
-from .placement import Placement
+from .placement import Placement, _is_current, _stepping
 from .scalars import capturing
 
 
@@ -24,14 +25,8 @@ class SeparatePlacement(Placement):
 
     def __init__(self, *args: Any) -> None:
         self._bucket_of: dict[Tensor, Bucket] = {}
-        self._shown: dict[Tensor, Any] = {}
+        self._seats: dict[Tensor, tuple[int, int]] = {}
         super().__init__(*args)
-        self._seats = self._all_seats()
-
-    def add(self, index: int) -> None:
-        """See `Placement.add`."""
-        super().add(index)
-        self._seats = self._all_seats()
 
     def _all_seats(self) -> dict[Tensor, tuple[int, int]]:
         """Of every parameter its group, and its place in it."""
@@ -40,10 +35,11 @@ class SeparatePlacement(Placement):
     def _kind(self, p: Tensor) -> Hashable:
         return p
 
-    def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
-        known = len(self.buckets)
-        super()._place(arrivals, attach)
-        self._bucket_of.update((bucket.params[0], bucket) for bucket in self.buckets[known:])
+    def _lay_out(self, *args: Any, **options: Any) -> None:
+        super()._lay_out(*args, **options)
+        self._bucket_of = {bucket.params[0]: bucket for bucket in self.buckets}
+        self._seats = self._all_seats()
+        self._looked_at = []  # `bucket_of` looks at the bucket that it returns
 
     def bucket_of(self, p: Tensor, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> Bucket | None:
         """The bucket of a parameter that has a gradient, made now where it has none yet.
@@ -52,16 +48,21 @@ class SeparatePlacement(Placement):
         left to the next `FusedRAdam.step`, which looks at all of them and lays out anew what has changed.
         """
         seat = self._seats.get(p)
-        if seat is None or self._journal.changed or groups is not self._groups or state is not self._state:
+        if seat is None or self.edited or groups is not self._groups or state is not self._state:
             return None
         index, k = seat
         if index >= len(groups) or k >= len(groups[index]["params"]) or groups[index]["params"][k] is not p:
             return None
-        if (state.get(p) or None) is not self._shown.get(p):
-            return None
-        if p not in self._bucket_of:
+        bucket = self._bucket_of.get(p)
+        if bucket is None:
+            if has_state(state.get(p)):
+                return None
             self._place_waiting(p.device)
-        return self._bucket_of[p]
+            return self._bucket_of[p]
+        if not _is_current(bucket, state, [index]):
+            self._snapshot = None
+            return None
+        return bucket
 
     def _place_waiting(self, device: torch.device) -> None:
         """Gives buckets to all parameters that may get a gradient, and waits until they are there for every stream.
@@ -71,43 +72,22 @@ class SeparatePlacement(Placement):
         if capturing(device):
             raise RuntimeError("a CUDA graph captures the first step of a parameter: let it take one step before")
         known = len(self.buckets)
-        self._place(self._stepping(), attach=False)
+        self._place(_stepping(self._waiting_params()), attach=False)
         for placed_on in {bucket.device for bucket in self.buckets[known:]}:
             if placed_on.type == "cuda":
                 torch.cuda.current_stream(placed_on).synchronize()
 
-    def _show(self, bucket: Bucket, segment: int) -> None:
-        p = bucket.params[segment]
-        if p in self._shown and self._state.get(p) is self._shown[p]:
-            dict.update(self._shown[p], bucket.state(segment))  # noted by nobody, as it is the same entry
-        else:
-            super()._show(bucket, segment)
-            self._shown[p] = self._state[p]
-
-    def collect(self, bucket: Bucket, sure: bool = True) -> Launch | None:
+    def collect(self, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
         """See `Placement.collect`; a bucket without a gradient keeps its plan for the next."""
-        return None if bucket.params[0].grad is None else super().collect(bucket, sure)
-
-    def count_alone_on_device(self, bucket: Bucket) -> None:
-        """`Placement.count_on_device`, for one bucket."""
-        if not bucket.counted_on_device:
-            bucket.count_on_device()
-            self._show_all(bucket)
-
-    def follow_strides(self, bucket: Bucket) -> bool:
-        """See `Placement.follow_strides`."""
-        moved = bucket.follow_strides()
-        if moved and bucket.params[0] in self._shown:
-            self._show(bucket, 0)
-        return bool(moved)
+        return None if bucket.params[0].grad is None else super().collect(bucket, sure, pointers)
 
     def stepped(self, launch: Launch) -> None:
         """See `Placement.stepped`."""
-        launch.bucket.count_step(launch.plan, unwatched=launch.addresses is not None)
-        p = launch.bucket.params[0]
-        if p not in self._shown:
-            new = p not in self._state
-            self._show(launch.bucket, 0)
-            if new:
-                self._entries.append(self._state[p])
+        bucket = launch.bucket
+        if launch.addresses is None or bucket.counts.on_device:
+            bucket.count_step(launch.plan)
+        if bucket.entries[0] is None:
+            self._show(bucket, 0, self._state)
+            bucket.note_shown()
+            self._snapshot = None  # to take one for each parameter would be quadratic
         launch.plan.first = False

@@ -98,6 +98,7 @@ def rows(lr: str):
         "pairs_ptr": "*i64",
         "counted_ptr": "*fp32",
         "steps_ptr": "*fp32",
+        "taken_ptr": "*fp64",
         "lr_ptr": f"*{lr}",
         "lr_stride": "i32",
         "squares_ptr": "*fp64",

@@ -69,7 +69,7 @@ class _RowsArguments(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("hyper", "pairs")),
         ("row_count", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("counted", "steps")),
+        *((name, ctypes.c_void_p) for name in ("counted", "steps", "taken")),
         ("segment_count", ctypes.c_int64),
         ("lr", ctypes.c_void_p),
         ("lr_stride", ctypes.c_int64),
@@ -188,6 +188,7 @@ def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[T
         pairs: Tensor,
         counted: Tensor,
         steps: Tensor,
+        taken: Tensor,
         lr: Tensor | None,
         squares: Tensor | None,
         max_grad_norm: float,
@@ -200,7 +201,7 @@ def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[T
         made = torch.full((len(pairs), len(Row._fields)), -1.0, dtype=torch.float64)
         norm = torch.full((), -1.0, dtype=torch.float64)
         arguments = _RowsArguments(
-            *(at(hyper), at(pairs), len(pairs), at(counted), at(steps), len(steps)),
+            *(at(hyper), at(pairs), len(pairs), at(counted), at(steps), at(taken), len(steps)),
             *(at(lr), 0 if lr is None else lr.stride(0), lr is not None and lr.dtype == torch.float64),
             *(at(squares), 0 if squares is None else len(squares), max_grad_norm),
             *map(at, (grad_scale, found_inf, made, norm)),

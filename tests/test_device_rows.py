@@ -58,7 +58,7 @@ class Problem:
         self.given = {"lr": None, "squares": None, "max_grad_norm": 0.0, "grad_scale": None, "found_inf": None, **given}
 
     def arguments(self) -> tuple:
-        return self.hyper, self.pairs, self.counted, self.taken.clone(), *self.given.values()
+        return self.hyper, self.pairs, self.counted, self.taken.clone(), self.taken.double(), *self.given.values()
 
     def made_by(self, operator: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, norm and step counts."""
@@ -243,11 +243,12 @@ def test_opcheck(options: dict, backend: str) -> None:
         (1, torch.tensor([[0, 0], [0, len(STEPS)]]), "pairs: row 1 names segment 62 of 62"),
         (2, torch.ones(3), "counted must be contiguous float32 with one element a step count"),
         (3, torch.ones(len(STEPS), dtype=torch.float64), "steps must be contiguous float32"),
-        (4, torch.zeros(3), "lr must be float32 or float64 with one element a group"),
-        (4, torch.zeros(9, dtype=torch.int64), "lr must be"),
-        (5, torch.zeros(1024, dtype=torch.float64), r"squares must be contiguous float64 of shape \(k, 1024\)"),
-        (7, torch.ones(2), "grad_scale must be float32 with one element"),
-        (8, torch.ones((), dtype=torch.float64), "found_inf must be float32 with one element"),
+        (4, torch.ones(len(STEPS)), "taken must be contiguous float64 with one element a step count"),
+        (5, torch.zeros(3), "lr must be float32 or float64 with one element a group"),
+        (5, torch.zeros(9, dtype=torch.int64), "lr must be"),
+        (6, torch.zeros(1024, dtype=torch.float64), r"squares must be contiguous float64 of shape \(k, 1024\)"),
+        (8, torch.ones(2), "grad_scale must be float32 with one element"),
+        (9, torch.ones((), dtype=torch.float64), "found_inf must be float32 with one element"),
     ],
     ids=[
         "columns_of_hyper",
@@ -257,6 +258,7 @@ def test_opcheck(options: dict, backend: str) -> None:
         "segment",
         "length_of_counted",
         "dtype_of_steps",
+        "dtype_of_taken",
         "length_of_lr",
         "dtype_of_lr",
         "shape_of_squares",

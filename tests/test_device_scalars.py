@@ -52,7 +52,7 @@ def device_rows(groups: list[dict[str, Any]], steps: range, backend: str, device
     table = torch.tensor([hyper(h := {**GROUP_DEFAULTS, **g}, h["lr"]) for g in groups], dtype=torch.float64)
     pairs = torch.tensor([(i, i) for i in range(len(groups))])
     counts = torch.full((len(groups),), steps.start - 1.0, device=device)
-    tensors = table.to(device), pairs.to(device), torch.ones_like(counts), counts
+    tensors = table.to(device), pairs.to(device), torch.ones_like(counts), counts, counts.double()
     for t in steps:
         rows, norm = OPERATORS[backend].rows(*tensors, None, None, 0.0, None, None)
         assert counts.tolist() == [float(t)] * len(groups)

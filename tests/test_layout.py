@@ -76,26 +76,27 @@ def test_views_share_the_flat_buffers() -> None:
     assert b.exp_avg[b.starts[2] : b.starts[2] + 300].eq(3.0).all()
     assert b.exp_avg.sum() == 900.0
     state["step"].fill_(7.0)
-    assert b.steps.tolist() == [0.0, 0.0, 7.0]
+    assert b.counts.shown.tolist() == [0.0, 0.0, 7.0]
 
 
 def test_a_plan_lasts_while_nothing_changes() -> None:
     b = bucket()
     plan = b.plan([])
-    assert plan.rows == [(0, 0), (1, 0)]
+    assert plan.rows == [(0, 0), (1, 1)]
     assert plan.row_of.tolist() == [0, 1, 1]
     b.count_step(plan)
     assert b.plan([]) is plan
-    assert plan.rows == [(0, 1), (1, 1)]
+    assert b.counts.taken.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_plan_is_rebuilt_when_a_gradient_goes_missing_or_a_step_is_edited() -> None:
     b = bucket()
     b.count_step(b.plan([]))
     without = b.plan([2])
-    assert (without.present, without.rows) == ([0, 1], [(0, 1), (1, 1)])
+    assert (without.present, without.rows) == ([0, 1], [(0, 0), (1, 1)])
     b.count_step(without)
-    assert b.steps.tolist() == [2.0, 2.0, 1.0]
-    assert b.plan([]).rows == [(0, 2), (1, 2), (1, 1)]
+    assert b.counts.taken.tolist() == [2.0, 2.0, 1.0]
+    assert b.plan([]).rows == [(0, 0), (1, 1), (1, 2)]
     b.state(0)["step"].fill_(40.0)
-    assert b.plan([]).rows == [(0, 40), (1, 2), (1, 1)]
+    assert b.plan([]).rows == [(0, 0), (1, 1), (1, 2)]
+    assert b.counts.taken.tolist() == [40.0, 2.0, 1.0]

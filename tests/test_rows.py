@@ -61,7 +61,7 @@ def test_threshold(threshold: float) -> None:
 
 
 def written(group: dict[str, Any], taken: int) -> Tensor:
-    return RowTable(1).filled([group], [(0, taken)]).clone()
+    return RowTable(1).filled([group], [(0, 1)], torch.tensor([-1.0, float(taken)], dtype=torch.float64)).clone()
 
 
 GROUPS = {

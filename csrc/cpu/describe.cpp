@@ -13,6 +13,7 @@
 
 #include "pairs.h"
 #include "step.h"
+#include "step_counts.h"
 #include "torch_cpp.h"
 
 namespace radam_fused {
@@ -182,33 +183,48 @@ PyObject* in_place(PyObject*, PyObject* args) {
   return PyBool_FromLong(lie_in_place(given.pairs()));
 }
 
-// count_steps(steps): adds 1 to a contiguous float32 tensor of torch's own type on the CPU, as `steps += 1` does
-// without a way through the dispatcher, which takes some 20 us where a training step has emptied the caches.
-PyObject* count_steps(PyObject*, PyObject* steps) try {
-  const AtenTensorHandle tensor = handle_of(steps, known.handle);
-  void* data;
-  int64_t numel;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &numel));
-  for (int64_t i = 0; i < numel; ++i) static_cast<float*>(data)[i] += 1.0f;
-  bump_version(tensor);
-  Py_RETURN_NONE;
+// describe_views(tensors, views) -> bool: notes in each View, from this address on, where its tensor's at::Tensor and
+// its elements are; false where one is of another type than torch's own. The objects have to outlive the table.
+PyObject* describe_views(PyObject*, PyObject* args) try {
+  PyObject* tensors;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &tensors, &address)) return nullptr;
+  auto* views = reinterpret_cast<View*>(address);
+  for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
+    PyObject* tensor = PyList_GetItem(tensors, i);
+    if (!is_plain_type(tensor)) Py_RETURN_FALSE;
+    views[i].tensor = handle_of(tensor, known.handle);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(views[i].tensor, &views[i].data));
+  }
+  Py_RETURN_TRUE;
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
 
+// views_in_place(views, count) -> bool: whether the elements of each View are where they were.
+PyObject* views_in_place(PyObject*, PyObject* args) {
+  unsigned long long address;
+  long long count;
+  if (!PyArg_ParseTuple(args, "KL", &address, &count)) return nullptr;
+  return PyBool_FromLong(are_in_place(reinterpret_cast<const View*>(address), count));
+}
+
 // step_described(addresses, brief, (described, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
-// residue, stochastic, origins)) -> bool: describes the pairs, raises the version counters of what is written and
-// steps. False, and nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread, for a step
-// that takes less than it costs to keep every gradient alive.
+// residue, stochastic, origins), counts) -> bool: describes the pairs, raises the version counters of what is written,
+// steps, and counts the step: in one call, so that no signal handler of Python's runs between the two. False, and
+// nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread, for a step that takes less
+// than it costs to keep every gradient alive.
 PyObject* step_described(PyObject*, PyObject* args) try {
   PairsArgument given;
   StepArgument rest;
   int brief;
-  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)", &given.rows, &given.segments, &given.count, &given.dtype,
+  PyObject* counts_argument;
+  StepCounts counts;
+  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)O", &given.rows, &given.segments, &given.count, &given.dtype,
                         &given.device_type, &given.device_index, &brief, &rest.described, &rest.exp_avg,
                         &rest.exp_avg_sq, &rest.segments, &rest.row_of, &rest.rows, &rest.zero_grads, &rest.scales,
-                        &rest.residue, &rest.stochastic, &rest.origins)) {
+                        &rest.residue, &rest.stochastic, &rest.origins, &counts_argument) ||
+      !parse(counts_argument, counts)) {
     return nullptr;
   }
   const Pairs pairs = given.pairs();
@@ -224,6 +240,7 @@ PyObject* step_described(PyObject*, PyObject* args) try {
     const OtherThreads others;
     rest.step(pairs);
   }
+  add_step(counts);
   Py_RETURN_TRUE;
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());

@@ -14,8 +14,9 @@ PyObject* describe_tensors(PyObject* module, PyObject* args);
 PyObject* describe(PyObject* module, PyObject* args);
 // Whether all pairs lie where they did.
 PyObject* in_place(PyObject* module, PyObject* args);
-// One more step for every count.
-PyObject* count_steps(PyObject* module, PyObject* steps);
+// The views of a bucket that optimizer.state shows, and whether their elements are where they were.
+PyObject* describe_views(PyObject* module, PyObject* args);
+PyObject* views_in_place(PyObject* module, PyObject* args);
 // A step over what is described anew: on a GPU by the operator of that name.
 PyObject* step_described(PyObject* module, PyObject* args);
 

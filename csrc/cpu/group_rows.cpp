@@ -126,25 +126,26 @@ Hyper read_hyper(Group& group) {
 
 }  // namespace
 
-// write_rows(address, groups, rows) -> bool: writes a row (class Row of rows.py) for each (group, steps taken) of a
-// list from this address on. False where a group has something else than plain numbers: then some rows may be written.
+// write_rows(address, groups, rows, taken) -> bool: writes a row (class Row of rows.py) for each (group, segment) of a
+// list from this address on, after as many steps as the segment has taken by the float64 array `taken`. False where a
+// group has something else than plain numbers: then some rows may be written.
 PyObject* write_rows(PyObject*, PyObject* args) {
-  unsigned long long address;
+  unsigned long long address, taken;
   PyObject *groups, *rows;
-  if (!PyArg_ParseTuple(args, "KOO!", &address, &groups, &PyList_Type, &rows)) return nullptr;
+  if (!PyArg_ParseTuple(args, "KOO!K", &address, &groups, &PyList_Type, &rows, &taken)) return nullptr;
   if (size_of(groups) < 0) Py_RETURN_FALSE;
   auto* columns = reinterpret_cast<double*>(address);
   const Common unscaled{1.0, 1.0, false};
   for (Py_ssize_t i = 0; i < PyList_Size(rows); ++i, columns += kRowColumns) {
-    Py_ssize_t index, taken;
-    if (!PyArg_ParseTuple(PyList_GetItem(rows, i), "nn", &index, &taken)) return nullptr;
+    Py_ssize_t index, segment;
+    if (!PyArg_ParseTuple(PyList_GetItem(rows, i), "nn", &index, &segment)) return nullptr;
     PyObject* dict = item_of(groups, index);  // borrowed; null, with IndexError, where there is none
     if (dict == nullptr) return nullptr;
     Group group(dict);
     const Hyper h = read_hyper(group);
     if (PyErr_Occurred()) return nullptr;  // a number that no double holds, say
-    if (!group.plain() || taken < 0) Py_RETURN_FALSE;
-    write_row(columns, h, double(taken + 1), h.lr, unscaled);
+    if (!group.plain()) Py_RETURN_FALSE;
+    write_row(columns, h, reinterpret_cast<const double*>(taken)[segment] + 1.0, h.lr, unscaled);
   }
   Py_RETURN_TRUE;
 }

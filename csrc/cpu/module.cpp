@@ -3,10 +3,13 @@
 // (radam_fused/host.py has the same in Python).
 #include <Python.h>
 
+#include <cstdint>
+
 #include "describe.h"
 #include "group_rows.h"
 #include "isa.h"
 #include "sequence.h"
+#include "step_counts.h"
 
 namespace {
 
@@ -15,41 +18,53 @@ using radam_fused::size_of;
 
 PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::instruction_set()); }
 
-// Whether a list or a tuple holds the very objects of a list.
-bool identical(PyObject* a, PyObject* b) {
-  const Py_ssize_t size = PyList_Size(b);
-  if (size_of(a) != size) return false;
-  for (Py_ssize_t i = 0; i < size; ++i) {
-    if (item_of(a, i) != PyList_GetItem(b, i)) return false;
-  }
-  return true;
-}
+// The ids of Python objects in the order in which they were noted, read one after the other.
+class Ids {
+ public:
+  explicit Ids(const uint64_t* at) : at_(at) {}
 
-// Whether the values of a dict are the very objects of a list, in order.
-bool holds_exactly(PyObject* dict, PyObject* values) {
-  const Py_ssize_t size = PyList_Size(values);
-  if (PyDict_Size(dict) != size) return false;
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  for (Py_ssize_t i = 0; i < size && PyDict_Next(dict, &position, &key, &value); ++i) {
-    if (value != PyList_GetItem(values, i)) return false;
-  }
-  return true;
-}
+  uint64_t next() { return *at_++; }
 
+  // Whether a list or tuple holds the very objects that come next, after their number.
+  bool identical(PyObject* sequence) {
+    const Py_ssize_t size = size_of(sequence);
+    if (size < 0 || next() != uint64_t(size)) return false;
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      if (next() != reinterpret_cast<uint64_t>(item_of(sequence, i))) return false;
+    }
+    return true;
+  }
+
+  // The same of the values of a dict.
+  bool holds_exactly(PyObject* dict) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    if (next() != uint64_t(PyDict_Size(dict))) return false;
+    while (PyDict_Next(dict, &position, &key, &value)) {
+      if (next() != reinterpret_cast<uint64_t>(value)) return false;
+    }
+    return true;
+  }
+
+ private:
+  const uint64_t* at_;
+};
+
+// unchanged(groups, state, ids) -> bool. The ids, from this address on, are those of the state's values after their
+// number; then the number of groups; then of each group its parameters after their number. Objects that have died may
+// share an id with one that was made since, so whoever notes the ids has to make sure that this does no harm.
 PyObject* unchanged(PyObject*, PyObject* args) {
-  PyObject *groups, *members, *state, *entries;
-  if (!PyArg_ParseTuple(args, "OO!O!O!", &groups, &PyList_Type, &members, &PyDict_Type, &state, &PyList_Type,
-                        &entries)) {
-    return nullptr;
-  }
+  PyObject *groups, *state;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "OO!K", &groups, &PyDict_Type, &state, &address)) return nullptr;
   static PyObject* const name = PyUnicode_InternFromString("params");
+  Ids ids(reinterpret_cast<const uint64_t*>(address));
   const Py_ssize_t size = size_of(groups);
-  bool same = PyList_Size(members) == size && holds_exactly(state, entries);
+  bool same = size >= 0 && ids.holds_exactly(state) && ids.next() == uint64_t(size);
   for (Py_ssize_t i = 0; same && i < size; ++i) {
     PyObject* group = item_of(groups, i);
     PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, name) : nullptr;
-    same = params != nullptr && identical(params, PyList_GetItem(members, i));
+    same = params != nullptr && ids.identical(params);
   }
   return PyErr_Occurred() ? nullptr : PyBool_FromLong(same);
 }
@@ -95,7 +110,9 @@ PyMethodDef methods[] = {
     {"describe_tensors", radam_fused::describe_tensors, METH_VARARGS, "Notes where the parameters' tensors are."},
     {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or False."},
     {"in_place", radam_fused::in_place, METH_VARARGS, "Whether pairs lie where they were described to."},
-    {"count_steps", radam_fused::count_steps, METH_O, "Adds one to every element of a float32 array."},
+    {"counts_shown", radam_fused::counts_shown, METH_VARARGS, "Whether step counts are shown as they are."},
+    {"describe_views", radam_fused::describe_views, METH_VARARGS, "Notes where tensors and their elements are."},
+    {"views_in_place", radam_fused::views_in_place, METH_VARARGS, "Whether tensors' elements are where they were."},
     {"write_rows", radam_fused::write_rows, METH_VARARGS, "The rows of a step; False where Python has to make them."},
     {"step_described", radam_fused::step_described, METH_VARARGS, "As describe, and a step over them; or False."},
     {nullptr, nullptr, 0, nullptr},

@@ -131,6 +131,20 @@ bool lie_in_place(const Pairs& pairs) {
   return true;
 }
 
+bool are_in_place(const View* views, int64_t count) {
+  for (int64_t at = 0; at < count; at += kStretch) {
+    const int n = int(std::min<int64_t>(kStretch, count - at));
+    for (int i = 0; i < n; ++i) prefetch_impl(impl_of(views[at + i].tensor));
+    for (int i = 0; i < n; ++i) prefetch_parts(impl_of(views[at + i].tensor));
+    for (int i = 0; i < n; ++i) {
+      void* data = nullptr;
+      const View& view = views[at + i];
+      if (aoti_torch_get_data_ptr(view.tensor, &data) != AOTI_TORCH_SUCCESS || data != view.data) return false;
+    }
+  }
+  return true;
+}
+
 Held::Held(const Pairs& pairs) {
   grads_.resize(pairs.count);
   for (int64_t i = 0; i < pairs.count; ++i) {

@@ -21,6 +21,14 @@ bool describe(const Pairs& pairs);
 // none. `segments` is not looked at.
 bool lie_in_place(const Pairs& pairs);
 
+// A tensor that optimizer.state shows, and where its elements were.
+struct View {
+  AtenTensorHandle tensor;
+  void* data;
+};
+
+bool are_in_place(const View* views, int64_t count);
+
 // Raises the version counters that autograd compares, of parameters and, where they were cleared, of gradients.
 void count_versions(const Pairs& pairs, bool of_grads);
 

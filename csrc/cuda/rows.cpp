@@ -8,10 +8,11 @@ namespace {
 
 using torch::stable::Tensor;
 
-std::tuple<Tensor, Tensor> rows(Tensor hyper, Tensor pairs, Tensor counted, Tensor steps, std::optional<Tensor> lr,
-                                std::optional<Tensor> squares, double max_grad_norm, std::optional<Tensor> grad_scale,
-                                std::optional<Tensor> found_inf) {
-  const RowTable table = prepare_rows(hyper, pairs, counted, steps, lr, squares, max_grad_norm, grad_scale, found_inf);
+std::tuple<Tensor, Tensor> rows(Tensor hyper, Tensor pairs, Tensor counted, Tensor steps, Tensor taken,
+                                std::optional<Tensor> lr, std::optional<Tensor> squares, double max_grad_norm,
+                                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+  const RowTable table =
+      prepare_rows(hyper, pairs, counted, steps, taken, lr, squares, max_grad_norm, grad_scale, found_inf);
   const CurrentStream current(table.device.index, "radam_fused::rows_native");
   current.launched(launch_rows(table.arguments, current.stream));
   return {table.rows, table.norm};

@@ -54,6 +54,7 @@ def rows(
     pairs: Tensor,
     counted: Tensor,
     steps: Tensor,
+    taken: Tensor,
     lr: Tensor | None,
     squares: Tensor | None,
     max_grad_norm: float,
@@ -61,11 +62,12 @@ def rows(
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``radam_fused::rows_reference``; arguments and results as `radam_fused.ops` says."""
-    check_rows(hyper, pairs, counted, steps, lr, squares, grad_scale, found_inf)
+    check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
     group, leader = pairs.unbind(1)
     columns: Any = hyper[group].unbind(1)
     h: Any = Hyper(*columns)
-    t = steps[leader].double() + 1.0
+    before = torch.where(steps == taken.float(), taken, steps.double())  # a count that user code has written
+    t = before[leader] + 1.0
     rate = h.lr if lr is None else lr.double()[group]
     c1, c2 = one_minus_exp(t * h.decay_rate1), one_minus_exp(t * h.decay_rate2)
     adam = h.kind == float(KINDS.index("none"))
@@ -90,12 +92,13 @@ def rows(
         factor = factor * torch.where(coefficient > 1.0, 1.0, coefficient)
     if scale is not None:
         factor = factor / scale
-    taken = counted
+    counts = counted
     if found_inf is not None:
         skip = found_inf.reshape(()) != 0
         direction = torch.where(skip, SKIP, direction)
-        taken = torch.where(skip, 0.0, counted)
-    steps += taken
+        counts = torch.where(skip, 0.0, counted)
+    taken.copy_(before + counts)
+    steps.copy_(taken)
     eps = torch.where(adam, h.eps * root_c2, h.eps)
     row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
     row += [rate * h.decoupled_decay, alpha, factor, direction, t, h.seed]

@@ -20,6 +20,7 @@ def rows(
     pairs: Tensor,
     counted: Tensor,
     steps: Tensor,
+    taken: Tensor,
     lr: Tensor | None,
     squares: Tensor | None,
     max_grad_norm: float,
@@ -30,7 +31,7 @@ def rows(
     from .triton_rows_kernel import rows_kernel
 
     require("rows", hyper.device)
-    check_rows(hyper, pairs, counted, steps, lr, squares, grad_scale, found_inf)
+    check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
     made = hyper.new_empty(pairs.shape[0], len(Row._fields))
     norm = hyper.new_empty(())
     with torch.cuda.device_of(hyper):
@@ -39,6 +40,7 @@ def rows(
             pairs,
             counted,
             steps,
+            taken,
             lr,
             0 if lr is None else lr.stride(0),
             squares,

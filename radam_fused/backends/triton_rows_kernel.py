@@ -95,12 +95,21 @@ def _norm(squares_ptr, buckets):
     return tl.sqrt(total)
 
 
+@triton.jit
+def _taken(steps_ptr, taken_ptr, segment, inside):
+    """Steps taken so far: the exact count, unless user code has written another into the float32 that shows it."""
+    shown = tl.load(steps_ptr + segment, mask=inside, other=0.0)
+    taken = tl.load(taken_ptr + segment, mask=inside, other=0.0)
+    return tl.where(shown == taken.to(tl.float32), taken, shown.to(tl.float64))
+
+
 @triton.jit(do_not_specialize=["row_count", "segment_count", "buckets"])
 def rows_kernel(
     hyper_ptr,  # float64 (groups, HYPER_COLUMNS)
     pairs_ptr,  # int64 (row_count, 2): group, and the segment that leads the row
     counted_ptr,  # float32 (segment_count)
     steps_ptr,  # float32 (segment_count), written
+    taken_ptr,  # float64 (segment_count), written
     lr_ptr,  # float32 or float64 (groups), or None
     lr_stride,
     squares_ptr,  # float64 (buckets, LANES), or None
@@ -151,7 +160,7 @@ def rows_kernel(
         unrectified = tl.load(h + 13, mask=inside, other=0.0)
         kind = tl.load(h + 14, mask=inside, other=0.0)
 
-        t = tl.load(steps_ptr + leader, mask=inside, other=0.0).to(tl.float64) + 1.0
+        t = _taken(steps_ptr, taken_ptr, leader, inside) + 1.0
         c1 = _one_minus_exp(t * x1)
         c2 = _one_minus_exp(t * x2)
         root_c2 = tl.sqrt(c2)
@@ -184,6 +193,7 @@ def rows_kernel(
     for begin in range(0, segment_count, COUNT_BLOCK):
         segment = begin + tl.arange(0, COUNT_BLOCK)
         inside = segment < segment_count
-        taken = tl.load(steps_ptr + segment, mask=inside)
-        counted = tl.load(counted_ptr + segment, mask=inside)
-        tl.store(steps_ptr + segment, taken + tl.where(skip, 0.0, counted), mask=inside)
+        counted = tl.load(counted_ptr + segment, mask=inside, other=0.0).to(tl.float64)
+        taken = _taken(steps_ptr, taken_ptr, segment, inside) + tl.where(skip, 0.0, counted)
+        tl.store(taken_ptr + segment, taken, mask=inside)
+        tl.store(steps_ptr + segment, taken.to(tl.float32), mask=inside)

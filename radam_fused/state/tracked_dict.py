@@ -1,48 +1,81 @@
-"""One parameter's entry of ``optimizer.state``: a dict that notes when somebody puts another tensor into it.
+"""One parameter's entry of ``optimizer.state``: a dict that tells its bucket when user code puts other tensors into it.
 
-The tensors are views of flat buffers. Writing into one is seen by the next step without further ado; replacing one is
-not, so an entry notes it, and the next step lays the buffers out anew from what it holds.
+The tensors are views of the bucket's buffers. What is written into one is seen by the next step as it is. Where one is
+replaced or taken out, or the entry itself is dropped, the bucket lets go of its buffers at once: their memory is then
+freed with the last view of them, and the next step lays the state out again from what the entries hold.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..precision import NAMES
+
+TRACKED = NAMES | {"step"}
+"""The keys of an entry that a step reads. Whatever else user code keeps there is its own affair."""
 
 
-class Journal:
-    """Shared by the entries of an optimizer: whether one of them has changed."""
+class Edits:
+    """Shared by the buckets of an optimizer: whether one of them has let go of its buffers."""
 
     def __init__(self) -> None:
-        self.changed = False
+        self.released = False
 
 
-def _noting(name: str) -> Callable[..., Any]:
+class Owner(Protocol):
+    """What an entry shows the buffers of: `radam_fused.bucket.Bucket`."""
+
+    def release(self) -> None:
+        """Lets go of the buffers."""
+
+
+def _tracked(name: str) -> Callable[..., Any]:
     plain = getattr(dict, name)
 
     def method(self: ParameterState, *args: Any, **kwargs: Any) -> Any:
-        self.journal.changed = True
-        return plain(self, *args, **kwargs)
+        before = {key: self[key] for key in TRACKED & self.keys()}
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            after = {key: self[key] for key in TRACKED & self.keys()}
+            if before.keys() != after.keys() or any(after[key] is not value for key, value in before.items()):
+                self.release_owner()
 
     method.__name__ = name
     return method
 
 
 class ParameterState(dict[str, Any]):
-    """A dict that notes every change of what it holds; copies and pickles are plain dicts."""
+    """A dict whose owner lets go of its buffers when one of the `TRACKED` keys changes; copies are plain dicts."""
 
-    def __init__(self, values: dict[str, Any], journal: Journal) -> None:
+    def __init__(self, values: dict[str, Any], owner: Owner) -> None:
         super().__init__(values)
-        self.journal = journal
+        self._owner = weakref.ref(owner)
+
+    def release_owner(self) -> None:
+        """Tells the owner that this entry no longer shows its buffers."""
+        owner = self._owner()
+        if owner is not None:
+            owner.release()
+
+    def __del__(self) -> None:
+        self.release_owner()
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
-        return dict, (dict(self),)
+        # On a GPU a step count is a view that would bring the counts of its whole bucket along.
+        return dict, ({k: v.clone() if isinstance(v, Tensor) and v._is_view() else v for k, v in self.items()},)
 
     def __setitem__(self, key: str, value: Any) -> None:
         # What is there already may be put there again: torch.compile does so with every step count.
-        self.journal.changed |= self.get(key) is not value
+        changes = key in TRACKED and self.get(key) is not value
         super().__setitem__(key, value)
+        if changes:
+            self.release_owner()
 
 
 for _name in ("__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
-    setattr(ParameterState, _name, _noting(_name))
+    setattr(ParameterState, _name, _tracked(_name))

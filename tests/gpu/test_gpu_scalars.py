@@ -147,6 +147,7 @@ class Training:
         self.hyper = problem.hyper.to(device)
         self.pairs = torch.tensor([(k, k) for k in range(len(problem.hyper))], device=device)
         self.counted, self.steps = torch.ones(tensors, device=device), torch.zeros(tensors, device=device)
+        self.taken = self.steps.double()
         self.lr = torch.tensor(0.01, device=device)
         self.scale, self.found_inf = (torch.full((1,), value, device=device) for value in (4.0, 0.0))
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
@@ -155,7 +156,7 @@ class Training:
         sums = self.operators.squares(self.grads)[None]
         lr = self.lr.expand(len(self.hyper))
         scalars = (lr, sums, 0.5, self.scale, self.found_inf)
-        rows, norm = self.operators.rows(self.hyper, self.pairs, self.counted, self.steps, *scalars)
+        rows, norm = self.operators.rows(self.hyper, self.pairs, self.counted, self.steps, self.taken, *scalars)
         self.norm.copy_(norm)
         self.operators.step(self.params, self.grads, *self.moments, self.segments, self.row_of, rows, True)
 
@@ -235,7 +236,7 @@ def test_launches(backend: str) -> None:
         training.step()
     sums = training.operators.squares(training.grads)[None]
     scalars = (training.lr.expand(len(training.hyper)), sums, 0.5, None, None)
-    arguments = (training.hyper, training.pairs, training.counted, training.steps, *scalars)
+    arguments = (training.hyper, training.pairs, training.counted, training.steps, training.taken, *scalars)
     rows, _ = training.operators.rows(*arguments)
     where = (*training.moments, training.segments, training.row_of)
     for call in (

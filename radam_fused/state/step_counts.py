@@ -1,0 +1,143 @@
+"""How many steps each parameter of a bucket has taken: an exact count, and the float32 that ``optimizer.state`` shows.
+
+A float32 stops at 2^24, from where on the bias corrections would stand still and stochastic rounding would draw the
+same numbers in every step. So the exact count is kept beside what is shown, in float64. The two are compared in every
+step: where they differ, user code (or a collective, or another process) has written the one that is shown, and that
+counts from then on.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..host import HAS_LOOPS, counts_shown, upload
+from .views import own_view
+
+
+class StepCounts:
+    """The step counts of a bucket's segments.
+
+    Args:
+        length: how many segments there are.
+
+    Attributes:
+        shown: float32 (length): what ``state[p]["step"]`` are views of. On the CPU as in torch.optim, or with the
+            moments once `move_to` was called.
+        taken: float64 (length), beside it: the exact counts.
+        addresses: of ``shown``, of ``taken``, and their length, for the loops in C.
+        on_host: whether the host can read the counts without waiting for a device.
+        on_device: whether a rows operator counts, since only the device may know whether a step is taken.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.shown = torch.zeros(length, dtype=torch.float32, device="cpu")
+        self.taken = torch.zeros(length, dtype=torch.float64, device="cpu")
+        self.addresses = self.shown.data_ptr(), self.taken.data_ptr(), length
+        self.on_device, self.on_host = False, True
+        self._classes: list[int] = []
+        self._version = -1
+
+    def view(self, index: int) -> Tensor:
+        """What ``state[p]["step"]`` is: 0-d float32.
+
+        On a GPU the views share a version counter, which tells the host that one of them was written.
+        """
+        return own_view(self.shown, (), (), index) if self.on_host else self.shown[index]
+
+    def assign(self, index: int, count: float) -> None:
+        """Sets the count of a segment."""
+        self.taken[index] = count
+        self.shown[index] = count
+
+    def exact(self, index: int, shown: Any) -> float:
+        """The count behind what an entry of ``optimizer.state`` shows of a segment.
+
+        Args:
+            index: the segment.
+            shown: its entry's ``step``: a number, or a tensor with one.
+        """
+        taken = float(self.taken[index])
+        value = float(shown)
+        return taken if float(torch.tensor(taken, dtype=torch.float32, device="cpu")) == value else value
+
+    def written(self) -> bool:
+        """Whether user code has written a count since the last step."""
+        if not self.on_host:
+            return self.shown._version != self._version
+        if HAS_LOOPS:
+            return not counts_shown(*self.addresses)
+        return not torch.equal(self.shown, self.taken.float())
+
+    def honour(self) -> None:
+        """Takes over the counts that user code has written.
+
+        Raises:
+            ValueError: one that is no whole number, or below 0; nothing is taken over then.
+        """
+        differs = (self.shown != self.taken.float()).tolist()
+        counts = self.taken.tolist()
+        for index, value in enumerate(self.shown.tolist()):
+            if differs[index]:
+                if not (0 <= value < math.inf and value == int(value)):
+                    raise ValueError(f"optimizer.state: a 'step' is {value!r}: must be a whole number, at least 0")
+                counts[index] = value
+        if self.on_host:
+            self.taken.copy_(torch.tensor(counts, dtype=torch.float64, device="cpu"))
+        else:
+            self._classes = [int(count) for count in counts]  # a rows operator takes the values over
+            self._version = self.shown._version
+
+    def add(self, present: list[int] | None) -> None:
+        """Counts one step, for these segments or for all; on a device the rows operator has done so."""
+        if self.on_device:
+            self._version = self.shown._version
+        else:
+            self.taken[slice(None) if present is None else present] += 1.0
+            self.shown.copy_(self.taken)
+
+    def take_back(self, counted: Tensor) -> None:
+        """Undoes what a rows operator has counted.
+
+        Args:
+            counted: float32 (length), with the counts: what it has added to each.
+        """
+        self.taken -= counted
+        self.shown.copy_(self.taken)
+        self._version = self.shown._version
+
+    def move_to(self, device: torch.device, missing: set[int]) -> None:
+        """From now on a rows operator counts, on this device.
+
+        Args:
+            device: the state's.
+            missing: segments that the step under way leaves out.
+        """
+        classes = self._classes
+        if device.type != "cpu":
+            classes = [int(count) for count in self.taken.tolist()]
+        shown, taken = upload(self.shown, device), upload(self.taken, device)
+        self.shown, self.taken, self.on_device, self._classes = shown, taken, True, classes
+        self.addresses = shown.data_ptr(), taken.data_ptr(), len(shown)
+        self.on_host = device.type == "cpu"
+        self._version = self.shown._version
+        if not self.on_host:
+            self.split(missing)
+
+    def classes(self, absent: set[int]) -> list[int]:
+        """A number for each segment, the same for two where both have taken the same number of steps.
+
+        It is that number where the host can read it. Where only a device can, segments start with the count that the
+        host last knew, and their classes are split when a step takes one of them and not the other: to read the counts
+        would be to wait for the device.
+        """
+        return [int(count) for count in self.taken.tolist()] if self.on_host else self.split(absent)
+
+    def split(self, absent: set[int]) -> list[int]:
+        """The classes after a step that leaves these segments out."""
+        numbers: dict[tuple[int, bool], int] = {}
+        self._classes = [numbers.setdefault((n, i in absent), len(numbers)) for i, n in enumerate(self._classes)]
+        return self._classes

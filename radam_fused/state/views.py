@@ -1,0 +1,105 @@
+"""Views of flat buffers with storages of their own, and whether they still are where they were made.
+
+A view that shares its buffer's storage drags the whole buffer along wherever tensors are told apart by their storages:
+safetensors, torch.save of one entry, pickle, Inductor. DLPack makes a tensor over the same memory that has a storage of
+its own and keeps the buffer alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _storage_Use_Count
+
+from ..host import DESCRIBES, describe_views, views_in_place
+from ..sharded import is_sharded, local
+
+LOOKED_AT = 512
+"""Up to so many tensors, all of most models, every one is looked at in every step."""
+SAMPLE = 4
+"""Of more, so many are looked at in each step, in rotation, if the number of references to their buffer is the same."""
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own to look at: those of the meta device and of FakeTensorMode have none."""
+    return type(tensor) is Tensor and not tensor.is_meta
+
+
+def own_view(buffer: Tensor, shape: Sequence[int], strides: Sequence[int], start: int) -> Tensor:
+    """A view of a flat buffer that has a storage of its own, of just its own elements.
+
+    Args:
+        buffer: 1-d and contiguous.
+        shape: of the view.
+        strides: of the view, in elements.
+        start: the place of its first element in the buffer.
+    """
+    view = buffer.as_strided(shape, strides, start)
+    if not has_memory(buffer):
+        return view
+    return torch._C._from_dlpack(torch._C._to_dlpack(view))
+
+
+class ShownViews:
+    """The views of a bucket's buffers that ``optimizer.state`` shows.
+
+    Each view holds one reference to its buffer. Where user code gives one of them other memory (``.data =``,
+    ``.set_``, ``share_memory_``), that reference is gone, so the number of references tells without a look at each.
+
+    Args:
+        buffers: the flat tensors.
+    """
+
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self._buffers = [b.untyped_storage() for b in buffers if has_memory(b)]
+        self._storages = [storage._cdata for storage in self._buffers]
+        self._is_sharded = False
+        self._references: list[int] = []
+        self._views: list[Tensor] = []
+        self._shown: list[Any] = []
+        self._table: Tensor | None = None
+        self._next = 0
+
+    def show(self, tensors: Sequence[Any]) -> None:
+        """Remembers tensors that `optimizer.state` shows, all of them, as they are now."""
+        self._shown = [t for t in tensors if has_memory(local(t))]
+        self._views = [local(t) for t in self._shown]
+        self._table = torch.zeros(len(self._views), 2, dtype=torch.int64, device="cpu")
+        if not DESCRIBES or not describe_views(self._views, self._table.data_ptr()):
+            self._table[:, 1] = torch.tensor([v.data_ptr() for v in self._views], dtype=torch.int64, device="cpu")
+            self._pointers = self._table[:, 1].tolist()
+            self._table = None
+        self._next = 0
+        self._address = 0 if self._table is None else self._table.data_ptr()
+        self._is_sharded = any(map(is_sharded, self._shown))
+        self._references = [_storage_Use_Count(data) for data in self._storages]
+
+    def intact(self, thoroughly: bool = False) -> bool:
+        """Whether all views are where they were made, as far as a step looks.
+
+        Args:
+            thoroughly: look at every one.
+        """
+        count = len(self._views)
+        if count <= LOOKED_AT:
+            return not count or self._in_place(0, count)
+        references = [_storage_Use_Count(data) for data in self._storages]
+        if thoroughly or references != self._references:
+            self._references = references
+            return self._in_place(0, count)
+        begin, end = self._next, min(self._next + SAMPLE, count)
+        self._next = end if end < count else 0
+        return self._in_place(begin, end)
+
+    def _in_place(self, begin: int, end: int) -> bool:
+        if self._is_sharded and any(
+            shown._local_tensor is not view
+            for shown, view in zip(self._shown[begin:end], self._views[begin:end], strict=True)
+        ):
+            return False
+        if self._table is None:
+            return all(self._views[i].data_ptr() == self._pointers[i] for i in range(begin, end))
+        return views_in_place(self._address + 16 * begin, end - begin)

@@ -1,0 +1,66 @@
+"""What one step launches over a bucket, built once and kept for as long as the same parameters get gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..layout import fingerprint
+from ..rows import RowTable
+
+if TYPE_CHECKING:
+    from ..addresses import Addresses
+    from ..bucket import Bucket
+
+
+@dataclass
+class Plan:
+    """What one step launches over a bucket, for as long as the same parameters get gradients."""
+
+    missing: list[int]
+    """Segments without a gradient; they and their step counts stay."""
+    present: list[int]
+    params: list[Tensor]
+    segments: Tensor
+    """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `fingerprint`."""
+    row_of: Tensor
+    """int64, on the CPU: the row of each present segment."""
+    rows: list[tuple[int, int]]
+    """For each row its parameter group, and a segment that has taken as many steps as all of the row."""
+    row_table: RowTable
+    """Where the host writes the rows of a step."""
+    first: bool = True
+    """Whether this plan has not been launched yet."""
+    tables: tuple[Tensor, Tensor] | None = None
+    """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
+    origins: Tensor | None = None
+    """int64, on the CPU: where the random numbers of each present segment begin; None where none are drawn."""
+    addresses: Addresses | Literal[False] | None = None
+    """See `radam_fused.addresses`; False where there is not that way, None where nobody has asked yet."""
+
+
+def build_plan(bucket: Bucket, missing: list[int]) -> Plan:
+    """The plan of a step over a bucket in which these segments have no gradient."""
+    absent = set(missing)
+    present = [i for i in range(len(bucket.params)) if i not in absent]
+    taken = bucket.counts.classes(absent)
+    row_indices: dict[tuple[int, int], int] = {}
+    row_of = [row_indices.setdefault((bucket.groups[i], taken[i]), len(row_indices)) for i in present]
+    first_of: dict[int, int] = {}
+    for i, row in zip(present, row_of, strict=True):
+        first_of.setdefault(row, i)
+    segments = [(bucket.starts[i], fingerprint(bucket.shapes[i], bucket.strides[i])) for i in present]
+    origins = torch.tensor([bucket.origin(i) for i in present], dtype=torch.int64, device="cpu")
+    return Plan(
+        missing=missing,
+        present=present,
+        params=[bucket.params[i] for i in present],
+        segments=torch.tensor(segments, dtype=torch.int64, device="cpu").reshape(-1, 2),
+        row_of=torch.tensor(row_of, dtype=torch.int64, device="cpu"),
+        rows=[(bucket.groups[i], i) for i in first_of.values()],
+        row_table=RowTable(len(row_indices)),
+        origins=origins if bucket.draws else None,
+    )
