@@ -15,6 +15,7 @@ try:
         describe_tensors,
         describe_views,
         gradients,
+        have_memory_each,
         in_place,
         prepare_describe,
         step_described,
@@ -49,6 +50,10 @@ except ImportError:
         """False: `radam_fused.rows.step_row` makes them."""
         return False
 
+    def have_memory_each(tensors: list[Tensor]) -> bool:
+        """False: `radam_fused.overlaps.layers` has to look."""
+        return False
+
     def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """The gradients of parameters, and the indices of those that have none."""
         grads = [p.grad for p in params]
@@ -70,6 +75,7 @@ __all__ = [
     "describe_tensors",
     "describe_views",
     "gradients",
+    "have_memory_each",
     "in_place",
     "step_described",
     "unchanged",

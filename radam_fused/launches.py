@@ -16,6 +16,7 @@ from .global_norm import GlobalNorm
 from .host import gradients
 from .layout import as_real
 from .ops import Operators
+from .overlaps import check_apart
 from .sharded import local_gradients
 from .step.plan import Plan
 from .tensor_kinds import check_memory, is_copy_on_write, may_wrap
@@ -68,6 +69,7 @@ def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> L
             tensor subclass without memory.
     """
     params = plan.params
+    check_apart(plan, names)
     if bucket.is_sharded:
         grads = local_gradients(params, grads, names)
         params = [p._local_tensor for p in params]  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ from .launches import Launch, by_lists, materialized, resolved
 from .layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
 from .offload import Offloader
 from .ops import OPERATORS, Operators
+from .overlaps import layers
 from .precision import NAMES
 from .scalars import capturing
 from .sharded import is_sharded, refuse_flatten
@@ -243,8 +244,9 @@ class Placement:
         stepping = (p for p, _ in arrivals if may_step(p))
         check_arrivals(stepping, lambda: names, self._backend, self._storage, self.offload)
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
-        for p, index in arrivals:
-            kinds.setdefault(self._kind(p), []).append((p, index))
+        layer_of = layers([p for p, _ in arrivals])
+        for k, (p, index) in enumerate(arrivals):
+            kinds.setdefault((self._kind(p), layer_of.get(k, 0)), []).append((p, index))
         if self._flatten:
             _check_flatten(names, [p for p, _ in arrivals])
         for p, _ in arrivals:

@@ -10,6 +10,7 @@
 #include <exception>
 #include <optional>
 #include <stdexcept>
+#include <vector>
 
 #include "pairs.h"
 #include "step.h"
@@ -197,6 +198,31 @@ PyObject* describe_views(PyObject*, PyObject* args) try {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(views[i].tensor, &views[i].data));
   }
   Py_RETURN_TRUE;
+} catch (const std::exception& error) {
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+}
+
+// have_memory_each(tensors) -> bool: whether no two of these strided tensors of one device can share memory; false also
+// where one is of another type than torch's own.
+PyObject* have_memory_each(PyObject*, PyObject* tensors) try {
+  if (!PyList_Check(tensors)) return PyErr_Format(PyExc_TypeError, "have_memory_each() takes a list of tensors");
+  std::vector<Bytes> spans;
+  for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
+    PyObject* object = PyList_GetItem(tensors, i);
+    if (!is_plain_type(object)) Py_RETURN_FALSE;
+    const AtenTensorHandle tensor = handle_of(object, known.handle);
+    const Shape shape = shape_of(tensor);
+    const void* data;
+    int32_t dtype;
+    int64_t numel, reach = 1;
+    TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor, &data));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &numel));
+    for (int64_t d = 0; d < shape.dim; ++d) reach += (shape.size[d] - 1) * shape.stride[d];
+    const char* begin = static_cast<const char*>(data);
+    if (numel > 0) spans.push_back({begin, begin + reach * int64_t(aoti_torch_dtype_element_size(dtype))});
+  }
+  return PyBool_FromLong(are_apart(spans));
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }

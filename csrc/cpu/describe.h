@@ -17,6 +17,8 @@ PyObject* in_place(PyObject* module, PyObject* args);
 // The views of a bucket that optimizer.state shows, and whether their elements are where they were.
 PyObject* describe_views(PyObject* module, PyObject* args);
 PyObject* views_in_place(PyObject* module, PyObject* args);
+// Whether tensors share no memory.
+PyObject* have_memory_each(PyObject* module, PyObject* tensors);
 // A step over what is described anew: on a GPU by the operator of that name.
 PyObject* step_described(PyObject* module, PyObject* args);
 

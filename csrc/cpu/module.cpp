@@ -112,6 +112,7 @@ PyMethodDef methods[] = {
     {"in_place", radam_fused::in_place, METH_VARARGS, "Whether pairs lie where they were described to."},
     {"counts_shown", radam_fused::counts_shown, METH_VARARGS, "Whether step counts are shown as they are."},
     {"describe_views", radam_fused::describe_views, METH_VARARGS, "Notes where tensors and their elements are."},
+    {"have_memory_each", radam_fused::have_memory_each, METH_O, "Whether no two tensors can share memory."},
     {"views_in_place", radam_fused::views_in_place, METH_VARARGS, "Whether tensors' elements are where they were."},
     {"write_rows", radam_fused::write_rows, METH_VARARGS, "The rows of a step; False where Python has to make them."},
     {"step_described", radam_fused::step_described, METH_VARARGS, "As describe, and a step over them; or False."},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <vector>
 
 #include "torch_cpp.h"
 
@@ -77,8 +78,8 @@ void prefetch_parts(const void* impl) {
 }
 
 // Each pair is a chain of some six cache misses, one link leading to the next: a stretch of pairs takes every link
-// together.
-bool describe_range(const Pairs& pairs, int64_t begin, int64_t end) {
+// together. `moved` becomes true where a parameter has another address than when the rows were last filled in.
+bool describe_range(const Pairs& pairs, int64_t begin, int64_t end, std::atomic<bool>& moved) {
   const void* impls[kStretch];
   AtenTensorHandle grads[kStretch];
   for (int64_t at = begin; at < end; at += kStretch) {
@@ -89,20 +90,44 @@ bool describe_range(const Pairs& pairs, int64_t begin, int64_t end) {
     for (int i = 0; i < n; ++i) prefetch_impl(impl_of(grads[i] = grad_of(impls[i])));
     for (int i = 0; i < n; ++i) prefetch_parts(impl_of(grads[i]));
     for (int i = 0; i < n; ++i) {
+      const void* before = rows[i].param;
       if (!describe_pair(grads[i], pairs, pairs.segments[2 * (at + i) + 1], rows[i])) return false;
+      if (rows[i].param != before) moved = true;
     }
   }
   return true;
 }
 
+// Whether no two parameters share memory: one launch would step both at the same time. Where two do, this is asked
+// again in the next step.
+bool have_memory_each(const Pairs& pairs) {
+  std::vector<Bytes> spans;
+  spans.reserve(pairs.count);
+  for (int64_t i = 0; i < pairs.count; ++i) {
+    const char* begin = static_cast<const char*>(pairs.rows[i].param);
+    if (pairs.rows[i].numel > 0) spans.push_back({begin, begin + pairs.rows[i].numel * item_size(pairs.dtype)});
+  }
+  if (are_apart(spans)) return true;
+  for (int64_t i = 0; i < pairs.count; ++i) pairs.rows[i].param = nullptr;
+  return false;
+}
+
 }  // namespace
 
+bool are_apart(std::vector<Bytes>& spans) {
+  std::sort(spans.begin(), spans.end(), [](const Bytes& a, const Bytes& b) { return a.begin < b.begin; });
+  for (size_t i = 1; i < spans.size(); ++i) {
+    if (spans[i].begin < spans[i - 1].end) return false;
+  }
+  return true;
+}
+
 bool describe(const Pairs& pairs) {
-  std::atomic<bool> plain{true};
+  std::atomic<bool> plain{true}, moved{false};
   torch::stable::parallel_for(0, pairs.count, kPairsPerThread, [&](int64_t begin, int64_t end) {
-    if (!describe_range(pairs, begin, end)) plain = false;
+    if (!describe_range(pairs, begin, end, moved)) plain = false;
   });
-  return plain;
+  return plain && (!moved || have_memory_each(pairs));
 }
 
 void count_versions(const Pairs& pairs, bool of_grads) try {

@@ -1,6 +1,8 @@
 // Pairs of a parameter and its gradient, read by the addresses of their tensors.
 #pragma once
 
+#include <vector>
+
 #include "../launch.h"
 
 namespace radam_fused {
@@ -13,8 +15,17 @@ struct Pairs {
   Device device;
 };
 
-// Fills in the rows, on all threads; false where a parameter has no gradient, or a pair is not two arrays in the order
-// that the moments were laid out in.
+// The bytes from a tensor's first element to its last.
+struct Bytes {
+  const char* begin;
+  const char* end;
+};
+
+// Whether no two spans meet; sorts them.
+bool are_apart(std::vector<Bytes>& spans);
+
+// Fills in the rows, on all threads; false where a parameter has no gradient, a pair is not two arrays in the order
+// that the moments were laid out in, or two parameters share memory since they have moved.
 bool describe(const Pairs& pairs);
 
 // Whether parameters and gradients lie where the rows say; a row without an address for its gradient says that there is

@@ -14,6 +14,7 @@ from ..rows import RowTable
 if TYPE_CHECKING:
     from ..addresses import Addresses
     from ..bucket import Bucket
+    from ..overlaps import Places
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Plan:
     """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
     origins: Tensor | None = None
     """int64, on the CPU: where the random numbers of each present segment begin; None where none are drawn."""
+    places: Places | None = None
+    """Where the parameters are stored, as of when it was last found that none shares memory with another."""
     addresses: Addresses | Literal[False] | None = None
     """See `radam_fused.addresses`; False where there is not that way, None where nobody has asked yet."""
 
