@@ -28,7 +28,6 @@ from .precision import (
     keep,
     local_entry,
     master_name,
-    master_value,
     names_of,
     ratio_of,
 )
@@ -215,17 +214,12 @@ class Bucket:
         else:
             encode(views, *map(as_real, decoded(state)))
         if self.residue is not None:
-            name = master_name(self.residue.dtype)
-            if name in state and (state[name].dtype == self.residue.dtype or name == "master_low"):
-                self.view(self.residue, index).copy_(state[name])
-            else:
-                self._keep(index, state)
+            self._keep(index, state)
 
     def _keep(self, index: int, state: Mapping[str, Any] | None) -> None:
         """Makes what is kept beside a parameter, from another form of it or from nothing."""
         assert self.residue is not None
-        param = as_real(self.params[index]).detach().to(self.state_device)
-        keep(self.view(self.residue, index), param, None if state is None else master_value(state, param))
+        keep(self.view(self.residue, index), as_real(self.params[index]), state)
 
     def follow_strides(self) -> list[int]:
         """Moves moments along with parameters whose strides have changed; returns which segments that were.

@@ -19,7 +19,7 @@ from .forms import second_dtype
 from .layout import ALIGNMENT, as_real
 from .options import GROUP_DEFAULTS, WIDE, check_group
 from .precision import CODES, MASTERS, NAMES, names_of, portable
-from .sharded import check_part, local
+from .sharded import check_part, is_fsdp1, local
 
 OURS = NAMES | {"step"}
 """What a step keeps in an entry of ``optimizer.state``."""
@@ -114,20 +114,26 @@ def _check_step(source: str, name: str, step: Any) -> None:
         raise ValueError(f"{source}: 'step' of {name} is {number!r}: must be a whole number, at least 0")
 
 
-def _check_low_bits(what: str, low: Tensor) -> None:
-    if not low.is_meta and not torch.equal(low, low.short()):
-        worst = int(low.flatten()[low.abs().argmax()])
-        raise ValueError(f"{what} holds {worst}: must be 16-bit integers")
+_INTEGERS = {CODES[0]: torch.int8, CODES[1]: second_dtype(torch.int8), "master_low": torch.int16}
+"""Entries that hold integers, and their own dtype; `portable` widens some."""
+
+
+def _check_integers(what: str, value: Tensor, dtype: torch.dtype) -> None:
+    """Raises for a tensor in a wider dtype that holds anything but integers of this one."""
+    limits = torch.iinfo(dtype)
+    wrong = value[value != value.round().clamp(limits.min, limits.max)]
+    if wrong.numel():
+        raise ValueError(f"{what} holds {wrong[0].item()}: must be integers from {limits.min} to {limits.max}")
 
 
 def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping[str, Any]) -> None:
     """Raises for a tensor of an entry that is not what its name says, for this parameter."""
     real = param.shape if not param.is_complex() else as_real(param).shape
     expected, kind, fits = tuple(real), "dense", isinstance(value, Tensor) and value.layout == torch.strided
+    in_one_dtype = fits and is_fsdp1(param) and value.dtype == torch.float32  # as `portable` makes it
     if key in CODES:
-        dtypes = torch.int8, second_dtype(torch.int8), torch.float32, torch.float32
-        dtype = dtypes[CODES.index(key)]
-        kind, fits = f"dense {dtype}", fits and value.dtype == dtype
+        dtype = _INTEGERS.get(key, torch.float32)
+        kind, fits = f"dense {dtype}", fits and (value.dtype == dtype or in_one_dtype)
         if key in CODES[2:] and not (fits and tuple(value.shape) == expected):  # of each block, not of each element
             expected = (-(-local(state[CODES[0]]).numel() // ALIGNMENT),)
     elif key in MASTERS:
@@ -135,9 +141,7 @@ def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping
         master = MASTERS[key]
         kind = f"dense {master or 'float16 or bfloat16'}"
         wide = fits and key == "master_low" and value.dtype == torch.int32  # as `portable` widens it
-        fits = wide or (fits and (value.dtype == master if master else value.dtype in half))
-        if wide:
-            _check_low_bits(what, local(value))
+        fits = wide or (fits and (in_one_dtype or (value.dtype == master if master else value.dtype in half)))
     elif param.is_complex() and fits and value.dtype.is_complex:
         expected = tuple(param.shape)
     else:
@@ -150,6 +154,9 @@ def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping
         raise ValueError(f"{what} is on the meta device: it must have values")
     if tuple(value.shape) != expected:
         raise ValueError(f"{what} has shape {tuple(value.shape)}: must be {expected}")
+    integers = _INTEGERS.get(key)
+    if integers is not None and value.dtype != integers:
+        _check_integers(what, local(value), integers)
 
 
 def has_state(entry: Any) -> bool:

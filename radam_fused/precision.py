@@ -19,7 +19,7 @@ from .backends.reference_stored import (
 )
 from .backends.reference_update import square_root
 from .layout import ALIGNMENT, is_dense
-from .sharded import is_sharded, local, part_of, wrapped
+from .sharded import is_fsdp1, is_sharded, local, part_of, wrapped
 
 CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
 MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
@@ -32,6 +32,8 @@ RATIO = ("exp_avg_ratio", "root_exp_avg_sq")
 """What codes stand for, in float32: m / sqrt(v) and sqrt(v). Earlier checkpoints of DTensors hold these."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
 """Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
+PORTABLE = (torch.int32, torch.float32)
+"""The dtypes in which `portable` has the values of ``"split"`` and ``"kahan"``."""
 NAMES = frozenset((*RATIO, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
 """Everything that some form has in an entry, beside ``step``."""
 _NEAREST = 0x8000
@@ -79,8 +81,11 @@ def portable(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
 
     Blocks of codes are this rank's own, and another number of ranks cuts others, so each element of a DTensor gets the
     scale of its block; the codes beside them are copies, as a checkpoint that is loaded in place must fill both or
-    neither. The bits of ``"split"`` become int32: neither gloo nor NCCL gathers 16-bit integers.
+    neither. The bits of ``"split"`` become int32: neither gloo nor NCCL gathers 16-bit integers. FSDP1 gathers all of a
+    parameter's state in one dtype, so state of several becomes float32, which holds the values of each.
     """
+    if is_fsdp1(param):
+        return _in_one_dtype(entry)
     if not is_sharded(param):
         return entry
     entry = dict(entry)
@@ -92,6 +97,16 @@ def portable(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
     if "master_low" in entry:
         entry["master_low"] = wrapped(param, local(entry["master_low"]).int())
     return entry
+
+
+def _in_one_dtype(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    tensors = {name: value for name, value in entry.items() if isinstance(value, Tensor) and value.dim() > 0}
+    if len({value.dtype for value in tensors.values()}) <= 1:
+        return entry
+    if CODES[0] in tensors:
+        pairs = zip(CODES[:2], CODES[2:], strict=True)
+        tensors |= {scale: of_elements(tensors[scale], tensors[code]) for code, scale in pairs}
+    return {**entry, **{name: value.float() for name, value in tensors.items()}}
 
 
 def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
@@ -194,16 +209,21 @@ def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:
     return None
 
 
-def keep(residue: Tensor, param: Tensor, value: Tensor | None) -> None:
+def keep(residue: Tensor, param: Tensor, entry: Mapping[str, Any] | None) -> None:
     """Writes what is kept beside a parameter.
 
     Args:
         residue: a view of the bucket's buffer, whose dtype tells the form.
         param: the parameter as it is now.
-        value: the parameter in float32, or None for no more than the parameter.
+        entry: of ``optimizer.state``, in whatever form, or None for no more than the parameter.
     """
-    param = param.detach()
+    same = None if entry is None else entry.get(master_name(residue.dtype))
+    if same is not None and same.dtype in (residue.dtype, *PORTABLE):
+        residue.copy_(same)
+        return
+    param = param.detach().to(residue.device)
     exact = param.float()
+    value = None if entry is None else master_value(entry, param)
     value = exact if value is None else value.float()
     if residue.dtype == torch.float32:
         residue.copy_(value)

@@ -22,6 +22,11 @@ def is_sharded(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_fsdp1(param: Any) -> bool:
+    """Whether FSDP1 (`FullyShardedDataParallel`) has this rank's part of several parameters in this plain tensor."""
+    return bool(getattr(param, "_fsdp_flattened", False))
+
+
 def local(tensor: Any) -> Tensor:
     """What this rank holds of a DTensor, sharing its memory; any other tensor as it is."""
     return tensor._local_tensor if is_sharded(tensor) else tensor

@@ -233,7 +233,7 @@ def spoilt(key: str, change: str) -> None:
     ("key", "change", "message"),
     [
         ("exp_avg_scale", "shape", "'exp_avg_scale' of .* has shape"),
-        ("master_low", "value", "'master_low' of .* holds 32768: must be 16-bit integers"),
+        ("master_low", "value", "'master_low' of .* holds 32768: must be integers from -32768 to 32767"),
     ],
 )
 def test_what_does_not_fit_is_refused(key: str, change: str, message: str, ranks: Ranks) -> None:
