@@ -59,14 +59,15 @@ class ShownViews:
         self._is_sharded = False
         self._references: list[int] = []
         self._views: list[Tensor] = []
-        self._shown: list[Any] = []
+        self._shown: list[Any] = []  # the DTensor around each view, or None
         self._table: Tensor | None = None
         self._next = 0
 
     def show(self, tensors: Sequence[Any]) -> None:
         """Remembers tensors that `optimizer.state` shows, all of them, as they are now."""
-        self._shown = [t for t in tensors if has_memory(local(t))]
-        self._views = [local(t) for t in self._shown]
+        tensors = [t for t in tensors if has_memory(local(t))]
+        self._views = [local(t) for t in tensors]
+        self._shown = [t if is_sharded(t) else None for t in tensors]
         self._table = torch.zeros(len(self._views), 2, dtype=torch.int64, device="cpu")
         if not DESCRIBES or not describe_views(self._views, self._table.data_ptr()):
             self._table[:, 1] = torch.tensor([v.data_ptr() for v in self._views], dtype=torch.int64, device="cpu")
@@ -74,7 +75,7 @@ class ShownViews:
             self._table = None
         self._next = 0
         self._address = 0 if self._table is None else self._table.data_ptr()
-        self._is_sharded = any(map(is_sharded, self._shown))
+        self._is_sharded = any(t is not None for t in self._shown)
         self._references = [_storage_Use_Count(data) for data in self._storages]
 
     def intact(self, thoroughly: bool = False) -> bool:
@@ -96,7 +97,7 @@ class ShownViews:
 
     def _in_place(self, begin: int, end: int) -> bool:
         if self._is_sharded and any(
-            shown._local_tensor is not view
+            shown is not None and shown._local_tensor is not view
             for shown, view in zip(self._shown[begin:end], self._views[begin:end], strict=True)
         ):
             return False
