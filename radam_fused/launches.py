@@ -95,7 +95,8 @@ def check_launch(launch: Launch, names_of: Names) -> None:
         return
     bucket = launch.bucket
     names = names_of()
-    for segment, p in enumerate(bucket.params):
+    grouped = [(k, p) for k, p in enumerate(bucket.params) if bucket.groups[k] >= 0]
+    for segment, p in grouped:
         tensor = as_real(p)
         shape, is_double = tensor.shape, tensor.dtype == torch.float64
         was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
@@ -105,7 +106,7 @@ def check_launch(launch: Launch, names_of: Names) -> None:
             raise TypeError(f"{names[p]} is now {p.dtype}: its master weights were made for {bucket.dtype}")
         if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
             raise TypeError(f"{names[p]} is now {p.dtype}: {was}")
-    pairs = [(p, p.grad) for p in bucket.params if p.grad is not None]
+    pairs = [(p, p.grad) for _, p in grouped if p.grad is not None]
     for p, _ in pairs:
         first = pairs[0][0]
         if p.dtype != first.dtype:

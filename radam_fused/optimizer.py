@@ -186,9 +186,9 @@ class FusedRAdam(Optimizer):
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
         if self._placement is not None:  # takes in what user code has edited, before what is noted here hides it
             self._placement.refresh(self.param_groups, self.state)
-        super().add_param_group(param_group)
-        index = len(self.param_groups) - 1
+        index = len(self.param_groups)
         try:
+            super().add_param_group(param_group)
             group = self.param_groups[index]
             differentiable = self.defaults["differentiable"]
             check_new_group(group, index, differentiable, self._backend, self._storage, self._offload, self._wide)
@@ -199,7 +199,7 @@ class FusedRAdam(Optimizer):
             if self._in_backward is not None:
                 self._in_backward.follow(self)
         except BaseException:
-            self.param_groups.pop()
+            del self.param_groups[index:]
             raise
 
     @observable

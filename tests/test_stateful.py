@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.backward import StepInBackward
-from radam_fused.bucket import Bucket
-from radam_fused.placement import Placement
 from radam_fused.scalars import DeviceScalars
+from radam_fused.state.step_counts import StepCounts
+from radam_fused.state.tracked_dict import ParameterState
+from radam_fused.state.views import ShownViews
 from radam_fused.transfer import Transfer
 from tests.helpers import same_bits
 
@@ -528,14 +529,28 @@ def test_broken_optimizer_is_found(kind: type[FusedRAdam]) -> None:
     assert found(kind)
 
 
-def test_shared_history_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments that once took the same steps, and part while only a rows operator counts."""
-    monkeypatch.setattr(Bucket, "_part", lambda self, absent: self._histories)
+@pytest.fixture
+def counts_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts of a rows operator that the host does not read, as on a device that it would have to wait for."""
+    monkeypatch.setattr("radam_fused.state.step_counts.readable", lambda device: False)
+
+
+@pytest.mark.usefixtures("counts_as_on_a_gpu")
+def test_counts_that_the_host_does_not_read() -> None:
+    run_state_machine_as_test(Training, settings=SETTINGS)
+
+
+@pytest.mark.usefixtures("counts_as_on_a_gpu")
+def test_classes_that_are_not_split_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments that once took the same steps, and take others while only a rows operator counts."""
+    monkeypatch.setattr(StepCounts, "split", lambda self, absent: self._classes)
     assert found(FusedRAdam)
 
 
 def test_ignored_edits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Placement, "outdated", lambda self, groups, state: False)
+    """Were an entry not to tell its bucket, and addresses not looked at, replaced moments would not be stepped."""
+    monkeypatch.setattr(ParameterState, "release_owner", lambda self: None)
+    monkeypatch.setattr(ShownViews, "intact", lambda self, thoroughly=False: True)
     assert found(FusedRAdam)
 
 

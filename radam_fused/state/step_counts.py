@@ -18,6 +18,11 @@ from ..host import HAS_LOOPS, counts_shown, upload
 from .views import own_view
 
 
+def readable(device: torch.device) -> bool:
+    """Whether the host can read what is on a device without waiting for it."""
+    return device.type == "cpu"
+
+
 class StepCounts:
     """The step counts of a bucket's segments.
 
@@ -116,13 +121,13 @@ class StepCounts:
             device: the state's.
             missing: segments that the step under way leaves out.
         """
-        classes = self._classes
-        if device.type != "cpu":
+        classes, on_host = self._classes, readable(device)
+        if not on_host:
             classes = [int(count) for count in self.taken.tolist()]
         shown, taken = upload(self.shown, device), upload(self.taken, device)
         self.shown, self.taken, self.on_device, self._classes = shown, taken, True, classes
         self.addresses = shown.data_ptr(), taken.data_ptr(), len(shown)
-        self.on_host = device.type == "cpu"
+        self.on_host = on_host
         self._version = self.shown._version
         if not self.on_host:
             self.split(missing)
