@@ -9,7 +9,6 @@ Plain parameters are repeated on every rank, as under DistributedDataParallel, w
 from __future__ import annotations
 
 import math
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor
 from .backends.reference_rows import halve
 from .bucket import Bucket
 from .layout import PARTIAL_SUMS
+from .parts import WHOLE, Given, refuse_parts
 from .sharded import is_sharded
 from .step.plan import Plan
 
@@ -38,16 +38,20 @@ class GlobalNorm:
     Args:
         names: all parameters of the optimizer on this rank, in the same order on each, and what errors call them.
         group: the ranks that share it where the parameters do not tell: each of them counts its plain parameters.
+        made_with: what the optimizer was made with.
 
     Attributes:
         given: the group as given.
         group: a process group; None where this process holds all there is to add up.
 
     Raises:
-        ValueError: parameters on meshes of which none holds all the others' ranks.
+        ValueError: parameters on meshes of which none holds all the others' ranks, or without a group parameters that
+            are known to be parts (`radam_fused.parts`).
     """
 
-    def __init__(self, names: dict[Tensor, str], group: Any = None) -> None:
+    def __init__(self, names: dict[Tensor, str], group: Any = None, made_with: Given = WHOLE) -> None:
+        if group is None:
+            refuse_parts(names, made_with)
         self.given = group
         meshes: dict[Any, str] = {}
         for p, name in names.items():
@@ -176,21 +180,3 @@ class GlobalNorm:
 
 def _ranks(mesh: Any) -> tuple[int, ...]:
     return tuple(sorted(mesh.mesh.flatten().tolist()))
-
-
-def partitioning_group(depth: int = 8) -> Any:
-    """The ranks among which a `ZeroRedundancyOptimizer` shares out parameters, while it makes its local optimizer.
-
-    It gives a local optimizer nothing but parameters, which look like any others: clipping by their norm alone would go
-    unnoticed. So this looks who is calling.
-    """
-    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame: Any = sys._getframe(1)
-    for _ in range(depth):
-        if module is None or frame is None:
-            return None
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, module.ZeroRedundancyOptimizer):
-            return owner.process_group
-        frame = frame.f_back
-    return None

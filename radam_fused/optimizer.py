@@ -22,7 +22,7 @@ from .backends import check_name
 from .checkpoint import check_state_dict, pack, unwrap, wrap
 from .differentiable import step as differentiable_step
 from .forms import Storage
-from .global_norm import GlobalNorm, partitioning_group
+from .global_norm import GlobalNorm
 from .groups import check_new_group
 from .launches import check_launch
 from .launches import squares as gradient_squares
@@ -39,6 +39,8 @@ from .options import (
     check_wide,
     refuse_with_differentiable,
 )
+from .parts import WHOLE, sharing_group
+from .parts import given as given_to
 from .placement import Placement
 from .reports import NOTHING, RectificationState, observable, rectification_state, span
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars
@@ -89,7 +91,8 @@ class FusedRAdam(Optimizer):
             bits. Other parameters need none.
         rounding: ``"stochastic"`` rounds 16-bit parameters that have no master weights so that the mean is exact.
         max_grad_norm: clip the gradients' global norm to this, above 0, as `torch.nn.utils.clip_grad_norm_` before the
-            step, but without writing them: they stay as they are. Infinity measures the norm and clips nothing.
+            step, but without writing them: they stay as they are. Infinity measures the norm and clips nothing. Over
+            several ranks see ``grad_norm_group``.
         zero_grads: the step leaves zeros in the gradients that it has read. No two parameters may then share one.
         offload: keep the moments in the host's memory (pinned, for parameters on a GPU) and compute the step there,
             with the ``cpu`` backend: 8 bytes a parameter less on the GPU (16 for float64), for a step that is bound by
@@ -101,8 +104,12 @@ class FusedRAdam(Optimizer):
         last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
             on their device (on the CPU under ``offload``); None before the first step.
         grad_norm_group: a `torch.distributed.ProcessGroup` over which that norm is summed where the parameters do not
-            tell: pipeline stages, say. DTensors tell by their meshes, `ZeroRedundancyOptimizer` when it makes its local
-            optimizer. Under it each rank counts its own plain parameters. Process groups stay out of copies.
+            tell: pipeline stages, say. DTensors tell by their meshes, and `ZeroRedundancyOptimizer` when it makes its
+            local optimizer. Under it each rank counts its own plain parameters. Loading a state_dict keeps it; process
+            groups stay out of copies. Without it plain parameters are taken for whole and the same on every rank, as
+            under DistributedDataParallel. Shards that carry a mark (FSDP1's, DeepSpeed's, Megatron-LM's, fairscale's,
+            experts) are an error of the first step, which names the tool's own way to clip; docs/trainers.md has those
+            that look like any parameter.
 
     `torch.amp.GradScaler` works as with torch's fused optimizers: the step unscales as it reads, and where infinities
     were found it leaves parameters and state as they were, without the host ever waiting. It leaves the gradients
@@ -165,12 +172,15 @@ class FusedRAdam(Optimizer):
         self._zero_grads = zero_grads
         self._max_grad_norm = max_grad_norm
         self.last_grad_norm: Tensor | None = None
-        self.grad_norm_group: Any = None if max_grad_norm is None else partitioning_group()
+        self.grad_norm_group: Any = None
         self._compiled_norm: Tensor | None = None
         self._tables = DeviceTables()
         self._keys = -1
         self._placement: Placement | None = None
         super().__init__(params, defaults)
+        self._made_with = WHOLE if max_grad_norm is None else given_to(self.param_groups)
+        if self._made_with.handed_on:
+            self.grad_norm_group = sharing_group()
         if not differentiable:
             self._placement = self._place(attach=True)
 
@@ -265,7 +275,7 @@ class FusedRAdam(Optimizer):
         if self._in_backward is not None:
             self._in_backward.before_step(self)
         placement = self._current_placement()
-        norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group)
+        norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group, self._made_with)
         with NOTHING if norm is None else norm.taking_part():
             placement.place_arrivals()
             # A single launch checks its own tensors before it writes; several have to be right before the first does.
@@ -331,7 +341,7 @@ class FusedRAdam(Optimizer):
         self._check_keys()
         placement = self._current_placement()
         if self._max_grad_norm is not None:
-            if placement.global_norm(self.grad_norm_group) is not None:
+            if placement.global_norm(self.grad_norm_group, self._made_with) is not None:
                 raise NotImplementedError(
                     "max_grad_norm over several ranks under torch.compile: step outside of the compiled function"
                 )
@@ -416,6 +426,7 @@ class FusedRAdam(Optimizer):
         self.last_grad_norm = self._compiled_norm = None
         if "_wide" in state:  # a copy or a pickle, which process groups stay out of; load_state_dict keeps what it has
             self.grad_norm_group = None
+            self._made_with = WHOLE if self._max_grad_norm is None else given_to(self.param_groups)
         self._tables = DeviceTables()
         self._keys = -1
         for group in self.param_groups:

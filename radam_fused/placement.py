@@ -29,6 +29,7 @@ from .layout import as_real, drawing_length, draws_from, segment_starts, whole_n
 from .offload import Offloader
 from .ops import OPERATORS, Operators
 from .overlaps import layers
+from .parts import Given
 from .precision import NAMES
 from .scalars import capturing
 from .sharded import is_sharded, refuse_flatten
@@ -325,14 +326,15 @@ class Placement:
             return None
         return by_lists(bucket, plan, grads, self.names)
 
-    def global_norm(self, group: Any) -> GlobalNorm | None:
+    def global_norm(self, group: Any, made_with: Given) -> GlobalNorm | None:
         """How the gradients' norm is found where other ranks hold a part of them; None where none does.
 
         Args:
             group: the optimizer's ``grad_norm_group``.
+            made_with: what the optimizer was made with.
         """
         if self._norm is None or self._norm.given is not group:
-            self._norm = GlobalNorm(self.names(), group)
+            self._norm = GlobalNorm(self.names(), group, made_with)
         return self._norm if self._norm.group is not None else None
 
     def amend(self, bucket: Bucket) -> bool:
