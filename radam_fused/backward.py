@@ -19,11 +19,12 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from .bucket import Bucket
+from .captures import capturing
 from .groups import group_names
 from .launches import Launch
 from .launching import run
 from .optimizer import FusedRAdam
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, check_capture, on_device
 from .separate import SeparatePlacement
 
 
@@ -222,18 +223,15 @@ class Hooks:
 
     def _scalars(self, optimizer: FusedRAdam, placement: SeparatePlacement, bucket: Bucket) -> Scalars:
         """`FusedRAdam._scalars` for one parameter."""
+        check_capture([bucket], optimizer.param_groups)
         group = optimizer.param_groups[bucket.groups[0]]
         if not (bucket.counts.on_device or group["capturable"] or on_device(group["lr"])):
-            if capturing(bucket.device):
-                raise RuntimeError(
-                    "capturable = False: a CUDA graph that captures steps in backward needs True, to replay them right"
-                )
             return HostScalars(optimizer.param_groups)
         bucket.count_on_device()
         return DeviceScalars(optimizer.param_groups, self._tables_on(bucket.device), None, 0.0, None, None)
 
     def _tables_on(self, device: torch.device) -> DeviceTables:
-        """The current stream's; for a graph's capture, which can upload nothing, the last ones that were used."""
+        """The current stream's; for a graph's capture the last ones that were used, which need no upload."""
         if not (capturing(device) and device in self._tables):
             stream = torch.cuda.current_stream(device) if device.type == "cuda" else device
             self._tables[device] = self._tables.setdefault(stream, DeviceTables())

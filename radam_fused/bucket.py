@@ -280,6 +280,18 @@ class Bucket:
             self._plan = build_plan(self, missing)
         return self._plan
 
+    def captured_plan(self, missing: list[int]) -> Plan:
+        """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (captures.py).
+
+        Other steps may be taken between two replays, so that segments need not have the same count in each. For the
+        same reason the classes of eager steps are split as if the replays had been taken.
+        """
+        plan = build_plan(self, missing, apart=True)
+        plan.counts_known = self.counts.expect_replays(set(missing))
+        if missing:
+            self._plan = None
+        return plan
+
     def whole_plan(self) -> Plan | None:
         """The last step's plan, if all segments were in it and no count was written since."""
         plan = self._plan
@@ -303,4 +315,4 @@ class Bucket:
 
     def count_step(self, plan: Plan) -> None:
         """Counts one step for every segment of the plan."""
-        self.counts.add(plan.present if plan.missing else None)
+        self.counts.add(plan.present if plan.missing else None, plan.counts_known)

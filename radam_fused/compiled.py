@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import backend_for
+from .captures import COMPILING, capturing
 from .checks import gradient_dtypes
 from .host import gradients, upload
 from .launches import Launch, check_launch
@@ -71,6 +72,10 @@ def choose(
         NotImplementedError: complex parameters, DTensors, or offloaded ones.
     """
     check_all(groups, False)
+    for group in groups:
+        for p in group["params"]:
+            if capturing(p.device):  # what is made here stays for later calls, whose replays would not fill it
+                raise RuntimeError(COMPILING)
     placement.place_arrivals()
     placement.count_on_device()
     launches: list[Any] = []

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .captures import capturing, keep
+
 try:
     from ._C import (
         counts_shown,
@@ -64,7 +66,11 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
     if device.type == "cpu":
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
+    pinned = tensor.pin_memory()
+    there = pinned.to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
+    if capturing(device):
+        keep(pinned, there)  # each replay copies again
+    return there
 
 
 __all__ = [

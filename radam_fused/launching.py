@@ -13,7 +13,7 @@ from .ops import Operators
 from .options import check_all
 from .placement import Placement
 from .reports import span
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, capturing, on_device
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, on_device
 
 
 def choose_scalars(
@@ -30,7 +30,6 @@ def choose_scalars(
     ``squares`` is what `radam_fused.launches.squares` has found for ``max_grad_norm``, over all ranks.
 
     Raises:
-        RuntimeError: a CUDA graph is captured whose replays would repeat the host's numbers.
         ValueError: a group that lacks a hyperparameter.
     """
     known = max_grad_norm is None and grad_scale is None and found_inf is None
@@ -43,11 +42,6 @@ def choose_scalars(
         check_all(groups, False)  # says which group has none
         raise
     if known:
-        for bucket in placement.buckets:
-            if capturing(bucket.device):
-                raise RuntimeError(
-                    "capturable = False: a CUDA graph that captures step() needs True, to replay it right"
-                )
         return HostScalars(groups)
     placement.count_on_device()
     return DeviceScalars(groups, tables, squares, max_grad_norm or 0.0, grad_scale, found_inf)

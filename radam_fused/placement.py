@@ -17,6 +17,7 @@ from torch import Tensor
 from .addresses import addresses, suits, unwatched
 from .backends import backend_for
 from .bucket import Bucket
+from .captures import NEW_STATE, capturing
 from .checkpoint import check_entry, has_state
 from .checks import check_disjoint, check_gradients, may_step
 from .flat import FlatBuffers, check_not_shared
@@ -31,7 +32,6 @@ from .ops import OPERATORS, Operators
 from .overlaps import layers
 from .parts import Given
 from .precision import NAMES
-from .scalars import capturing
 from .sharded import is_sharded, refuse_flatten
 from .state.snapshot import Snapshot
 from .state.tracked_dict import Edits
@@ -241,6 +241,9 @@ class Placement:
         """Buckets for new parameters, with the state that these have; nothing that exists is changed."""
         if not arrivals:
             return []
+        for device in {p.device for p, _ in arrivals}:
+            if capturing(device):
+                raise RuntimeError(NEW_STATE)
         names = _names(groups)
         stepping = (p for p, _ in arrivals if may_step(p))
         check_arrivals(stepping, lambda: names, self._backend, self._storage, self.offload)
@@ -303,25 +306,27 @@ class Placement:
         Unless ``sure`` a launch by addresses may be one that cannot go that way, which its step finds out itself.
         Without ``pointers`` there is none.
         """
-        if self.offload and capturing(bucket.device):
+        captured = capturing(bucket.device)
+        plan_of = bucket.captured_plan if captured else bucket.plan
+        if self.offload and captured:
             raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
         if self._flatten:
             flat = self._flats[bucket]
             missing = flat.collect()
-            plan = bucket.plan(missing if bucket.all_present else sorted({*missing, *bucket.absent}))
+            plan = plan_of(missing if bucket.all_present else sorted({*missing, *bucket.absent}))
             if not plan.present:
                 return None
             runs = flat.runs(plan)
             found = plan.addresses if pointers and self.ops[bucket].by_addresses and unwatched() else None
             return Launch(bucket, plan, *runs, flat.run_origins, found or None)
-        whole = bucket.whole_plan() if pointers and bucket.all_present else None
+        whole = bucket.whole_plan() if pointers and bucket.all_present and not captured else None
         found = None if whole is None else addresses(bucket, whole, self.ops[bucket])
         if whole is not None and found is not None and (not sure or found.plain()):
             return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
         grads, missing = gradients(bucket.params)
         if not bucket.all_present:
             grads, missing = _without_absent(bucket, grads, missing)
-        plan = bucket.plan(missing)
+        plan = plan_of(missing)
         if not plan.present:
             return None
         return by_lists(bucket, plan, grads, self.names)
@@ -343,6 +348,8 @@ class Placement:
         Moments of parameters whose strides have changed are laid out anew, lazy gradients written out, and
         copy-on-write tensors copied.
         """
+        if capturing(bucket.device):
+            return False  # each replay would lay the moments out again
         moved = bucket.follow_strides()
         written = False
         for p in bucket.params:

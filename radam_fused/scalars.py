@@ -8,6 +8,7 @@ each. Both make the same rows, bit for bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket
+from .captures import NEW_COUNTS, NOT_CAPTURABLE, capturing
 from .host import upload
 from .ops import Operators
 from .options import beside_rate, check_all
@@ -86,7 +88,8 @@ class DeviceTables:
             check_all(groups, False)
             lines = [hyper(group, line[0]) for group, line in zip(groups, values, strict=True)]
             known = values, upload(torch.tensor(lines, dtype=torch.float64, device="cpu"), device)
-            self._latest[device] = known
+            if not capturing(device):  # what a capture uploads is filled by that graph's replays alone
+                self._latest[device] = known
         return known[1]
 
     def keep(self, *tensors: Any) -> None:
@@ -135,9 +138,20 @@ def _rates(groups: Groups, device: torch.device) -> Tensor | None:
     )
 
 
-def capturing(device: torch.device) -> bool:
-    """Whether the current stream of the device records a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def check_capture(buckets: Iterable[Bucket], groups: Groups) -> None:
+    """Raises where a CUDA graph that is being captured could not replay a step right; nothing is recorded yet.
+
+    Raises:
+        RuntimeError: with the reason.
+    """
+    for bucket in buckets:
+        if not capturing(bucket.device):
+            continue
+        if not bucket.counts.on_device:
+            by_device = any(group["capturable"] or on_device(group["lr"]) for group in groups)
+            raise RuntimeError(NEW_COUNTS if by_device else NOT_CAPTURABLE)
+        for group in groups:
+            _host_rate(group["lr"], bucket.device)
 
 
 class DeviceScalars:

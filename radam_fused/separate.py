@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .bucket import Bucket
+from .captures import NEW_STATE, capturing
 from .checkpoint import has_state
 from .launches import Launch
 from .placement import Placement, _is_current, _stepping
-from .scalars import capturing
 
 
 class SeparatePlacement(Placement):
@@ -70,7 +70,7 @@ class SeparatePlacement(Placement):
         All at once, as memory that is made between two gradients, and stays, leaves holes between those to come.
         """
         if capturing(device):
-            raise RuntimeError("a CUDA graph captures the first step of a parameter: let it take one step before")
+            raise RuntimeError(NEW_STATE)
         known = len(self.buckets)
         self._place(_stepping(self._waiting_params()), attach=False)
         for placed_on in {bucket.device for bucket in self.buckets[known:]}:

@@ -44,6 +44,7 @@ class StepCounts:
         self.addresses = self.shown.data_ptr(), self.taken.data_ptr(), length
         self.on_device, self.on_host = False, True
         self._classes: list[int] = []
+        self._left_out: list[set[int]] = []  # by steps of CUDA graphs, whose replays the host does not see
         self._version = -1
 
     def view(self, index: int) -> Tensor:
@@ -94,12 +95,20 @@ class StepCounts:
             self.taken.copy_(torch.tensor(counts, dtype=torch.float64, device="cpu"))
         else:
             self._classes = [int(count) for count in counts]  # a rows operator takes the values over
+            for absent in self._left_out:
+                self.split(absent)
             self._version = self.shown._version
 
-    def add(self, present: list[int] | None) -> None:
-        """Counts one step, for these segments or for all; on a device the rows operator has done so."""
+    def add(self, present: list[int] | None, known: bool = True) -> None:
+        """Counts one step, for these segments or for all; on a device the rows operator has done so.
+
+        Args:
+            present: the segments.
+            known: whether the host knows the classes; otherwise a written count is left to be noticed.
+        """
         if self.on_device:
-            self._version = self.shown._version
+            if known:
+                self._version = self.shown._version
         else:
             self.taken[slice(None) if present is None else present] += 1.0
             self.shown.copy_(self.taken)
@@ -140,6 +149,19 @@ class StepCounts:
         would be to wait for the device.
         """
         return [int(count) for count in self.taken.tolist()] if self.on_host else self.split(absent)
+
+    def expect_replays(self, absent: set[int]) -> bool:
+        """Splits the classes as replays of a CUDA graph will whose step leaves these segments out.
+
+        Returns:
+            Whether the host knows the classes; False where user code has written a count, which a capture cannot read.
+        """
+        known = self.on_host or not self.written()
+        if absent:
+            self._left_out.append(absent)
+            if known and not self.on_host:
+                self.split(absent)
+        return known
 
     def split(self, absent: set[int]) -> list[int]:
         """The classes after a step that leaves these segments out."""

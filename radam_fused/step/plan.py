@@ -35,6 +35,8 @@ class Plan:
     """Where the host writes the rows of a step."""
     first: bool = True
     """Whether this plan has not been launched yet."""
+    counts_known: bool = True
+    """Whether the host knows which segments have the same count; a capture cannot wait to find out."""
     tables: tuple[Tensor, Tensor] | None = None
     """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
     origins: Tensor | None = None
@@ -45,11 +47,11 @@ class Plan:
     """See `radam_fused.addresses`; False where there is not that way, None where nobody has asked yet."""
 
 
-def build_plan(bucket: Bucket, missing: list[int]) -> Plan:
-    """The plan of a step over a bucket in which these segments have no gradient."""
+def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
+    """The plan of a step in which these segments have no gradient; ``apart`` with a row for each of the others."""
     absent = set(missing)
     present = [i for i in range(len(bucket.params)) if i not in absent]
-    taken = bucket.counts.classes(absent)
+    taken = range(len(bucket.params)) if apart else bucket.counts.classes(absent)
     row_indices: dict[tuple[int, int], int] = {}
     row_of = [row_indices.setdefault((bucket.groups[i], taken[i]), len(row_indices)) for i in present]
     first_of: dict[int, int] = {}
