@@ -134,7 +134,7 @@ def _fake_rows(
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     others = {"lr": lr, "squares": squares, "grad_scale": grad_scale, "found_inf": found_inf}
-    _check_devices(hyper.device, pairs=pairs, counted=counted, steps=steps, **others)
+    _check_devices(hyper.device, pairs=pairs, counted=counted, steps=steps, taken=taken, **others)
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 

@@ -279,6 +279,7 @@ def rows_arguments(**given: Any) -> Arguments:
         "pairs": torch.tensor([[0, 0]]),
         "counted": torch.ones(2),
         "steps": torch.zeros(2),
+        "taken": torch.zeros(2, dtype=torch.float64),
         "lr": None,
         "squares": None,
         "max_grad_norm": 0.0,
@@ -313,6 +314,9 @@ ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "counted_long": (lambda: rows_arguments(counted=torch.ones(3)), "counted"),
     "steps_float64": (lambda: rows_arguments(steps=torch.zeros(2).double()), "steps"),
     "steps_expanded": (lambda: rows_arguments(steps=torch.zeros(1).expand(2)), "steps"),
+    "taken_float32": (lambda: rows_arguments(taken=torch.zeros(2)), "taken"),
+    "taken_short": (lambda: rows_arguments(taken=torch.zeros(1, dtype=torch.float64)), "taken"),
+    "taken_expanded": (lambda: rows_arguments(taken=torch.zeros(1, dtype=torch.float64).expand(2)), "taken"),
     "lr_of_two_groups": (lambda: rows_arguments(lr=torch.ones(2)), "lr"),
     "lr_integer": (lambda: rows_arguments(lr=torch.ones(1, dtype=torch.int64)), "lr"),
     "lr_half": (lambda: rows_arguments(lr=torch.ones(1).half()), "lr"),
@@ -327,14 +331,14 @@ ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
             lambda name=name: (lambda a: {**a, name: meta(a[name])})(rows_arguments(**OPTIONAL)),
             "on meta|on cpu",
         )
-        for name in ("hyper", "pairs", "counted", "steps", *OPTIONAL)
+        for name in ("hyper", "pairs", "counted", "steps", "taken", *OPTIONAL)
     },
     **{
         f"freed_{name}": (
             lambda name=name: (lambda a: {**a, name: freed(a[name].clone())})(rows_arguments(**OPTIONAL)),
             "storage",
         )
-        for name in ("hyper", "pairs", "counted", "steps", *OPTIONAL)
+        for name in ("hyper", "pairs", "counted", "steps", "taken", *OPTIONAL)
     },
 }
 
@@ -355,7 +359,7 @@ def test_rows_of_good_arguments_count(backend: str) -> None:
     found = rows_arguments(**OPTIONAL)
     rows, _ = OPERATORS[backend].rows(*found.values())
     assert rows.isfinite().all()
-    assert found["steps"].tolist() == [1.0, 1.0]
+    assert found["steps"].tolist() == found["taken"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("offset", [False, True], ids=["at_0", "with_an_offset"])
