@@ -46,7 +46,7 @@ def make_room():
 
 other = threading.Thread(target=make_room, daemon=True)
 other.start()
-assert pairs.step(torch.zeros(1, 11, dtype=torch.float64), False)
+assert pairs.step(torch.zeros(1, 11, dtype=torch.float64), False, None)
 assert library.is_launching()
 print("in vain" if library.has_waited_in_vain() else "another thread ran")
 """
