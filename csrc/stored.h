@@ -8,8 +8,8 @@
 
 namespace radam_fused {
 
-// How both moments are stored: in float32; in bfloat16; in float16, of the second moment the square root; or in 8 bits,
-// kBlockElements of them to a scale.
+// How both moments are stored: in float32; in bfloat16; in float16, as HalfRoot and HalfFirst have them; or in 8 bits,
+// kBlockElements of them to a scale, as RootCode and FirstCode have them.
 enum class Moments : int { kFloat32, kBFloat16, kFloat16, kInt8 };
 
 // What is kept beside a 16-bit parameter: nothing; a copy in float32; the 16 bits that make it one (beside bfloat16);
@@ -137,6 +137,34 @@ struct FirstCode {
   static RADAM_HD float decode(int32_t code, float scale, float root) {
     return float(code) * (1.0f / 127.0f) * scale * root;
   }
+};
+
+// float16 for the square root of the second moment: the square root of that, so that its range is 4e-15 to 4e9. At
+// least one unit where the root is above 0: a step divides by it.
+struct HalfRoot {
+  static constexpr float kUnit = 0x1p-24f;
+
+  static RADAM_HD float at_least_a_unit(float fourth) { return fourth > 0.0f && fourth < kUnit ? kUnit : fourth; }
+  static RADAM_HD float16 encode(float root, uint32_t draw) {
+    return Stochastic<float16>::from(at_least_a_unit(square_root(root)), draw);
+  }
+  static RADAM_HD float decode(float16 fourth) { return widen(fourth) * widen(fourth); }
+};
+
+// float16 for the first moment: its quotient with the decoded root, which is what a step moves by, so no rounding of
+// the root lengthens a step. A finite one is at most the largest number.
+struct HalfFirst {
+  static constexpr uint32_t kLargest = 0x477fe000u;  // 65504
+
+  static RADAM_HD float limited(float quotient) {
+    const bool too_large = magnitude_bits(quotient) - (kLargest + 1) < kInfinity - (kLargest + 1);
+    const uint32_t sign = bits_from_float(quotient) & ~kMagnitude;
+    return too_large ? float_from_bits(sign | kLargest) : quotient;
+  }
+  static RADAM_HD float16 encode(float m, float root, uint32_t draw) {
+    return Stochastic<float16>::from(limited(FirstCode::quotient(m, root)), draw);
+  }
+  static RADAM_HD float decode(float16 quotient, float root) { return widen(quotient) * root; }
 };
 
 }  // namespace radam_fused

@@ -62,13 +62,16 @@ RADAM_HD void read_moments(Values& values, const Elements& in) {
       values.m[i] = FirstCode::decode(in.m.value<int8_t>(i), in.scale, root);
       values.v[i] = root * root;
     }
+  } else if constexpr (kMoments == Moments::kFloat16) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      const float root = HalfRoot::decode(in.v.value<float16>(i));
+      values.m[i] = HalfFirst::decode(in.m.value<float16>(i), root);
+      values.v[i] = root * root;
+    }
   } else {
     widen_all<MomentOf<kMoments>>(values.m, in.m);
     widen_all<MomentOf<kMoments>>(values.v, in.v);
-    if constexpr (kMoments == Moments::kFloat16) {
-      RADAM_UNROLL
-      for (int i = 0; i < kShare; ++i) values.v[i] = values.v[i] * values.v[i];
-    }
   }
 }
 
@@ -151,12 +154,21 @@ RADAM_HD void take_roots(Values& values) {
 
 template <Moments kMoments>
 RADAM_HD void narrow_moments(Elements& out, Values& values, const Philox& random) {
-  using S = MomentOf<kMoments>;
-  if constexpr (kMoments == Moments::kFloat16) take_roots(values);
-  RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) {
-    out.m.set(i, Stochastic<S>::from(values.m[i], other(random.draw(i))));
-    out.v.set(i, Stochastic<S>::from(values.v[i], random.draw(i)));
+  if constexpr (kMoments == Moments::kFloat16) {
+    take_roots(values);
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      const float16 fourth = HalfRoot::encode(values.v[i], random.draw(i));
+      out.m.set(i, HalfFirst::encode(values.m[i], HalfRoot::decode(fourth), other(random.draw(i))));
+      out.v.set(i, fourth);
+    }
+  } else {
+    using S = MomentOf<kMoments>;
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      out.m.set(i, Stochastic<S>::from(values.m[i], other(random.draw(i))));
+      out.v.set(i, Stochastic<S>::from(values.v[i], random.draw(i)));
+    }
   }
 }
 

@@ -14,27 +14,34 @@ from .backends.reference_stored import (
     decode_root,
     encode_first,
     encode_root,
+    half_first,
+    half_root,
     join,
     low_bits,
+    root_of_half,
 )
 from .backends.reference_update import square_root
 from .layout import ALIGNMENT, is_dense
 from .sharded import is_fsdp1, is_sharded, local, part_of, wrapped
 
 CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
+HALVES = ("exp_avg_ratio", "fourth_root_exp_avg_sq")
+"""float16: m / sqrt(v), and the square root of sqrt(v)."""
 MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
     **dict.fromkeys((torch.float32, torch.float64, torch.bfloat16), ("exp_avg", "exp_avg_sq")),
-    torch.float16: ("exp_avg", "root_exp_avg_sq"),
+    torch.float16: HALVES,
     torch.int8: CODES,
 }
 """Under which names ``optimizer.state`` holds moments of each dtype."""
 RATIO = ("exp_avg_ratio", "root_exp_avg_sq")
 """What codes stand for, in float32: m / sqrt(v) and sqrt(v). Earlier checkpoints of DTensors hold these."""
+OLD_HALVES = ("exp_avg", "root_exp_avg_sq")
+"""float16 moments of earlier checkpoints: m, and sqrt(v). They are loaded, and never written."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
 """Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
 PORTABLE = (torch.int32, torch.float32)
 """The dtypes in which `portable` has the values of ``"split"`` and ``"kahan"``."""
-NAMES = frozenset((*RATIO, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
+NAMES = frozenset((*RATIO, *OLD_HALVES, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
 """Everything that some form has in an entry, beside ``step``."""
 _NEAREST = 0x8000
 """The random number that makes stochastic rounding of codes one to nearest."""
@@ -47,7 +54,7 @@ def master_name(residue: torch.dtype) -> str:
 
 def names_of(entry: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Which of the `MOMENTS` an entry holds, or None."""
-    forms = dict.fromkeys((*MOMENTS.values(), RATIO))
+    forms = dict.fromkeys((*MOMENTS.values(), RATIO, OLD_HALVES))
     return next((names for names in forms if all(name in entry for name in names)), None)
 
 
@@ -61,7 +68,10 @@ def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     m, second = entry[names[0]], entry[names[1]]
     if names[1] == "exp_avg_sq":
         return (m, second) if m.dtype == torch.float64 or m.is_complex() else (m.float(), second.float())
-    return m.float(), second.float().square()
+    if names == OLD_HALVES:
+        return m.float(), second.float().square()
+    root = root_of_half(second)
+    return m.float() * root, root.square()
 
 
 def ratio_of(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -152,10 +162,15 @@ def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
         m: the first moment, of the shape that the views have, in any floating dtype.
         v: the second.
     """
-    if "exp_avg_code" not in views:
-        name = "exp_avg_sq" if "exp_avg_sq" in views else "root_exp_avg_sq"
+    if "exp_avg_sq" in views:
         views["exp_avg"].copy_(m)
-        views[name].copy_(v if name == "exp_avg_sq" else square_root(v.float()))
+        views["exp_avg_sq"].copy_(v)
+        return
+    if HALVES[0] in views:
+        nearest = torch.full(m.shape, _NEAREST, device=m.device)
+        fourth = half_root(square_root(v.float()), nearest)
+        views[HALVES[0]].copy_(half_first(m.float(), root_of_half(fourth), nearest))
+        views[HALVES[1]].copy_(fourth)
         return
     first, second = (_ordered(moment, views) for moment in (m, v))
     roots, scale = encode_root(square_root(second), torch.full_like(first, _NEAREST, dtype=torch.int64))

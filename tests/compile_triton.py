@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from radam_fused.backends.triton import SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS, ZEROING_REGISTERS
+from radam_fused.backends.triton import PLAIN_REGISTERS, SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
 from radam_fused.backends.triton_kernel import step_kernel
 from radam_fused.backends.triton_rows import BLOCK, COUNT_BLOCK
 from radam_fused.backends.triton_rows_kernel import rows_kernel
@@ -47,7 +47,7 @@ def step(pair: str, zero_grads: bool = False):
         "exp_avg_ptr": moment,
         "exp_avg_sq_ptr": moment,
     }
-    options = {"maxnreg": ZEROING_REGISTERS} if zero_grads and param != grad else {}
+    options = {} if wide else {"maxnreg": PLAIN_REGISTERS}
     return step_kernel, {**pointers, "tiles": "i32"}, constants, options
 
 

@@ -25,7 +25,7 @@ OTHERS = 6
 bits."""
 WIDE = {"fp32": {"128": 4}, "bf16": {"128": 2}, "fp16": {"128": 2}, "int8": {"64": 2}}
 """What the two moments add."""
-DIVISION, ROOT, SUBROUTINES = 6, 3, 16
+DIVISION, ROOT, SUBROUTINES = 5, 3, 16
 """FFMA at most, in the expansion of each, and where rare values are treated."""
 ARITHMETIC = re.compile(r"F(ADD|MUL|FMA)2?\b|MUFU|FCHK|I2F|REDUX|CREDUX")
 

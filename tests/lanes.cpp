@@ -63,6 +63,23 @@ RADAM_AVX512 void lanes_join(const uint16_t* high, const int16_t* low, int64_t n
   for (int64_t i = 0; i < n; ++i) theirs[i] = join({high[i]}, low[i]);
 }
 
+// Both moments as float16, n of the first and then n of the second, by the second one's roots.
+RADAM_AVX512 void lanes_halves(const float* m, const float* root, const uint16_t* draws, int64_t n, uint16_t* ours,
+                               uint16_t* theirs) {
+  for (int64_t i = 0; i < n; i += kElements) {
+    const U words = words_at(draws + i, 0);
+    const U second = drawn(float16{}, fourth_roots(pair_at<float>(root + i, 0)), words);
+    const Pair quotients = half_quotients(pair_at<float>(m + i, 0), widened(float16{}, second));
+    set_words(ours + i, 0, drawn(float16{}, quotients, others(words)));
+    set_words(ours + n + i, 0, second);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const float16 second = HalfRoot::encode(root[i], draws[i]);
+    theirs[i] = HalfFirst::encode(m[i], HalfRoot::decode(second), other(draws[i])).bits;
+    theirs[n + i] = second.bits;
+  }
+}
+
 // The numbers of n places from `origin` on, a run of elements.
 RADAM_AVX512 void lanes_draws(int64_t origin, int64_t n, int64_t stream, int64_t step, int64_t seed, uint16_t* ours,
                               uint16_t* theirs) {

@@ -99,6 +99,22 @@ def test_split_and_joined(lanes: ctypes.CDLL) -> None:
     assert not torch.equal(joined[0][number], x[number])  # the negative control: another low bit
 
 
+@pytest.mark.parametrize("draw", [0, 1, 0x5555, -0x8000, -1])
+def test_float16_moments(lanes: ctypes.CDLL, draw: int) -> None:
+    """Roots of every exponent, and first moments that are 2^-40 to 2^40 times as large, infinite, or NaN."""
+    root = every_exponent()
+    generator = torch.Generator().manual_seed(1)
+    m = root * 2.0 ** torch.randint(-40, 41, root.shape, generator=generator)
+    m = torch.where(torch.rand(root.shape, generator=generator) < 0.1, root.roll(12345), m)
+    draws = torch.full((len(root),), draw, dtype=torch.int16)
+    both = torch.full((2, 2 * len(root)), -1, dtype=torch.int16)
+    call(lanes.lanes_halves, m, root, draws, len(root), both[0], both[1])
+    ours, theirs = both.masked_fill(both.view(torch.float16).isnan(), -1)
+    assert torch.equal(ours, theirs)
+    call(lanes.lanes_halves, m, root * 1.01, draws, len(root), both[0], both[1])
+    assert not torch.equal(both[0], theirs)  # the negative control: other roots
+
+
 @pytest.mark.parametrize("count", [32, 64, 96, 256, 1024])
 @pytest.mark.parametrize("origin", [0, 1, 7, 8, 1001, 2**35 - 40, 2**40 + 3])
 def test_draws(lanes: ctypes.CDLL, origin: int, count: int) -> None:

@@ -1,4 +1,5 @@
-// Sixteen moments at once as codes of 8 bits and back, in AVX-512: RootCode and FirstCode of stored.h.
+// Sixteen moments at once as codes of 8 bits and back, in AVX-512: RootCode and FirstCode of stored.h; and what makes
+// float16 of them: HalfRoot and HalfFirst.
 #pragma once
 
 #include "step_lanes.h"
@@ -47,13 +48,17 @@ RADAM_LANES U code_of(F c, U draw, float limit) {
   return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(c, _mm512_setzero_ps()), all(limit)));  // of a NaN the second
 }
 
+// FirstCode::quotient
+RADAM_LANES F quotient(F m, F root) {
+  return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ), m, root);
+}
+
 // RootCode::encode; in `m` then FirstCode::quotient.
 RADAM_LANES U encode_root(F root, F& m, F factor, F scale, U draw) {
   U code = code_of(_mm512_mul_ps(root_of(_mm512_abs_ps(root)), factor), draw, 255.0f);
   const __mmask16 positive = _mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ);
   code = _mm512_mask_max_epi32(code, positive, code, constant<1u>());
-  const F decoded = decode_root(code, scale);
-  m = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(decoded, _mm512_setzero_ps(), _CMP_GT_OQ), m, decoded);
+  m = quotient(m, decode_root(code, scale));
   return code;
 }
 RADAM_LANES Codes encode_roots(const Pair& root, Pair& m, F factor, F scale, U draws) {
@@ -69,6 +74,29 @@ RADAM_LANES U encode_first(F quotient, F factor, U draw) {
 }
 RADAM_LANES Codes encode_firsts(const Pair& quotient, F factor, U draws) {
   return {encode_first(quotient.even, factor, even_of(draws)), encode_first(quotient.odd, factor, odd_of(draws))};
+}
+
+// HalfRoot: what is rounded.
+RADAM_LANES F fourth_root(F root) {
+  const F fourth = root_of(root);
+  const __mmask16 positive = _mm512_cmp_ps_mask(fourth, _mm512_setzero_ps(), _CMP_GT_OQ);
+  return _mm512_mask_max_ps(fourth, positive, fourth, all(HalfRoot::kUnit));
+}
+RADAM_LANES Pair fourth_roots(const Pair& root) { return {fourth_root(root.even), fourth_root(root.odd)}; }
+
+// HalfFirst::limited
+RADAM_LANES F limited(F x) {
+  constexpr uint32_t kBeyond = HalfFirst::kLargest + 1;
+  const U above = _mm512_sub_epi32(magnitude_bits(x), constant<kBeyond>());
+  const __mmask16 is_too_large = _mm512_cmplt_epu32_mask(above, constant<kInfinity - kBeyond>());
+  constexpr int kSelect = 0xca;
+  const U cut = _mm512_ternarylogic_epi32(constant<kMagnitude>(), constant<HalfFirst::kLargest>(), bits_of(x), kSelect);
+  return _mm512_mask_mov_ps(x, is_too_large, of_bits(cut));
+}
+// HalfFirst: what is rounded, by the fourth roots as they are stored.
+RADAM_LANES Pair half_quotients(const Pair& m, const Pair& fourth) {
+  const Pair root = product(fourth, fourth);
+  return {limited(quotient(m.even, root.even)), limited(quotient(m.odd, root.odd))};
 }
 
 // The largest magnitudes of a block so far, as bits.

@@ -48,6 +48,9 @@ RADAM_LANES void step(Pair& x, const Pair& g, Pair& m, Pair& v, Pair& root, cons
   step<kRoot>(x.odd, g.odd, m.odd, v.odd, root.odd, row, compensated);
 }
 
+RADAM_LANES Pair product(const Pair& a, const Pair& b) {
+  return {_mm512_mul_ps(a.even, b.even), _mm512_mul_ps(a.odd, b.odd)};
+}
 RADAM_LANES Pair sum(const Pair& a, const Pair& b) {
   return {_mm512_add_ps(a.even, b.even), _mm512_add_ps(a.odd, b.odd)};
 }

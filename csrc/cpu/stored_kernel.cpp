@@ -93,14 +93,19 @@ RADAM_HD void read_moments(Block& block, const Forms& forms, const StateBuffers&
     }
     return;
   }
-  const int dtype = forms.moments == Moments::kFloat32   ? kFloat32
-                    : forms.moments == Moments::kFloat16 ? kFloat16
-                                                         : kBFloat16;
+  if (forms.moments == Moments::kFloat16) {
+    const auto* __restrict m = reinterpret_cast<const float16*>(state.exp_avg) + at;
+    const auto* __restrict v = reinterpret_cast<const float16*>(state.exp_avg_sq) + at;
+    for (int i = 0; i < n; ++i) {
+      const float root = HalfRoot::decode(v[i]);
+      block.m[i] = HalfFirst::decode(m[i], root);
+      block.v[i] = root * root;
+    }
+    return;
+  }
+  const int dtype = forms.moments == Moments::kFloat32 ? kFloat32 : kBFloat16;
   widen_all(block.m, state.exp_avg, dtype, at, n);
   widen_all(block.v, state.exp_avg_sq, dtype, at, n);
-  if (forms.moments == Moments::kFloat16) {
-    for (int i = 0; i < n; ++i) block.v[i] = block.v[i] * block.v[i];
-  }
 }
 
 template <typename P>
@@ -151,12 +156,20 @@ RADAM_HD void write_parameter(Block& block, void* p, const Forms& forms, char* r
   }
 }
 
-template <typename S>
-RADAM_HD void narrow_moments(const Block& block, S* __restrict m, S* __restrict v, int offset) {
+RADAM_HD void narrow_moments(const Block& block, bfloat16* __restrict m, bfloat16* __restrict v, int offset) {
   const uint16_t* draw = block.draw + offset;
   for (int i = 0; i < block.n; ++i) {
-    m[i] = Stochastic<S>::from(block.m[i], other(draw[i]));
-    v[i] = Stochastic<S>::from(block.v[i], draw[i]);
+    m[i] = Stochastic<bfloat16>::from(block.m[i], other(draw[i]));
+    v[i] = Stochastic<bfloat16>::from(block.v[i], draw[i]);
+  }
+}
+
+RADAM_HD void narrow_moments(const Block& block, float16* __restrict m, float16* __restrict v, int offset) {
+  const uint16_t* draw = block.draw + offset;
+  for (int i = 0; i < block.n; ++i) {
+    const float16 fourth = HalfRoot::encode(square_root(block.v[i]), draw[i]);
+    m[i] = HalfFirst::encode(block.m[i], HalfRoot::decode(fourth), other(draw[i]));
+    v[i] = fourth;
   }
 }
 
@@ -197,7 +210,6 @@ RADAM_HD void write_moments(Block& block, const Forms& forms, const StateBuffers
       return narrow_moments(block, reinterpret_cast<bfloat16*>(state.exp_avg) + at,
                             reinterpret_cast<bfloat16*>(state.exp_avg_sq) + at, offset);
     case Moments::kFloat16:
-      for (int i = 0; i < block.n; ++i) block.v[i] = square_root(block.v[i]);
       return narrow_moments(block, reinterpret_cast<float16*>(state.exp_avg) + at,
                             reinterpret_cast<float16*>(state.exp_avg_sq) + at, offset);
     case Moments::kInt8:

@@ -79,7 +79,11 @@ RADAM_LANES void update_uncoded(const Run& at, const Task& task, Random& random)
     Pair x = read_parameter(at.param, at.residue, task.forms, i);
     const Pair g = pair_at(at.grad, task.grad_dtype, i);
     Pair m = pair_at<S>(at.exp_avg, i), v = pair_at<S>(at.exp_avg_sq, i), root;
-    if constexpr (kRoot) v = {_mm512_mul_ps(v.even, v.even), _mm512_mul_ps(v.odd, v.odd)};
+    if constexpr (kRoot) {
+      root = product(v, v);
+      m = product(m, root);
+      v = product(root, root);
+    }
     step<kRoot>(x, g, m, v, root, task.row, compensated);
     write_or_hold(at.param, at.residue, task.forms, x, random.parameter, task.row, i);
     if constexpr (std::is_same_v<S, float>) {
@@ -87,8 +91,10 @@ RADAM_LANES void update_uncoded(const Run& at, const Task& task, Random& random)
       set_floats(at.exp_avg_sq, i, v);
     } else {
       const U words = random.moments.at(i);
+      const U second = drawn(S{}, kRoot ? fourth_roots(root) : v, words);
+      if constexpr (kRoot) m = half_quotients(m, widened(S{}, second));
       set_words(at.exp_avg, i, drawn(S{}, m, others(words)));
-      set_words(at.exp_avg_sq, i, drawn(S{}, kRoot ? root : v, words));
+      set_words(at.exp_avg_sq, i, second);
     }
   }
 }
@@ -111,7 +117,7 @@ RADAM_LANES void update_coded(const Run& at, const Task& task, Random& random) {
       const Pair g = pair_at(at.grad, task.grad_dtype, i);
       Pair root = decoded_roots(at.exp_avg_sq, i, sq_scale);
       Pair m = decoded_firsts(at.exp_avg, i, scale, root);
-      Pair v = {_mm512_mul_ps(root.even, root.even), _mm512_mul_ps(root.odd, root.odd)};
+      Pair v = product(root, root);
       step<true>(x, g, m, v, root, task.row, compensated);
       write_or_hold(at.param, at.residue, task.forms, x, random.parameter, task.row, i);
       firsts[i / kElements] = m;

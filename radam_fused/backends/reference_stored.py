@@ -22,6 +22,8 @@ PARAMETER, MOMENTS = 0, 1
 """The streams of random numbers: for a parameter's rounding and for its moments'."""
 DRAWS = 8
 """16-bit random numbers that one Philox call gives: to as many neighbours in the flat index space."""
+HALF_UNIT, HALF_LARGEST = 2.0**-24, 65504.0
+"""The least and the largest of float16's positive numbers."""
 REST = 2.0**-100
 """A block whose m / sqrt(v) is nowhere larger than this is at rest: its first moment is zero."""
 _LOW = 0xFFFFFFFF
@@ -172,6 +174,25 @@ def decode_first(code: Tensor, scale: Tensor, root: Tensor) -> Tensor:
     return code * torch.tensor(1.0 / 127.0, dtype=torch.float32, device="cpu") * scale * root
 
 
+def half_root(root: Tensor, draw: Tensor) -> Tensor:
+    """Square roots of the second moment as float16: their own square root, at least one unit where they are above 0."""
+    fourth = square_root(root)
+    fourth = torch.where((fourth > 0.0) & (fourth < HALF_UNIT), HALF_UNIT, fourth)
+    return stochastic(fourth, draw, torch.float16)
+
+
+def root_of_half(fourth: Tensor) -> Tensor:
+    """The square root of the second moment."""
+    return fourth.float() * fourth.float()
+
+
+def half_first(m: Tensor, root: Tensor, draw: Tensor) -> Tensor:
+    """The first moment as float16: its quotient with the decoded root, a finite one at most the largest number."""
+    quotient = torch.where(root > 0.0, m / root, 0.0)
+    limited = torch.where(quotient.isfinite(), quotient.clamp(-HALF_LARGEST, HALF_LARGEST), quotient)
+    return stochastic(limited, draw, torch.float16)
+
+
 class Stored:
     """A parameter, its gradient and its state as one-dimensional values in the order of the moments.
 
@@ -263,8 +284,8 @@ class Stored:
             m = decode_first(blocks(self._m.float()), self._scales[0][:, None], root)
             return self._flat(m), self._flat(root * root)
         if self._v.dtype == torch.float16:
-            root = self._v.float()
-            return self._m.float(), root * root
+            root = root_of_half(self._v)
+            return self._m.float() * root, root * root
         return self._m.float(), self._v.float()
 
     def _flat(self, values: Tensor) -> Tensor:
@@ -283,8 +304,10 @@ class Stored:
             scales = torch.stack([first_scale.reshape(-1), scale.reshape(-1)])
             self._scales.copy_(torch.where(skip, self._scales, scales))
             stored = self._flat(first).to(torch.int8), self._flat(code).to(torch.uint8)
+        elif dtype == torch.float16:
+            second = half_root(square_root(v), draw)
+            stored = half_first(m, root_of_half(second), other(draw)), second
         else:
-            second = square_root(v) if dtype == torch.float16 else v
-            stored = stochastic(m, other(draw), dtype), stochastic(second, draw, dtype)
+            stored = stochastic(m, other(draw), dtype), stochastic(v, draw, dtype)
         self._m.copy_(torch.where(skip, self._m, stored[0]))
         self._v.copy_(torch.where(skip, self._v, stored[1]))

@@ -36,8 +36,8 @@ INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
 STORED_SLICE = 256
 """On the general path of stored forms: a block that shares a scale."""
-ZEROING_REGISTERS = 72
-"""Where parameters and gradients differ in size: without a limit, ptxas spills some to make room for eight blocks."""
+PLAIN_REGISTERS = 80
+"""The most that leave six blocks to a multiprocessor; without a limit, ptxas spills some to make room for seven."""
 STORED_REGISTERS = 128
 """The most that leave four blocks to a multiprocessor; without a limit, ptxas spills some to make room for five."""
 PROGRAMS_PER_SM = 8
@@ -202,8 +202,8 @@ class _Launch(NamedTuple):
             "num_warps": WARPS,
             "enable_fp_fusion": False,
         }
-        if zero_grads and self.dtype != param_dtype and state.plain():
-            constants["maxnreg"] = ZEROING_REGISTERS
+        if state.plain() and param_dtype != torch.float64:
+            constants["maxnreg"] = PLAIN_REGISTERS
         if state.plain():
             from .triton_kernel import step_kernel
 

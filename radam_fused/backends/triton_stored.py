@@ -29,6 +29,9 @@ _OF_DRAW = tl.constexpr(2.0**-16)
 _OF_SHORT_DRAW = tl.constexpr(2.0**-14)
 _SUBNORMALS = tl.constexpr(2.0**24)
 """Of float16 in 1."""
+_UNIT = tl.constexpr(2.0**-24)
+_LARGEST = tl.constexpr(0x477FE000)
+"""Of float16 the least positive number, and the bits of the largest, 65504."""
 _ROOT_STEP = tl.constexpr(1.0 / 255.0)
 _FIRST_STEP = tl.constexpr(1.0 / 127.0)
 
@@ -200,6 +203,30 @@ def encode_first(m, root, draw, inside, COUNT: tl.constexpr):
     factor = spread(tl.where(scale > 0.0, _factor(127.0, scale), 0.0), COUNT)
     code = _code(tl.abs(quotient) * factor, draw, 127.0)
     return tl.where(quotient < 0.0, -code, code), scale
+
+
+@triton.jit
+def half_root(root, draw):
+    """Square roots of the second moment as float16: their own square root, at least one unit where they are above 0."""
+    fourth = tl.math.sqrt_rn(root)
+    fourth = tl.where((fourth > 0.0) & (fourth < _UNIT), _UNIT, fourth)
+    return stochastic(fourth, draw, tl.float16)
+
+
+@triton.jit
+def root_of_half(fourth):
+    """The square root of the second moment."""
+    return fourth.to(tl.float32) * fourth.to(tl.float32)
+
+
+@triton.jit
+def half_first(m, root, draw):
+    """The first moment as float16: its quotient with the decoded root, a finite one at most the largest number."""
+    quotient = tl.where(root > 0.0, tl.math.div_rn(m, root), 0.0)
+    bits = quotient.to(tl.uint32, bitcast=True)
+    rest = bits & _MAGNITUDE
+    limited = tl.where((rest > _LARGEST) & (rest < _INFINITY), (bits ^ rest) | _LARGEST, bits)
+    return stochastic(limited.to(tl.uint32).to(tl.float32, bitcast=True), draw, tl.float16)
 
 
 @triton.jit

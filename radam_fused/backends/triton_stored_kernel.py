@@ -22,9 +22,12 @@ from .triton_stored import (
     encode_first,
     encode_root,
     from_master,
+    half_first,
+    half_root,
     joined,
     low_bits,
     other,
+    root_of_half,
     spread,
     stochastic,
     to_parameter,
@@ -40,12 +43,11 @@ def _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT: tl
         root = decode_root(v, spread(tl.load(scale_at + blocks, mask=inside_blocks), COUNT))
         m = decode_first(m, spread(tl.load(scale_at, mask=inside_blocks), COUNT), root)
         return m, root * root
+    elif STORED == tl.float16:
+        root = root_of_half(v)
+        return m.to(tl.float32) * root, root * root
     else:
-        m = widen(m, tl.float32)
-        v = widen(v, tl.float32)
-        if STORED == tl.float16:
-            v = v * v
-        return m, v
+        return widen(m, tl.float32), widen(v, tl.float32)
 
 
 @triton.jit
@@ -76,6 +78,9 @@ def _write_moments(
         tl.store(scale_at, first_scale, mask=inside_blocks)
         m = m.to(tl.int8)
         v = v.to(tl.uint8)
+    elif STORED == tl.float16:
+        v = half_root(v, draw)
+        m = half_first(m, root_of_half(v), other(draw))
     elif STORED != tl.float32:
         m = stochastic(m, other(draw), STORED)
         v = stochastic(v, draw, STORED)
