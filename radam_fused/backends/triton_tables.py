@@ -67,9 +67,7 @@ def on_device(device: torch.device, tables: Sequence[Table]) -> list[Tensor]:
     stream, behind the launches that read it. A graph may be captured with a table of another stream: capturing begins
     with a synchronisation, and the table stays for good.
     """
-    on_gpu = device.type == "cuda"
-    capturing = on_gpu and torch.cuda.is_current_stream_capturing()
-    stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+    stream, capturing = _current_stream(device)
     found = [_find(device, table, stream, capturing) for table in tables]
     missing = [k for k, kept in enumerate(found) if kept is None]
     uploaded = _upload(device, [tables[k].make() for k in missing], capturing)
@@ -81,6 +79,18 @@ def on_device(device: torch.device, tables: Sequence[Table]) -> list[Tensor]:
     if capturing:
         _captured.extend(result)
     return result
+
+
+def _current_stream(device: torch.device) -> tuple[int, bool]:
+    """The handle of the device's current stream, and whether that records a graph."""
+    if device.type != "cuda":
+        return 0, False
+    return torch.cuda.current_stream(device).cuda_stream, torch.cuda.is_current_stream_capturing()
+
+
+def _copy(host: Tensor, device: torch.device) -> Tensor:
+    """An asynchronous copy, on the current stream."""
+    return host.to(device, non_blocking=True)
 
 
 def _find(device: torch.device, table: Table, stream: int, capturing: bool) -> Tensor | None:
@@ -110,4 +120,4 @@ def _upload(device: torch.device, parts: list[Tensor], capturing: bool) -> list[
     torch.cat(padded, out=host)
     if capturing:
         _captured.append(host)  # each replay copies from it
-    return list(host.to(device, non_blocking=True).split(list(map(Tensor.numel, padded))))
+    return list(_copy(host, device).split(list(map(Tensor.numel, padded))))
