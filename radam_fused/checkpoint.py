@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from .forms import second_dtype
-from .layout import ALIGNMENT, as_real
+from .layout import ALIGNMENT
 from .options import GROUP_DEFAULTS, WIDE, check_group
 from .precision import CODES, MASTERS, NAMES, names_of, portable
 from .sharded import check_part, is_fsdp1, local
@@ -128,8 +128,8 @@ def _check_integers(what: str, value: Tensor, dtype: torch.dtype) -> None:
 
 def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping[str, Any]) -> None:
     """Raises for a tensor of an entry that is not what its name says, for this parameter."""
-    real = param.shape if not param.is_complex() else as_real(param).shape
-    expected, kind, fits = tuple(real), "dense", isinstance(value, Tensor) and value.layout == torch.strided
+    real = (*param.shape, 2) if param.is_complex() else tuple(param.shape)  # also of a DTensor the whole
+    expected, kind, fits = real, "dense", isinstance(value, Tensor) and value.layout == torch.strided
     in_one_dtype = fits and is_fsdp1(param) and value.dtype == torch.float32  # as `portable` makes it
     if key in CODES:
         dtype = _INTEGERS.get(key, torch.float32)

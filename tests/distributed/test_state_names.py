@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -21,7 +22,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
@@ -243,3 +246,33 @@ def test_what_does_not_fit_is_refused(key: str, change: str, message: str, ranks
         assert isinstance(outcome, Failed)
         assert outcome.name == "ValueError"
         assert re.search(message, outcome.message)
+
+
+def complex_run(form: str) -> tuple[list[Tensor], list[Tensor]]:
+    """A complex matrix, whose moments in few bits are of real numbers: two columns an element."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    runs = []
+    for _ in range(2):
+        whole = torch.randn(101, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+        p = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
+        runs.append((nn.ParameterList([p]), FusedRAdam([p], lr=0.01, **COMPLEX_FORMS[form])))
+    (model, optimizer), (again, resumed) = runs
+    train(model, optimizer, range(BEFORE))
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    steps = range(BEFORE, BEFORE + AFTER)
+    return train(model, optimizer, steps), train(again, resumed, steps)
+
+
+COMPLEX_FORMS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"state_dtype": torch.bfloat16},
+    "fp16": {"state_dtype": torch.float16},
+    "int8": {"state_dtype": torch.int8},
+}
+
+
+@pytest.mark.parametrize("form", COMPLEX_FORMS)
+def test_complex(form: str, ranks: Ranks) -> None:
+    for ours, theirs in ranks.run(2, complex_run, form):
+        assert all(map(same_bits, ours, theirs))
