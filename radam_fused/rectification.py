@@ -4,6 +4,11 @@ Everything here is a function of the step ``t`` (counted from 1) and of ``beta2`
 textbook formulas lose up to eleven digits for beta2 near 1, where they subtract numbers of size 2 / (1 - beta2); the
 ones below have only positive terms and hold 1e-12 relative for 0 <= beta2 <= 1 - 1e-7 and 1 <= t <= 1e9.
 
+One place is left: the first-order r_t is 0 at rho_t = 4, where a relative error of 2e-16 in rho_t is one of
+4e-15 / (rho_t - 4) at most in r_t. That exceeds 1e-12 for rho_t below 4.004, which only a threshold of 4 lets through:
+for beta2 within 2e-4 above 0.6, and in a first rectified step that happens to fall there. The exact r_t has no such
+place.
+
 What depends on ``t`` takes nothing but sums, products, quotients and square roots, each rounded by itself, so that its
 twins (csrc/scalars.h, backends/triton_rows.py, backends/reference_rows.py) give the same bits on a device.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,46 @@ def test_exact_variance_agrees_with_theorem_1() -> None:
 def test_exact_variance_is_smooth_where_the_series_begins() -> None:
     below, above = (R.variance(50.0 + d, "exact") for d in (-1e-9, 1e-9))
     assert relative(below, above) < 1e-10
+
+
+def by_fifty_digits(t: int, beta2: float) -> tuple[Decimal, Decimal]:
+    """rho_t - 4, and r_t of the first order, as the paper has them."""
+    with localcontext() as context:
+        context.prec = 60
+        b = Decimal(beta2)
+        limit = 2 / (1 - b) - 1
+        rho = limit - 2 * t * b**t / (1 - b**t)
+        if rho <= 4:
+            return rho - 4, Decimal(0)
+        return rho - 4, ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)).sqrt()
+
+
+STEPS = st.one_of(st.integers(5, 60), st.integers(5, 10**9))
+NEAR_SIX_TENTHS = st.floats(-12.0, -1.0).map(lambda exponent: 0.6 + 10.0**exponent)
+
+
+@settings(max_examples=400, deadline=None)
+@given(beta2=st.one_of(st.floats(0.6, 1.0 - 1e-7), NEAR_SIX_TENTHS), t=STEPS)
+def test_first_order_to_the_edge(beta2: float, t: int) -> None:
+    """Under the lowest threshold, where r_t is 0 at the edge: there the error that is stated, and 1e-12 elsewhere."""
+    beyond, expected = by_fifty_digits(t, beta2)
+    allowed = max(TOLERANCE, 4e-15 / float(beyond)) if beyond > 0 else math.inf
+    r_t = R.rectification(t, beta2, threshold=4.0)
+    if r_t is None or expected == 0:
+        assert abs(beyond) < 4e-15 or (r_t is None) == (expected == 0)
+        return
+    assert abs(Decimal(r_t) / expected - 1) < allowed
+    if beyond > 4e-3:
+        assert allowed == TOLERANCE
+
+
+def test_the_edge_is_where_it_is_said_to_be() -> None:
+    """The negative control: 1e-12 does not hold there, so that a claim of it everywhere would be wrong."""
+    beyond, expected = by_fifty_digits(76, 0.6 + 4.1e-11)
+    found = R.rectification(76, 0.6 + 4.1e-11, threshold=4.0)
+    assert 0 < beyond < 1e-8
+    assert found is not None
+    assert abs(Decimal(found) / expected - 1) > 1e-9
 
 
 @settings(max_examples=300, deadline=None)
