@@ -104,6 +104,7 @@ def row_arguments(groups: list[dict] = GROUPS, **changes: object) -> dict:
         "pairs": torch.cartesian_prod(torch.arange(len(groups)), torch.arange(len(steps))),
         "counted": (steps % 2 == 0).float(),
         "steps": steps,
+        "taken": steps.double(),
         "lr": None,
         "squares": None,
         "max_grad_norm": 1.0,
@@ -117,8 +118,9 @@ def both(arguments: dict) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Rows, norm and counts, of Triton and of reference."""
     results = []
     for operators in (TRITON, REFERENCE):
-        own = {**arguments, "steps": arguments["steps"].clone()}
+        own = {**arguments, "steps": arguments["steps"].clone(), "taken": arguments["taken"].clone()}
         results.append((*operators.rows(*own.values()), own["steps"]))
+        assert torch.equal(own["taken"], own["steps"].double())
     return results
 
 
@@ -189,6 +191,7 @@ def test_rows_read_counts_before_they_count() -> None:
         groups,
         pairs=torch.stack([torch.arange(300), torch.full((300,), 2999)], dim=1),
         steps=torch.full((3000,), 6.0),
+        taken=torch.full((3000,), 6.0, dtype=torch.float64),
         counted=torch.ones(3000),
     )
     rows, _, steps = assert_same(arguments)
