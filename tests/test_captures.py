@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fake_captures import Device, Graph
 from helpers import same_bits
-from radam_fused import FusedRAdam, captures, host, scalars
+from radam_fused import FusedRAdam, captures, compiled, host, scalars, step_in_backward
 
 SIZES = (70, 5000, 3)
 
@@ -50,6 +50,13 @@ class Training:
 
     def capture(self, present: list[int] | None = None) -> Graph:
         self.has(present)
+        self.add_state()
+        with self.device.capture() as graph:
+            self.optimizer.step()
+        return graph
+
+    def add_state(self) -> None:
+        """Lets the device have what the optimizer has made."""
         for bucket in self.optimizer._placement.buckets:
             counts = bucket.counts.shown, bucket.counts.taken
             for buffer in (bucket.exp_avg, bucket.exp_avg_sq, bucket.scales, bucket.residue, *counts):
@@ -58,9 +65,6 @@ class Training:
         for flat in self.optimizer._placement._flats.values():
             self.device.add(flat.param)
             self.device.add(flat.grad)
-        with self.device.capture() as graph:
-            self.optimizer.step()
-        return graph
 
     def replay(self, graph: Graph, k: int) -> None:
         self.backward(k)
@@ -322,6 +326,58 @@ def test_new_parameters_are_refused() -> None:
         late.grad = torch.ones(9)
         ours.optimizer.add_param_group({"params": [late]})
         refused(ours, "first step of a parameter")
+
+
+def test_tracing_is_refused() -> None:
+    """What torch.compile's first call uploads stays for later calls, which no replay would fill."""
+    torch._dynamo.reset()
+    ours, eager = stories()
+    for training in (ours, eager):
+        training.step(0)
+    step = torch.compile(ours.optimizer.step, backend="eager")
+    with (
+        patch.object(compiled, "capturing", lambda device: True),
+        pytest.raises(Exception, match=r"torch\.compile traces"),
+    ):
+        step()
+    torch._dynamo.reset()
+    for training in (ours, eager):
+        training.backward(1)
+    step()
+    eager.optimizer.step()
+    ours.check(eager)
+
+
+def test_steps_in_backward() -> None:
+    """A bucket for each parameter: the first step is refused, later ones are captured with the backward pass."""
+    ours, eager = stories()
+    with device_of(ours), step_in_backward(ours.optimizer), step_in_backward(eager.optimizer):
+
+        def backward(training: Training) -> None:
+            sum((p * g).sum() for p, g in zip(training.params, training.grads, strict=True)).backward()
+
+        for training in (ours, eager):
+            training.has([])
+        with ours.device.capture(), pytest.raises(RuntimeError, match="first step of a parameter"):
+            backward(ours)
+        assert not ours.optimizer.state
+        ours.optimizer.zero_grad()
+        ours.optimizer.step()
+        for k in range(2):
+            for training in (ours, eager):
+                training.backward(k)
+                backward(training)
+                training.optimizer.step()
+        ours.add_state()
+        with ours.device.capture() as graph:
+            backward(ours)
+            ours.optimizer.step()
+        for k in range(2, 5):
+            ours.replay(graph, k)
+            eager.backward(k)
+            backward(eager)
+            eager.optimizer.step()
+        ours.check(eager)
 
 
 def test_upload_keeps_what_a_replay_reads() -> None:
