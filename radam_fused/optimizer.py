@@ -198,7 +198,8 @@ class FusedRAdam(Optimizer):
         if self._placement is not None:  # takes in what user code has edited, before what is noted here hides it
             self._placement.refresh(self.param_groups, self.state)
         index = len(self.param_groups)
-        try:
+        with Transaction() as transaction:
+            transaction.on_failure(self.param_groups.__delitem__, slice(index, None))
             super().add_param_group(param_group)
             group = self.param_groups[index]
             differentiable = self.defaults["differentiable"]
@@ -206,12 +207,9 @@ class FusedRAdam(Optimizer):
             if self._in_backward is not None:
                 self._in_backward.check_group(group, index)
             if self._placement is not None:
-                self._placement.add(index)
+                self._placement.add(index, transaction)
             if self._in_backward is not None:
                 self._in_backward.follow(self)
-        except BaseException:
-            del self.param_groups[index:]
-            raise
 
     @observable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ from .sharded import is_sharded, refuse_flatten
 from .state.snapshot import Snapshot
 from .state.tracked_dict import Edits
 from .state.transaction import Transaction
+from .state.views import warn_of_shared
 from .step.plan import Plan
 
 _serial = itertools.count()
@@ -97,12 +99,14 @@ class Placement:
         arrivals = _stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
         self._lay_out(groups, state, [], arrivals, attach, [] if before is None else before.buckets)
 
-    def add(self, index: int) -> None:
-        """Takes in a group that has just been added; on an error this is as it was."""
+    def add(self, index: int, transaction: Transaction) -> None:
+        """Takes in a group that has just been added; if the transaction fails, all is as it was."""
         members = [(p, i) for p, i in self._waiting_params() if i != index]
         members += [(p, index) for p in self._groups[index]["params"]]
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
-        self._lay_out(self._groups, self._state, kept, _stepping(members) if self._flatten else [], attach=True)
+        self._lay_out(
+            self._groups, self._state, kept, _stepping(members) if self._flatten else [], True, (), transaction
+        )
 
     # Noticing what user code has changed.
 
@@ -185,6 +189,7 @@ class Placement:
         arrivals: list[tuple[Tensor, int]],
         attach: bool,
         replaced: Sequence[Bucket] = (),
+        within: Transaction | None = None,
     ) -> None:
         """Makes buckets for new parameters, and these and the buckets kept the layout from now on; all or nothing.
 
@@ -195,6 +200,7 @@ class Placement:
             arrivals: parameters that get a bucket, and the indices of their groups.
             attach: under ``flatten``, give parameters without a gradient a zero one.
             replaced: buckets that have held some of them, and know their exact step counts.
+            within: the transaction that this is a part of, if any.
 
         Under ``flatten`` the state of a parameter with a gradient is shown at once: torch's distributed state_dict
         makes state for a fresh optimizer only where no parameter has a gradient.
@@ -202,7 +208,7 @@ class Placement:
         offloaders = dict(self._offloaders)
         made = self._build(groups, state, arrivals, attach, replaced, offloaders)
         placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in arrivals}
-        with Transaction() as transaction:
+        with Transaction() if within is None else nullcontext(within) as transaction:
             transaction.keep_attributes(self)
             for bucket, indices in kept:
                 transaction.on_failure(bucket.set_groups, bucket.groups)
@@ -256,6 +262,7 @@ class Placement:
         for p, _ in arrivals:
             if has_state(state.get(p)):
                 check_entry("optimizer.state", names[p], p, state[p])
+                warn_of_shared(state[p], names[p])
         counts = {p: (bucket, k) for bucket in replaced for k, p in enumerate(bucket.params)}
         origins = self._origins(groups) if self._storage.draws else {}
         made = []
@@ -310,6 +317,8 @@ class Placement:
         plan_of = bucket.captured_plan if captured else bucket.plan
         if self.offload and captured:
             raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
+        if not bucket.all_present and max(bucket.groups) < 0:
+            return None
         if self._flatten:
             flat = self._flats[bucket]
             missing = flat.collect()

@@ -7,7 +7,8 @@ its own and keeps the buffer alive.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,23 @@ def own_view(buffer: Tensor, shape: Sequence[int], strides: Sequence[int], start
     if not has_memory(buffer):
         return view
     return torch._C._from_dlpack(torch._C._to_dlpack(view))
+
+
+def warn_of_shared(entry: Mapping[str, Any], name: str) -> None:
+    """Warns where a state tensor in shared memory is about to be copied into a buffer, which is not shared.
+
+    Args:
+        entry: of ``optimizer.state``.
+        name: what errors call the parameter.
+    """
+    for key, value in entry.items():
+        if isinstance(value, Tensor) and value.device.type == "cpu" and has_memory(value) and value.is_shared():
+            warnings.warn(
+                f"{key!r} of {name} is in shared memory; FusedRAdam copies its values into a buffer of its own, which "
+                "other processes do not see",
+                stacklevel=2,
+            )
+            return
 
 
 class ShownViews:
