@@ -71,8 +71,8 @@ class FusedRAdam(Optimizer):
         decoupled_weight_decay: take ``lr * weight_decay`` of the parameters from them instead.
         maximize: ascend.
         capturable: make the scalars of a step on the device, so that a CUDA graph that captures ``step`` replays it
-            right. A tensor ``lr`` on the device may then be changed between replays. Take one step before the capture: a
-            first step inside of one is refused. Other graphs and eager steps may come between two replays.
+            right. A tensor ``lr`` on the device may then be changed between replays. Take one step before the capture:
+            a first step inside of one is refused. Other graphs and eager steps may come between two replays.
         differentiable: let autograd run through the step, on torch operations (``backend="reference"``): slower, with a
             graph kept for every step. Not with capturable, flatten, offload or max_grad_norm.
         foreach: accepted as torch.optim's; the fused pass takes the place of either implementation.
