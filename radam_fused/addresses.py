@@ -82,13 +82,13 @@ def suits(bucket: Bucket, ops: Operators) -> bool:
 
 def unwatched() -> bool:
     """True if no dispatch mode, function mode or profiler that looks at operators is active: they come and go."""
-    return not (_len_torch_dispatch_stack() or _function_modes() or _profiler_enabled())
+    modes = _len_torch_function_stack()
+    return not (_len_torch_dispatch_stack() or _profiler_enabled()) and (modes == 0 or _default_device_alone(modes))
 
 
-def _function_modes() -> bool:
-    """True if a TorchFunctionMode is active, but for the one of a default device, which looks at factories alone."""
-    active = _len_torch_function_stack()
-    return active > 0 and any(type(_get_function_stack_at(i)) is not DeviceContext for i in range(active))
+def _default_device_alone(modes: int) -> bool:
+    """True if so many active TorchFunctionModes are those of a default device, which look at factories alone."""
+    return all(type(_get_function_stack_at(i)) is DeviceContext for i in range(modes))
 
 
 def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:

@@ -18,6 +18,7 @@ from . import memory
 from .forms import PLAIN, Storage, second_dtype
 from .host import upload
 from .layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
+from .modes import real
 from .precision import (
     CODES,
     MOMENTS,
@@ -37,6 +38,7 @@ from .state.tracked_dict import TRACKED, Edits, ParameterState
 from .state.transaction import Transaction
 from .state.views import ShownViews, own_view
 from .step.plan import Plan, build_plan
+from .tensor_kinds import is_fake
 
 
 class Bucket:
@@ -51,6 +53,7 @@ class Bucket:
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
+        is_fake: whether the parameters are fake tensors (fake.py).
         is_inference: whether one was made in `torch.inference_mode`.
         device, dtype: the parameters' device, and the dtype of their real numbers.
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
@@ -84,6 +87,7 @@ class Bucket:
         self.shapes = [tensor.shape for tensor in tensors]
         self.strides = [tuple(tensor.stride()) for tensor in tensors]
         self.moment_strides = [moment_strides(tensor) for tensor in tensors]
+        self.is_fake = is_fake(tensors[0])
         self.is_inference = any(tensor.is_inference() for tensor in tensors)
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
         moments = storage.moments(self.dtype, whole_numel(first))
@@ -192,7 +196,9 @@ class Bucket:
             state: an entry of ``optimizer.state``.
             count: the exact count of steps behind the float32 that the entry shows, where it is known.
         """
-        self.counts.assign(index, float(state["step"]) if count is None else count)
+        if count is None:
+            count = 0.0 if is_fake(state["step"]) else float(state["step"])
+        self.counts.assign(index, count)
         self._adopt_values(index, state)
 
     def _adopt_values(self, index: int, state: Mapping[str, Any]) -> None:
@@ -300,11 +306,12 @@ class Bucket:
     def tables(self, plan: Plan) -> tuple[Tensor, Tensor]:
         """``pairs`` and ``counted`` of the rows operator (`radam_fused.ops`), with the moments."""
         if plan.tables is None:
-            counted = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
-            counted[plan.present] = 1.0
-            device = self.state_device
-            both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
-            plan.tables = upload(both[0], device), upload(both[1], device)
+            with real():
+                counted = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
+                counted[plan.present] = 1.0
+                device = torch.device("cpu") if self.is_fake else self.state_device
+                both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
+                plan.tables = upload(both[0], device), upload(both[1], device)
         return plan.tables
 
     def counting(self, plan: Plan) -> tuple[int, int, int, int] | None:

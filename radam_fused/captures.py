@@ -23,7 +23,10 @@ _kept: list[Any] = []
 
 def capturing(device: torch.device) -> bool:
     """Whether the current stream of the device records a CUDA graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    try:
+        return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    except RuntimeError:  # a fake tensor's device, where torch has no CUDA
+        return False
 
 
 def keep(*tensors: Tensor | None) -> None:

@@ -20,6 +20,7 @@ from .layout import ALIGNMENT
 from .options import GROUP_DEFAULTS, WIDE, check_group
 from .precision import CODES, MASTERS, NAMES, names_of, portable
 from .sharded import check_part, is_fsdp1, local
+from .tensor_kinds import is_fake
 
 OURS = NAMES | {"step"}
 """What a step keeps in an entry of ``optimizer.state``."""
@@ -107,6 +108,8 @@ def completed(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> li
 
 
 def _check_step(source: str, name: str, step: Any) -> None:
+    if is_fake(step):  # it has no value
+        return
     number = step.item() if isinstance(step, Tensor) and step.numel() == 1 else step
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{source}: 'step' of {name} is {step!r}: must be one number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 
 from .layout import fingerprint
+from .overlaps import sharing
 from .sharded import check_placed, is_sharded, local
 from .tensor_kinds import check_memory, is_copy_on_write
 
@@ -25,7 +25,7 @@ def gradient_dtypes(param_dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 
 def is_stored(tensor: Tensor) -> bool:
     """True if a strided tensor's storage holds all of its elements: one freed or shrunk by ``resize_`` does not."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or tensor.is_meta:
         return True
     last = tensor.storage_offset()
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
@@ -127,20 +127,13 @@ def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
         ValueError: with the names of both.
         TypeError: a wrapper of torch.func, which has no memory that could be compared.
     """
-    spans = []
     for index, p in enumerate(params):
         if is_functorch_wrapped_tensor(p):
             raise TypeError(f"flatten=True: {names[index]} is a wrapper of torch.func: must be plain, or flatten=False")
-        if not is_lazy(p) and p.layout == torch.strided and not p.is_nested and p.numel():
-            reach = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
-            spans.append((str(p.device), p.data_ptr(), p.data_ptr() + reach * p.element_size(), index))
-    spans.sort()
-    for (device, _, end, a), (other, begin, _, b) in pairwise(spans):
-        if device == other and begin < end:
-            raise ValueError(
-                f"flatten=True: {names[max(a, b)]} and {names[min(a, b)]} share memory; "
-                "pass one of them, or flatten=False"
-            )
+    for later, earlier in sharing(params):
+        raise ValueError(
+            f"flatten=True: {names[later]} and {names[earlier]} share memory; pass one of them, or flatten=False"
+        )
 
 
 def may_step(param: Tensor) -> bool:

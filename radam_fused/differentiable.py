@@ -36,7 +36,7 @@ def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero
                 continue
             entry = state[p]
             if not entry:
-                entry["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+                entry["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                 entry["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 entry["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             entry["step"] += 1

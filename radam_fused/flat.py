@@ -23,9 +23,11 @@ from .bucket import Bucket
 from .checks import check_gradients
 from .host import DESCRIBES, describe_tensors, in_place
 from .layout import ALIGNMENT, fingerprint
+from .modes import real
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE
 from .state.transaction import Transaction
 from .step.plan import Plan
+from .tensor_kinds import is_fake
 
 LOOKED_AT = 512
 """Up to so many tensors, all of most models, every one is looked at in every step (10 us)."""
@@ -40,7 +42,7 @@ def check_not_shared(tensor: Tensor, name: str) -> None:
         tensor: a parameter or a gradient.
         name: what errors call it.
     """
-    if tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_shared():
+    if not is_fake(tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_shared():
         raise ValueError(f"flatten=True: {name} is in shared memory, which a flat buffer is not: use flatten=False")
 
 
@@ -110,6 +112,8 @@ class FlatBuffers:
     def _described_places(self) -> Tensor | None:
         """int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each parameter, as it is to be."""
         bucket = self._bucket
+        if bucket.is_fake:
+            return None
         places = torch.zeros(len(bucket.params), 5, dtype=torch.int64, device="cpu")
         if not DESCRIBES or not describe_tensors(bucket.params, places.data_ptr()):
             return None
@@ -152,8 +156,15 @@ class FlatBuffers:
     def _is_stored(self, index: int) -> bool:
         """Whether a parameter is the buffer's view."""
         p = self._bucket.params[index]
-        address = self.param.data_ptr() + self._bucket.starts[index] * self.param.element_size()
-        return p.numel() == 0 or (p.device == self._bucket.device and p.data_ptr() == address)
+        return p.numel() == 0 or (p.device == self._bucket.device and self._is_view(p, self.param, index))
+
+    def _is_view(self, tensor: Tensor, buffer: Tensor, index: int) -> bool:
+        """Whether a tensor begins where a segment of a buffer does."""
+        place = self._bucket.starts[index]
+        if self._bucket.is_fake:
+            same = tensor.untyped_storage()._cdata == buffer.untyped_storage()._cdata
+            return same and tensor.storage_offset() == place
+        return tensor.data_ptr() == buffer.data_ptr() + place * buffer.element_size()
 
     def check_storage(self) -> None:
         """Raises RuntimeError if a parameter is no longer a view of the flat buffer."""
@@ -175,8 +186,7 @@ class FlatBuffers:
             return False
         if grad.layout != torch.strided or grad.dtype != self._bucket.dtype or grad.device != self._bucket.device:
             return False
-        address = self.grad.data_ptr() + self._bucket.starts[index] * grad.element_size()
-        same_memory = grad.numel() == 0 or grad.data_ptr() == address
+        same_memory = grad.numel() == 0 or self._is_view(grad, self.grad, index)
         return same_memory and grad.stride() == self._bucket.moment_strides[index]
 
     def _strays(self) -> list[tuple[int, Tensor | None]]:
@@ -239,7 +249,7 @@ class FlatBuffers:
         if self._runs_of is None or self._runs_of() is not plan:
             self._runs = params, grads, segments, row_of = self._merge(plan)
             self._runs_of = weakref.ref(plan)  # which goes with the moments where the bucket releases these
-            if DESCRIBES:
+            if DESCRIBES and not self._bucket.is_fake:
                 for p, grad in zip(params, grads, strict=True):
                     p.grad = grad  # where `Addresses` looks for it
                 plan.addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
@@ -256,7 +266,8 @@ class FlatBuffers:
         return not bucket.draws or bucket.origin(after) - bucket.origin(index) == distance
 
     def _merge(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        row_of = plan.row_of.tolist()
+        with real():
+            row_of = plan.row_of.tolist()
         present = plan.present
         breaks = [
             k
@@ -273,9 +284,8 @@ class FlatBuffers:
         if self._bucket.draws:
             origins = [self._bucket.origin(present[k]) for k in firsts]
             self.run_origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
-        return (
-            [self.param[start:end] for start, end in spans],
-            [self.grad[start:end] for start, end in spans],
-            torch.tensor([(s, fingerprint([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu"),
-            torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu"),
-        )
+        with real():
+            segments = torch.tensor([(s, fingerprint([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
+            rows = torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu")
+        params = [self.param[start:end] for start, end in spans]
+        return params, [self.grad[start:end] for start, end in spans], segments, rows

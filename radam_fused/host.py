@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .captures import capturing, keep
+from .tensor_kinds import is_fake
 
 try:
     from ._C import (
@@ -66,6 +67,8 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
     if device.type == "cpu":
         return tensor
+    if device.type != "cuda" or is_fake(tensor):  # of the meta device, say
+        return tensor.to(device)
     pinned = tensor.pin_memory()
     there = pinned.to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
     if capturing(device):

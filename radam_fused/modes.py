@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .sharded import local
+from .tensor_kinds import is_fake
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def outside_inference_mode(method: Method) -> Method:
-    """A method that makes no inference tensors, as what it makes outlives the mode it is called in.
+def in_own_modes(method: Method) -> Method:
+    """A method of an optimizer that makes tensors as its parameters are, whatever mode it is called in.
 
-    An inference tensor has no version counter, and cannot be written outside of the mode.
+    No inference tensors: what is made outlives the call, and such a tensor has no version counter, and cannot be
+    written outside of the mode. Fake tensors where the parameters are, also outside of their mode.
     """
 
     @functools.wraps(method)
-    def either(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            return method(*args, **kwargs)
-        with torch.inference_mode(False), torch.set_grad_enabled(False):  # which leaving the mode would turn on
-            return method(*args, **kwargs)
+    def either(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inference = torch.is_inference_mode_enabled()
+        if not inference and self._fake_mode is None:
+            return method(self, *args, **kwargs)
+        with ExitStack() as modes:
+            if inference:
+                modes.enter_context(torch.inference_mode(False))
+                modes.enter_context(torch.set_grad_enabled(False))  # which leaving the mode would turn on
+            if self._fake_mode is not None:
+                modes.enter_context(self._fake_mode)
+            return method(self, *args, **kwargs)
 
     return either  # type: ignore[return-value]
+
+
+def real() -> AbstractContextManager[Any]:
+    """The context for tensors that the host reads, or C by their addresses: real ones, whatever modes are active."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+
+
+def fake_mode_of(params: Iterable[Tensor]) -> Any:
+    """The FakeTensorMode of the first fake tensor, or None where all are real."""
+    return next((local(p).fake_mode for p in params if is_fake(local(p))), None)  # type: ignore[attr-defined]
 
 
 def writing(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:

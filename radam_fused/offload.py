@@ -17,9 +17,12 @@ from torch import Tensor
 
 from .backends import ENVIRONMENT_VARIABLE, backend_for
 from .checks import check_gradients, check_layouts
+from .fake import called_with_fakes
 from .layout import fingerprint, is_dense
+from .modes import real
 from .ops import OPERATORS, Operators
 from .rows import SKIP, Row
+from .tensor_kinds import is_fake
 from .transfer import Slot, transfer_for
 
 SLOT_BYTES = 64 * 2**20
@@ -165,6 +168,10 @@ class Chunk:
                 staged.append(slot.memory[at:end].view(tensor.dtype))
                 at = aligned(end)
         layouts = [(piece.start, fingerprint([piece.param.numel()], [1])) for piece in pieces]
+        with real():
+            self._tables(layouts, pieces)
+
+    def _tables(self, layouts: list[tuple[int, int]], pieces: Sequence[Piece]) -> None:
         self.segments = torch.tensor(layouts, dtype=torch.int64, device="cpu")
         origins = [piece.start + piece.ahead for piece in pieces]
         self.origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
@@ -212,7 +219,8 @@ class Offloader:
 
     def _squares(self, grads: list[Tensor]) -> Tensor:
         """The squares operator of the device, where the gradients are: 8 KiB come down instead of all of them."""
-        return OPERATORS[backend_for(self._device.type, "auto")].squares(grads)
+        squares = OPERATORS[backend_for(self._device.type, "auto")].squares
+        return called_with_fakes(squares)(grads) if is_fake(grads[0]) else squares(grads)
 
     def step(
         self,
@@ -237,12 +245,14 @@ class Offloader:
             RuntimeError, TypeError, ValueError: a parameter or a gradient that does not fit, before anything is
                 written.
         """
-        self._check(params, grads, exp_avg, segments)
-        starts, row_indices = segments[:, 0].tolist(), row_of.tolist()
-        skipped = bool((rows[:, Row._fields.index("direction")] == SKIP).all())
+        with real():
+            self._check(params, grads, exp_avg, segments)
+        with real():
+            starts, row_indices = segments[:, 0].tolist(), row_of.tolist()
+            drawn = starts if origins is None else origins.tolist()
+            skipped = not is_fake(rows) and bool((rows[:, Row._fields.index("direction")] == SKIP).all())
         if not skipped:
             self._reserve(params, grads)
-            drawn = starts if origins is None else origins.tolist()
             wholes = (
                 Piece(*in_order_of_moments(param, grad), start, row, origin - start)
                 for param, grad, start, row, origin in zip(params, grads, starts, row_indices, drawn, strict=True)
@@ -281,7 +291,8 @@ class Offloader:
             chunk = under_way.popleft()
             transfer.wait(chunk.slot)
             tables = chunk.segments, chunk.row_of, rows
-            self._host.step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.origins)
+            step = called_with_fakes(self._host.step) if is_fake(moments[0]) else self._host.step
+            step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.origins)
             transfer.up(chunk.slot, chunk.up())
 
         transfer.begin()

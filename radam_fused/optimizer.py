@@ -27,7 +27,7 @@ from .groups import check_new_group
 from .launches import check_launch
 from .launches import squares as gradient_squares
 from .launching import choose_scalars, run
-from .modes import outside_inference_mode
+from .modes import fake_mode_of, in_own_modes
 from .offload import check_offload
 from .option_hints import explained
 from .options import (
@@ -121,6 +121,7 @@ class FusedRAdam(Optimizer):
         RuntimeError: a backend that cannot run here, with the reason.
     """
 
+    _fake_mode: Any = None  # that of the parameters, where these are fake tensors
     _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
     @_disable_dynamo
@@ -185,14 +186,14 @@ class FusedRAdam(Optimizer):
         if not differentiable:
             self._placement = self._place(attach=True)
 
-    @outside_inference_mode
+    @in_own_modes
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
         options = self._backend, self._flatten, attach, self._offload, self._storage
         return kind(self.param_groups, self.state, *options, self._placement)
 
     @_disable_dynamo
-    @outside_inference_mode
+    @in_own_modes
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
         if self._placement is not None:  # takes in what user code has edited, before what is noted here hides it
@@ -204,6 +205,7 @@ class FusedRAdam(Optimizer):
             group = self.param_groups[index]
             differentiable = self.defaults["differentiable"]
             check_new_group(group, index, differentiable, self._backend, self._storage, self._offload, self._wide)
+            self._fake_mode = self._fake_mode or fake_mode_of(group["params"])
             if self._in_backward is not None:
                 self._in_backward.check_group(group, index)
             if self._placement is not None:
@@ -234,8 +236,8 @@ class FusedRAdam(Optimizer):
             with torch.no_grad():
                 compiled.run(self)
             return loss
-        if torch.is_inference_mode_enabled() and not self._differentiable:
-            self._step_outside()
+        if (self._fake_mode is not None or torch.is_inference_mode_enabled()) and not self._differentiable:
+            self._step_in_own_modes()
             return loss
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(self._differentiable)  # the context manager makes five calls of it
@@ -265,9 +267,10 @@ class FusedRAdam(Optimizer):
             # Where a tool keeps such options in the groups, with the optimizer's values, these may change.
             self._keys = -1 if any(name in group for group in self.param_groups for name in WIDE) else keys
 
-    @outside_inference_mode
-    def _step_outside(self) -> None:
-        self._step()
+    @in_own_modes
+    def _step_in_own_modes(self) -> None:
+        with torch.no_grad():
+            self._step()
 
     def _step(self) -> None:
         self._check_keys()
@@ -356,7 +359,7 @@ class FusedRAdam(Optimizer):
     # What else torch.optim's optimizers do.
 
     @_disable_dynamo
-    @outside_inference_mode
+    @in_own_modes
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
         if self._placement is None or not self._flatten:
@@ -432,4 +435,5 @@ class FusedRAdam(Optimizer):
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)
+        self._fake_mode = fake_mode_of(p for group in self.param_groups for p in group["params"])
         self._placement = None if self._differentiable else self._place()

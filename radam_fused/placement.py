@@ -21,6 +21,7 @@ from .bucket import Bucket
 from .captures import NEW_STATE, capturing
 from .checkpoint import check_entry, has_state
 from .checks import check_disjoint, check_gradients, may_step
+from .fake import faked
 from .flat import FlatBuffers, check_not_shared
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
@@ -271,6 +272,8 @@ class Placement:
             drawn = [draws_from(p, origins[p]) for p in params] if self._storage.draws else None
             bucket = Bucket(params, [i for _, i in members], self.offload, self._storage, drawn, self._edits)
             op = self._operators(bucket.device, offloaders)
+            if bucket.is_fake:
+                op = op._replace(rows=faked(op).rows) if self.offload else faked(op)
             flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self._flatten else None
             for segment, p in enumerate(params):
                 if has_state(state.get(p)):

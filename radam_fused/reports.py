@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from .rectification import rectification, rho
+from .tensor_kinds import is_fake
 
 
 class RectificationState(NamedTuple):
@@ -39,6 +40,8 @@ def rectification_state(groups: list[dict[str, Any]], state: dict[Tensor, Any]) 
     for index, group in enumerate(groups):
         steps = [state[p]["step"] for p in group["params"] if state.get(p)]
         counts: dict[int, int] = {}
+        if any(map(is_fake, steps)):  # they have no values
+            continue
         for count in torch.stack([step.float() for step in steps]).tolist() if steps else ():
             counts[int(count)] = counts.get(int(count), 0) + 1
         beta2 = group["betas"][1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .host import write_rows
+from .modes import real
 from .options import Checked
 from .rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
 
@@ -112,7 +113,9 @@ class RowTable:
         """
         if not write_rows(self._address, groups, rows, taken.data_ptr()):
             self._checked.check(groups, sorted({index for index, _ in rows}))
-            made = [step_row(groups[index], int(taken[segment]) + 1) for index, segment in rows]
+            with real():
+                counts = taken.tolist()
+            made = [step_row(groups[index], int(counts[segment]) + 1) for index, segment in rows]
             self._numbers[:] = array("d", chain.from_iterable(made))
         return self._tensor
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ..host import HAS_LOOPS, counts_shown, upload
+from ..modes import real
+from ..tensor_kinds import is_fake
 from .views import own_view
 
 
@@ -40,8 +42,10 @@ class StepCounts:
 
     def __init__(self, length: int) -> None:
         self.shown = torch.zeros(length, dtype=torch.float32, device="cpu")
-        self.taken = torch.zeros(length, dtype=torch.float64, device="cpu")
-        self.addresses = self.shown.data_ptr(), self.taken.data_ptr(), length
+        with real():
+            self.taken = torch.zeros(length, dtype=torch.float64, device="cpu")
+        self._fake = is_fake(self.shown)  # it has no values then, and those of `taken` count
+        self.addresses = 0 if self._fake else self.shown.data_ptr(), self.taken.data_ptr(), length
         self.on_device, self.on_host = False, True
         self._classes: list[int] = []
         self._left_out: list[set[int]] = []  # by steps of CUDA graphs, whose replays the host does not see
@@ -56,8 +60,10 @@ class StepCounts:
 
     def assign(self, index: int, count: float) -> None:
         """Sets the count of a segment."""
-        self.taken[index] = count
-        self.shown[index] = count
+        with real():
+            self.taken[index] = count
+            if not self._fake:
+                self.shown[index] = count
 
     def exact(self, index: int, shown: Any) -> float:
         """The count behind what an entry of ``optimizer.state`` shows of a segment.
@@ -66,12 +72,17 @@ class StepCounts:
             index: the segment.
             shown: its entry's ``step``: a number, or a tensor with one.
         """
-        taken = float(self.taken[index])
+        with real():
+            taken = float(self.taken[index])
+        if is_fake(shown):
+            return taken
         value = float(shown)
         return taken if float(torch.tensor(taken, dtype=torch.float32, device="cpu")) == value else value
 
     def written(self) -> bool:
         """Whether user code has written a count since the last step."""
+        if self._fake:
+            return False
         if not self.on_host:
             return self.shown._version != self._version
         if HAS_LOOPS:
@@ -109,9 +120,11 @@ class StepCounts:
         if self.on_device:
             if known:
                 self._version = self.shown._version
-        else:
+            return
+        with real():
             self.taken[slice(None) if present is None else present] += 1.0
-            self.shown.copy_(self.taken)
+            if not self._fake:
+                self.shown.copy_(self.taken)
 
     def take_back(self, counted: Tensor) -> None:
         """Undoes what a rows operator has counted.
@@ -130,6 +143,9 @@ class StepCounts:
             device: the state's.
             missing: segments that the step under way leaves out.
         """
+        if self._fake:
+            self.shown, self.on_device = self.shown.to(device), True
+            return
         classes, on_host = self._classes, readable(device)
         if not on_host:
             classes = [int(count) for count in self.taken.tolist()]
@@ -148,7 +164,10 @@ class StepCounts:
         host last knew, and their classes are split when a step takes one of them and not the other: to read the counts
         would be to wait for the device.
         """
-        return [int(count) for count in self.taken.tolist()] if self.on_host else self.split(absent)
+        if not self.on_host:
+            return self.split(absent)
+        with real():
+            return [int(count) for count in self.taken.tolist()]
 
     def expect_replays(self, absent: set[int]) -> bool:
         """Splits the classes as replays of a CUDA graph will whose step leaves these segments out.

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C import _storage_Use_Count
 
 from ..host import DESCRIBES, describe_views, views_in_place
+from ..modes import real
 from ..sharded import is_sharded, local
 
 LOOKED_AT = 512
@@ -86,7 +87,8 @@ class ShownViews:
         tensors = [t for t in tensors if has_memory(local(t))]
         self._views = [local(t) for t in tensors]
         self._shown = [t if is_sharded(t) else None for t in tensors]
-        self._table = torch.zeros(len(self._views), 2, dtype=torch.int64, device="cpu")
+        with real():
+            self._table = torch.zeros(len(self._views), 2, dtype=torch.int64, device="cpu")
         if not DESCRIBES or not describe_views(self._views, self._table.data_ptr()):
             self._table[:, 1] = torch.tensor([v.data_ptr() for v in self._views], dtype=torch.int64, device="cpu")
             self._pointers = self._table[:, 1].tolist()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layout import fingerprint
+from ..modes import real
 from ..rows import RowTable
 
 if TYPE_CHECKING:
@@ -58,6 +59,19 @@ def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
     for i, row in zip(present, row_of, strict=True):
         first_of.setdefault(row, i)
     segments = [(bucket.starts[i], fingerprint(bucket.shapes[i], bucket.strides[i])) for i in present]
+    with real():
+        return _built(bucket, missing, present, row_of, list(first_of.values()), segments)
+
+
+def _built(
+    bucket: Bucket,
+    missing: list[int],
+    present: list[int],
+    row_of: list[int],
+    leaders: list[int],
+    segments: list[tuple[int, int]],
+) -> Plan:
+    """A plan whose tables the host and C can read."""
     origins = torch.tensor([bucket.origin(i) for i in present], dtype=torch.int64, device="cpu")
     return Plan(
         missing=missing,
@@ -65,7 +79,7 @@ def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
         params=[bucket.params[i] for i in present],
         segments=torch.tensor(segments, dtype=torch.int64, device="cpu").reshape(-1, 2),
         row_of=torch.tensor(row_of, dtype=torch.int64, device="cpu"),
-        rows=[(bucket.groups[i], i) for i in first_of.values()],
-        row_table=RowTable(len(row_indices)),
+        rows=[(bucket.groups[i], i) for i in leaders],
+        row_table=RowTable(len(leaders)),
         origins=origins if bucket.draws else None,
     )
