@@ -167,7 +167,7 @@ def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
         views["exp_avg_sq"].copy_(v)
         return
     if HALVES[0] in views:
-        nearest = torch.full(m.shape, _NEAREST, device=m.device)
+        nearest = torch.full(m.shape, _NEAREST, dtype=torch.int64, device=m.device)
         fourth = half_root(square_root(v.float()), nearest)
         views[HALVES[0]].copy_(half_first(m.float(), root_of_half(fourth), nearest))
         views[HALVES[1]].copy_(fourth)

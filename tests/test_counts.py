@@ -75,7 +75,7 @@ def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool) -> None:
     few, many = (calls(optimizer(n, flatten=flatten)) for n in (600, 1200))
     for event in ("call", "c_call"):
         assert few[event] == many[event]
-    assert many["call"] <= 57
+    assert many["call"] <= 58
     assert many["c_call"] <= (44 if flatten else 36)  # of which one a buffer looks at its references
 
 
