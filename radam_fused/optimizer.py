@@ -240,8 +240,8 @@ class FusedRAdam(Optimizer):
             self._step_in_own_modes()
             return loss
         before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(self._differentiable)  # the context manager makes five calls of it
         try:
+            torch._C._set_grad_enabled(self._differentiable)  # the context manager makes five calls of it
             if self._differentiable:
                 self._check_keys()
                 differentiable_step(self.param_groups, self.state, self._zero_grads)

@@ -24,6 +24,8 @@ import radam_fused
 from helpers import same_bits
 from radam_fused import FusedRAdam, memory, step_in_backward
 
+# Python itself drops what a handler raises inside of a finalizer.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PACKAGE = str(Path(radam_fused.__file__).parent)
 
 
@@ -55,6 +57,8 @@ def signal_at(line: int) -> Iterator[list[int]]:
     finally:
         sys.settrace(None)
         signal.signal(signal.SIGUSR1, before)
+        # No Python program can shut a handler out of the line of a `finally` that turns gradients on again.
+        torch.set_grad_enabled(True)
 
 
 def parameters() -> list[nn.Parameter]:
