@@ -13,7 +13,7 @@ from .ops import Operators
 from .options import check_all
 from .placement import Placement
 from .reports import span
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, on_device
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, check_capture, on_device
 
 
 def choose_scalars(
@@ -43,7 +43,9 @@ def choose_scalars(
         raise
     if known:
         return HostScalars(groups)
-    placement.count_on_device()
+    if not all(bucket.counts.on_device for bucket in placement.buckets):
+        check_capture(placement.buckets, groups)
+        placement.count_on_device()
     return DeviceScalars(groups, tables, squares, max_grad_norm or 0.0, grad_scale, found_inf)
 
 

@@ -43,7 +43,7 @@ from .parts import WHOLE, sharing_group
 from .parts import given as given_to
 from .placement import Placement
 from .reports import NOTHING, RectificationState, observable, rectification_state, span
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, check_capture
+from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars
 from .separate import SeparatePlacement
 from .state.transaction import Transaction
 from .step.interrupts import Deferred
@@ -280,7 +280,6 @@ class FusedRAdam(Optimizer):
         norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group, self._made_with)
         with NOTHING if norm is None else norm.taking_part():
             placement.place_arrivals()
-            check_capture(placement.buckets, self.param_groups)  # before the norm's kernels are recorded
             # A single launch checks its own tensors before it writes; several have to be right before the first does.
             sure = len(placement.buckets) > 1 or self._max_grad_norm is not None
             with span("collect"):

@@ -34,6 +34,7 @@ from .ops import OPERATORS, Operators
 from .overlaps import layers
 from .parts import Given
 from .precision import NAMES
+from .scalars import check_capture
 from .sharded import is_sharded, refuse_flatten
 from .state.snapshot import Snapshot
 from .state.tracked_dict import Edits
@@ -318,8 +319,10 @@ class Placement:
         """
         captured = capturing(bucket.device)
         plan_of = bucket.captured_plan if captured else bucket.plan
-        if self.offload and captured:
-            raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
+        if captured:
+            if self.offload:
+                raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
+            check_capture([bucket], self._groups)
         if not bucket.all_present and max(bucket.groups) < 0:
             return None
         if self._flatten:

@@ -33,6 +33,14 @@ bool address_of(AtenTensorHandle tensor, void*& data) {
   return data != nullptr && !is_neg(tensor);
 }
 
+// Whether the storage of a dense tensor holds its elements. A storage of its own has just their bytes, which takes one
+// call to see; what is a part of a larger one may begin anywhere in it.
+bool is_whole(AtenTensorHandle tensor, const Shape& shape, int64_t numel, int64_t item) {
+  int64_t bytes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor, &bytes));
+  return bytes == numel * item || (bytes > numel * item && is_stored(tensor, shape, item));
+}
+
 // Fills in a pair, or returns false where it is not two arrays in the order that the moments were laid out in.
 bool describe_pair(AtenTensorHandle grad, const Pairs& pairs, int64_t layout, Described& row) try {
   if (!is_defined(grad)) return false;
@@ -44,9 +52,9 @@ bool describe_pair(AtenTensorHandle grad, const Pairs& pairs, int64_t layout, De
   if (fingerprint(shape) != layout || !alike(shape, grad_shape)) return false;
   row.grad_dtype = grad_dtype;
   // A freed storage has no address; its tensor has one where it begins with an offset.
-  return row.numel == 0 ||
-         (address_of(row.tensor, row.param) && address_of(grad, row.grad) &&
-          is_stored(row.tensor, shape, item_size(pairs.dtype)) && is_stored(grad, grad_shape, item_size(grad_dtype)));
+  return row.numel == 0 || (address_of(row.tensor, row.param) && address_of(grad, row.grad) &&
+                            is_whole(row.tensor, shape, row.numel, item_size(pairs.dtype)) &&
+                            is_whole(grad, grad_shape, row.numel, item_size(grad_dtype)));
 } catch (const std::exception&) {
   return false;  // the ordinary way tells what is wrong with it
 }
