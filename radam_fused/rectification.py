@@ -6,7 +6,7 @@ ones below have only positive terms and hold 1e-12 relative for 0 <= beta2 <= 1 
 
 One place is left: the first-order r_t is 0 at rho_t = 4, where a relative error of 2e-16 in rho_t is one of
 4e-15 / (rho_t - 4) at most in r_t. That exceeds 1e-12 for rho_t below 4.004, which only a threshold of 4 lets through:
-for beta2 within 2e-4 above 0.6, and in a first rectified step that happens to fall there. The exact r_t has no such
+for beta2 within 4e-4 above 0.6, and in a first rectified step that happens to fall there. The exact r_t has no such
 place.
 
 What depends on ``t`` takes nothing but sums, products, quotients and square roots, each rounded by itself, so that its

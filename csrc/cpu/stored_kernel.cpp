@@ -93,19 +93,31 @@ RADAM_HD void read_moments(Block& block, const Forms& forms, const StateBuffers&
     }
     return;
   }
-  if (forms.moments == Moments::kFloat16) {
-    const auto* __restrict m = reinterpret_cast<const float16*>(state.exp_avg) + at;
-    const auto* __restrict v = reinterpret_cast<const float16*>(state.exp_avg_sq) + at;
-    for (int i = 0; i < n; ++i) {
-      const float root = HalfRoot::decode(v[i]);
-      block.m[i] = HalfFirst::decode(m[i], root);
-      block.v[i] = root * root;
-    }
-    return;
-  }
-  const int dtype = forms.moments == Moments::kFloat32 ? kFloat32 : kBFloat16;
+  const bool halves = forms.moments == Moments::kFloat16;
+  const int dtype = forms.moments == Moments::kFloat32 ? kFloat32 : halves ? kFloat16 : kBFloat16;
   widen_all(block.m, state.exp_avg, dtype, at, n);
   widen_all(block.v, state.exp_avg_sq, dtype, at, n);
+  for (int i = 0; i < n && halves; ++i) {  // HalfRoot::decode, HalfFirst::decode
+    const float root = block.v[i] * block.v[i];
+    block.m[i] = block.m[i] * root;
+    block.v[i] = root * root;
+  }
+}
+
+// A loop for each of the lines that are in use, as in kernels.cpp: of one with all of them GCC 12 vectorises not all.
+RADAM_HD void update_all(Block& block, const Row<float>& row, const Lines& lines) {
+  for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], row, lines);
+}
+
+RADAM_HD void update_all(Block& block, const Row<float>& row) {
+  const Lines lines = Lines::of(row);
+  if (!lines.by_difference) {
+    update_all(block, row, lines);
+  } else if (lines.decays) {
+    update_all(block, row, Lines{true, true});
+  } else {
+    update_all(block, row, Lines{true, false});
+  }
 }
 
 template <typename P>
@@ -164,13 +176,15 @@ RADAM_HD void narrow_moments(const Block& block, bfloat16* __restrict m, bfloat1
   }
 }
 
-RADAM_HD void narrow_moments(const Block& block, float16* __restrict m, float16* __restrict v, int offset) {
+RADAM_HD void narrow_moments(Block& block, float16* __restrict m, float16* __restrict v, int offset) {
   const uint16_t* draw = block.draw + offset;
-  for (int i = 0; i < block.n; ++i) {
-    const float16 fourth = HalfRoot::encode(square_root(block.v[i]), draw[i]);
-    m[i] = HalfFirst::encode(block.m[i], HalfRoot::decode(fourth), other(draw[i]));
-    v[i] = fourth;
-  }
+  const int n = block.n;
+  for (int i = 0; i < n; ++i) block.v[i] = HalfRoot::at_least_a_unit(square_root(square_root(block.v[i])));
+  for (int i = 0; i < n; ++i) v[i] = Stochastic<float16>::from(block.v[i], draw[i]);
+  widen_all(block.v, v, n);
+  for (int i = 0; i < n; ++i) block.m[i] = FirstCode::quotient(block.m[i], block.v[i] * block.v[i]);
+  for (int i = 0; i < n; ++i) block.m[i] = HalfFirst::limited(block.m[i]);
+  for (int i = 0; i < n; ++i) m[i] = Stochastic<float16>::from(block.m[i], other(draw[i]));
 }
 
 RADAM_HD void encode_moments(Block& block, const StateBuffers& state, int64_t at, int offset) {
@@ -246,8 +260,7 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
   } else if (forms.master == Master::kKahan) {
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(residue), row);
   } else {
-    const Lines lines = Lines::of(row);
-    for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], row, lines);
+    update_all(block, row);
     if (row.direction == Direction::kHold) {  // the parameter stays bit for bit; a copy takes over what it was written
       if (forms.master == Master::kFloat32) std::memcpy(residue, block.x, block.n * sizeof(float));
     } else {

@@ -71,7 +71,6 @@ RADAM_LANES void prefetch_all(const Run& at, const Task& task, int i) {
 
 template <typename S>
 RADAM_LANES void update_uncoded(const Run& at, const Task& task, Random& random) {
-  constexpr bool kRoot = std::is_same_v<S, float16>;
   const bool compensated = task.forms.master == Master::kKahan;
   for (int i = 0; i < at.n; i += kElements) {
     prefetch_all(at, task, i);
@@ -79,23 +78,42 @@ RADAM_LANES void update_uncoded(const Run& at, const Task& task, Random& random)
     Pair x = read_parameter(at.param, at.residue, task.forms, i);
     const Pair g = pair_at(at.grad, task.grad_dtype, i);
     Pair m = pair_at<S>(at.exp_avg, i), v = pair_at<S>(at.exp_avg_sq, i), root;
-    if constexpr (kRoot) {
-      root = product(v, v);
-      m = product(m, root);
-      v = product(root, root);
-    }
-    step<kRoot>(x, g, m, v, root, task.row, compensated);
+    step<false>(x, g, m, v, root, task.row, compensated);
     write_or_hold(at.param, at.residue, task.forms, x, random.parameter, task.row, i);
     if constexpr (std::is_same_v<S, float>) {
       set_floats(at.exp_avg, i, m);
       set_floats(at.exp_avg_sq, i, v);
     } else {
       const U words = random.moments.at(i);
-      const U second = drawn(S{}, kRoot ? fourth_roots(root) : v, words);
-      if constexpr (kRoot) m = half_quotients(m, widened(S{}, second));
       set_words(at.exp_avg, i, drawn(S{}, m, others(words)));
-      set_words(at.exp_avg_sq, i, second);
+      set_words(at.exp_avg_sq, i, drawn(S{}, v, words));
     }
+  }
+}
+
+// Moments in float16. Two loops: the step's roots and divisions, and those of what is stored wait for one another.
+RADAM_LANES void update_halves(const Run& at, const Task& task, Random& random) {
+  const bool compensated = task.forms.master == Master::kKahan;
+  Pair firsts[kRun / kElements], roots[kRun / kElements];
+  for (int i = 0; i < at.n; i += kElements) {
+    prefetch_all(at, task, i);
+    random.ahead(i);
+    Pair x = read_parameter(at.param, at.residue, task.forms, i);
+    const Pair g = pair_at(at.grad, task.grad_dtype, i);
+    const Pair fourth = pair_at<float16>(at.exp_avg_sq, i);
+    Pair root = product(fourth, fourth);
+    Pair m = product(pair_at<float16>(at.exp_avg, i), root), v = product(root, root);
+    step<true>(x, g, m, v, root, task.row, compensated);
+    write_or_hold(at.param, at.residue, task.forms, x, random.parameter, task.row, i);
+    firsts[i / kElements] = m;
+    roots[i / kElements] = root;
+  }
+  for (int i = 0; i < at.n; i += kElements) {
+    const U words = random.moments.at(i);
+    const U second = drawn(float16{}, fourth_roots(roots[i / kElements]), words);
+    const Pair first = half_quotients(firsts[i / kElements], widened(float16{}, second));
+    set_words(at.exp_avg, i, drawn(float16{}, first, others(words)));
+    set_words(at.exp_avg_sq, i, second);
   }
 }
 
@@ -155,7 +173,7 @@ RADAM_AVX512 void update_run(const Run& at, const Task& task) {
     case Moments::kBFloat16:
       return update_uncoded<bfloat16>(at, task, random);
     case Moments::kFloat16:
-      return update_uncoded<float16>(at, task, random);
+      return update_halves(at, task, random);
     case Moments::kInt8:
       return update_coded(at, task, random);
   }
