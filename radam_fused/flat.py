@@ -20,12 +20,13 @@ from torch._C._functorch import is_batchedtensor
 from . import memory
 from .addresses import Addresses
 from .bucket import Bucket
-from .checks import check_gradients
+from .checks import check_gradients, check_stored
 from .host import DESCRIBES, describe_tensors, in_place
 from .layout import ALIGNMENT, fingerprint
 from .modes import real
 from .ops import NATIVE_DEVICE, NATIVE_DTYPE
 from .state.transaction import Transaction
+from .state.views import has_memory
 from .step.plan import Plan
 from .tensor_kinds import is_fake
 
@@ -134,6 +135,8 @@ class FlatBuffers:
         p, name = self._bucket.params[index], self._names[index]
         check_gradients([p], [grad], [name])
         check_not_shared(grad, f"gradient of {name}")
+        if has_memory(grad) and not grad._is_zerotensor():
+            check_stored(**{f"gradient of {name}": grad})
         if grad.dtype != self._bucket.dtype:
             raise TypeError(f"flatten=True: gradient of {name} is {grad.dtype}: must be {self._bucket.dtype}, as it is")
 

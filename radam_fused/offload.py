@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .backends import ENVIRONMENT_VARIABLE, backend_for
-from .checks import check_gradients, check_layouts
+from .checks import check_gradients, check_layouts, check_stored
 from .fake import called_with_fakes
 from .layout import fingerprint, is_dense
 from .modes import real
@@ -264,7 +264,9 @@ class Offloader:
     def _check(self, params: list[Tensor], grads: list[Tensor], exp_avg: Tensor, segments: Tensor) -> None:
         check_layouts(params, segments, exp_avg.dtype)
         check_gradients(params, grads)
-        for index, param in enumerate(params):
+        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            if not is_fake(param):
+                check_stored(**{f"parameter {index}": param, f"gradient of parameter {index}": grad})
             if param.device != self._device or param.dtype != params[0].dtype:
                 raise ValueError(
                     f"tensor {index} of the lists is {param.dtype} on {param.device}: "

@@ -124,6 +124,16 @@ class Places:
         return views_in_place(self._address, len(self._tensors)) if self._known else self._spans == self._look()
 
 
+def check_freed(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor whose storage does not hold all of its elements."""
+    found, held = span(tensor, 0), tensor.untyped_storage().nbytes()
+    if found is not None and found.end - found.begin + tensor.storage_offset() * tensor.element_size() > held:
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)}: its storage has {held} bytes and does not hold all of its "
+            "elements; it was freed or made smaller (resize_)"
+        )
+
+
 def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
     """Raises where two parameters of a plan share memory, which they did not when their moments were laid out.
 
@@ -133,6 +143,7 @@ def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
 
     Raises:
         RuntimeError: with the names of both.
+        ValueError: one whose storage was freed or shrunk.
     """
     if plan.places is not None and plan.places.intact():
         return
@@ -142,6 +153,8 @@ def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
     if not have_memory_each([local(p) for p in plan.params]):
         for later, earlier in sharing(plan.params):
             name = names()
+            for p in (plan.params[later], plan.params[earlier]):
+                check_freed(local(p), name[p])  # whose place other memory may have taken
             raise RuntimeError(
                 f"{name[plan.params[later]]} shares memory with {name[plan.params[earlier]]}, and did not when their "
                 "moments were laid out: load_state_dict(state_dict()) lays them out again, to be stepped one after the "
