@@ -20,7 +20,7 @@ from ..forms import HALF
 from ..layout import ALIGNMENT, SMALL_ALIGNMENT
 from ..operator_checks import check_step, check_tables
 from .reference_stored import DRAWS
-from .triton_compiler import warn_of_fusion
+from .triton_compiler import register_limit, warn_of_fusion
 from .triton_interpreter import mend
 from .triton_segments import Segment, segment_table, tile_map
 from .triton_state import State, as_stored
@@ -203,7 +203,7 @@ class _Launch(NamedTuple):
             "enable_fp_fusion": False,
         }
         if state.plain() and param_dtype != torch.float64:
-            constants["maxnreg"] = PLAIN_REGISTERS
+            constants.update(register_limit(PLAIN_REGISTERS))
         if state.plain():
             from .triton_kernel import step_kernel
 
@@ -222,6 +222,6 @@ class _Launch(NamedTuple):
                 STOCHASTIC=state.stochastic,
                 ANYWHERE=anywhere,
                 SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
-                maxnreg=STORED_REGISTERS,
+                **register_limit(STORED_REGISTERS),
                 **constants,
             )

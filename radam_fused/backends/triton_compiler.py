@@ -1,4 +1,4 @@
-"""A compiler of Triton's kernels that is known to break the numeric contract, and where.
+"""What Triton's compilers take and do: options by target, and one that is known to break the numeric contract.
 
 On Blackwell two float32 operations may go in one packed instruction. ptxas before CUDA 13.1 fuses a packed
 multiplication with the addition after it, `mul.rn.f32x2` and `add.rn.f32x2` though these are, and under -fmad=false.
@@ -11,6 +11,21 @@ import functools
 import warnings
 
 import torch
+
+
+def target() -> str:
+    """What Triton compiles for: "cuda", "hip" or another of its backends."""
+    from triton.runtime import driver
+
+    return driver.active.get_current_target().backend
+
+
+def register_limit(count: int) -> dict[str, int]:
+    """The launch option that limits a thread's registers, where Triton's backend knows one: NVIDIA's alone does."""
+    from triton import knobs
+
+    return {"maxnreg": count} if knobs.runtime.interpret or target() == "cuda" else {}
+
 
 PACKED = 100
 """The first architecture (sm_100) with packed operations."""
@@ -36,6 +51,8 @@ def fuses(arch: int) -> str | None:
 @functools.cache
 def warn_of_fusion(device: torch.device) -> None:
     """Warns where kernels on a GPU do not give the other backends' bits; once a device."""
+    if torch.version.hip is not None:  # AMD's compiler has no ptxas
+        return
     major, minor = torch.cuda.get_device_capability(device)
     reason = fuses(10 * major + minor)
     if reason is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..operator_checks import check_squares
 from .triton import WARPS, require, stored
+from .triton_compiler import register_limit
 from .triton_segments import ALIGNED
 from .triton_tables import Table, facts, on_device
 
@@ -40,8 +41,8 @@ def squares(grads: list[Tensor]) -> Tensor:
             GRAD=stored(first.dtype),
             SUMS=PARTIAL_SUMS,
             num_warps=WARPS,
-            maxnreg=REGISTERS,
             enable_fp_fusion=False,
+            **register_limit(REGISTERS),
         )
     return sums
 
