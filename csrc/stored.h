@@ -82,17 +82,20 @@ RADAM_HD int16_t low_bits(float x) {
   return int16_t(uint16_t((bits & kMagnitude) > kInfinity ? 0u : bits & 0xffffu));
 }
 
-// Kahan's sum: the parameter takes what it can of the update, and the compensation the rest. Either is a value of P.
+RADAM_HD uint32_t magnitude_bits(float x) { return bits_from_float(x) & kMagnitude; }
+
+// Kahan's sum: the parameter takes what it can of the update, and the compensation the rest. Either is a value of P. Of
+// an infinite parameter there is no rest: inf - inf would be a NaN.
 template <typename P>
 RADAM_HD void compensate(float& p, float& compensation, float decrease) {
   const float update = compensation - decrease;
   const float after = widen(Narrow<P>::from(p + update));
-  compensation = widen(Narrow<P>::from((p - after) + update));
+  const float rest = (p - after) + update;
+  compensation = widen(Narrow<P>::from(magnitude_bits(after) == kInfinity ? 0.0f : rest));
   p = after;
 }
 
 // Magnitudes of a block are compared as bits, so that a NaN is the largest of all.
-RADAM_HD uint32_t magnitude_bits(float x) { return bits_from_float(x) & kMagnitude; }
 RADAM_HD float scale_from(uint32_t largest) { return float_from_bits(largest > kInfinity ? kQuietNan : largest); }
 
 // The next float up: a factor that has been rounded down would leave the largest of a block below the code that its

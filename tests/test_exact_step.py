@@ -215,6 +215,29 @@ def stepped(step: Step, p: float, m: float, v: float, g: float, **group: Any) ->
 INF = math.inf
 
 
+FORMS = [{}, {"master_weights": "fp32"}, {"master_weights": "split"}, {"master_weights": "kahan"}]
+FORMS += [{"rounding": "stochastic"}, {"state_dtype": torch.float16, "master_weights": "kahan"}]
+
+
+@pytest.mark.parametrize("backend", STEPPERS[:3])
+@pytest.mark.parametrize("options", FORMS, ids=lambda options: "-".join(map(str, options.values())) or "alone")
+def test_an_infinite_parameter_stays_in_every_form(options: dict[str, Any], backend: str) -> None:
+    """Unless something decays, also one that a step has made infinite: its neighbours move on."""
+    start = [INF, -INF, 1.0, 3e38]
+    for decay in (0.0, 0.1):
+        p = nn.Parameter(torch.tensor(start, dtype=torch.bfloat16))
+        opt = FusedRAdam([p], lr=1e37, weight_decay=decay, decoupled_weight_decay=True, backend=backend, **options)
+        for _ in range(4):
+            p.grad = torch.tensor([1.0, 1.0, 1.0, -100.0], dtype=torch.bfloat16)
+            opt.step()
+        values = p.detach().float()
+        if decay:  # the negative control
+            assert values[:2].isnan().all()
+        else:
+            assert values[[0, 1, 3]].tolist() == [INF, -INF, INF]
+            assert values[2].isfinite()
+
+
 def test_special_values_of_the_lines(stepper: Step) -> None:
     """docs/design.md has the table."""
     # An infinite second moment shows, from beta2 = 1/2 on; below, the element stands still, as ever.

@@ -90,13 +90,19 @@ RADAM_LANES Pair read_parameter(const void* p, const void* residue, const Forms&
 }
 
 // compensate
+RADAM_LANES F unless_infinite(F x, F rest) {
+  return _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask(magnitude_bits(x), constant<kInfinity>()), rest);
+}
 template <typename P>
 RADAM_LANES void compensate(void* p, void* residue, const Pair& decrease, int i) {
   const Pair before = pair_at<P>(p, i);
   const Pair update = difference(pair_at<P>(residue, i), decrease);
   const U after = narrowed(P{}, sum(before, update));
   set_words(p, i, after);
-  set_words(residue, i, narrowed(P{}, sum(difference(before, widened(P{}, after)), update)));
+  const Pair stored = widened(P{}, after);
+  const Pair rest = sum(difference(before, stored), update);
+  set_words(residue, i,
+            narrowed(P{}, {unless_infinite(stored.even, rest.even), unless_infinite(stored.odd, rest.odd)}));
 }
 
 template <typename P>

@@ -276,7 +276,8 @@ class Stored:
         p, dtype = self._p.float(), self._p.dtype
         update = compensation - decrease
         after = (p + update).to(dtype)
-        return after, ((p - after.float()) + update).to(dtype)
+        rest = torch.where(after.isinf(), 0.0, (p - after.float()) + update)  # of an infinite parameter there is none
+        return after, rest.to(dtype)
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         if self._scales is not None:

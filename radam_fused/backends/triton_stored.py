@@ -144,7 +144,10 @@ def compensated(p, compensation, decrease, PARAM: tl.constexpr):
     before = widen(p, tl.float32)
     update = compensation - decrease
     after = narrow(before + update, PARAM)
-    return after, narrow((before - widen(after, tl.float32)) + update, PARAM)
+    stored = widen(after, tl.float32)
+    rest = (before - stored) + update
+    infinite = (stored.to(tl.int32, bitcast=True) & _MAGNITUDE) == _INFINITY  # of which there is no rest
+    return after, narrow(tl.where(infinite, 0.0, rest), PARAM)
 
 
 @triton.jit
