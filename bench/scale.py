@@ -150,7 +150,7 @@ def computed(world: int, rank: int) -> dict[str, int]:
         rows = min(chunk, max(shape[0] - rank * chunk, 0))
         local.append(rows * math.prod(shape[1:]))
     _, length = segment_starts(local)
-    return {"elements": sum(local), "empty shards": local.count(0), "state bytes": 8 * length + 4 * len(local)}
+    return {"elements": sum(local), "empty shards": local.count(0), "state bytes": 8 * length + 12 * len(local)}
 
 
 CONTESTANTS: dict[str, Callable[..., torch.optim.Optimizer]] = {
