@@ -30,9 +30,10 @@ struct Known {
 
 Known known;
 
+// Where the at::Tensor in an object is not known, no object is of a plain type: everything goes the ordinary way.
 bool is_plain_type(PyObject* object) {
   PyTypeObject* type = Py_TYPE(object);
-  return type == known.parameter || type == known.tensor;
+  return known.handle != 0 && (type == known.parameter || type == known.tensor);
 }
 
 AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
