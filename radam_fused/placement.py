@@ -20,12 +20,12 @@ from .backends import backend_for
 from .bucket import Bucket
 from .captures import NEW_STATE, capturing
 from .checkpoint import check_entry, has_state
-from .checks import check_disjoint, check_gradients, may_step
+from .checks import may_step
 from .fake import faked
-from .flat import FlatBuffers, check_not_shared
+from .flat import FlatBuffers
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
-from .groups import check_arrivals, group_names
+from .groups import check_arrivals
 from .host import gradients
 from .launches import Launch, by_lists, materialized, resolved
 from .layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
@@ -35,7 +35,8 @@ from .overlaps import layers
 from .parts import Given
 from .precision import NAMES
 from .scalars import check_capture
-from .sharded import is_sharded, refuse_flatten
+from .sharded import is_sharded
+from .state.membership import check_flatten, is_current, members_of, names_of, stepping, without_absent
 from .state.snapshot import Snapshot
 from .state.tracked_dict import Edits
 from .state.transaction import Transaction
@@ -97,8 +98,8 @@ class Placement:
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Operators] = {}
         self._flats: dict[Bucket, FlatBuffers] = {}
-        members = _members(groups)
-        arrivals = _stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
+        members = members_of(groups)
+        arrivals = stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
         self._lay_out(groups, state, [], arrivals, attach, [] if before is None else before.buckets)
 
     def add(self, index: int, transaction: Transaction) -> None:
@@ -107,7 +108,7 @@ class Placement:
         members += [(p, index) for p in self._groups[index]["params"]]
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
         self._lay_out(
-            self._groups, self._state, kept, _stepping(members) if self._flatten else [], True, (), transaction
+            self._groups, self._state, kept, stepping(members) if self._flatten else [], True, (), transaction
         )
 
     # Noticing what user code has changed.
@@ -132,18 +133,18 @@ class Placement:
         if not self.outdated(groups, state):
             self._groups, self._state = groups, state
             return
-        members = _members(groups)
+        members = members_of(groups)
         index_of = dict(members)
         kept, replaced = [], []
         for bucket in self.buckets:
             indices = [index_of.get(p, -1) for p in bucket.params]
-            if _is_current(bucket, state, indices):
+            if is_current(bucket, state, indices):
                 kept.append((bucket, indices))
             else:
                 replaced.append(bucket)
         known = {p for bucket, _ in kept for p in bucket.params}
         waiting = [(p, index) for p, index in members if p not in known]
-        arrivals = _stepping(waiting) if self._flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
+        arrivals = stepping(waiting) if self._flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
         self._lay_out(groups, state, kept, arrivals, False, replaced)
 
     def settle(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
@@ -163,7 +164,7 @@ class Placement:
         for index, places in self._waiting:
             params = self._groups[index]["params"]
             if any(params[k].grad is not None for k in places):
-                self._place(_stepping(self._waiting_params()), attach=False)
+                self._place(stepping(self._waiting_params()), attach=False)
                 return
 
     def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
@@ -252,15 +253,15 @@ class Placement:
         for device in {p.device for p, _ in arrivals}:
             if capturing(device):
                 raise RuntimeError(NEW_STATE)
-        names = _names(groups)
-        stepping = (p for p, _ in arrivals if may_step(p))
-        check_arrivals(stepping, lambda: names, self._backend, self._storage, self.offload)
+        names = names_of(groups)
+        may = (p for p, _ in arrivals if may_step(p))
+        check_arrivals(may, lambda: names, self._backend, self._storage, self.offload)
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
         layer_of = layers([p for p, _ in arrivals])
         for k, (p, index) in enumerate(arrivals):
             kinds.setdefault((self._kind(p), layer_of.get(k, 0)), []).append((p, index))
         if self._flatten:
-            _check_flatten(names, [p for p, _ in arrivals])
+            check_flatten(names, [p for p, _ in arrivals])
         for p, _ in arrivals:
             if has_state(state.get(p)):
                 check_entry("optimizer.state", names[p], p, state[p])
@@ -307,7 +308,7 @@ class Placement:
 
     def names(self) -> dict[Tensor, str]:
         """What errors call each parameter."""
-        return _names(self._groups)
+        return names_of(self._groups)
 
     # A step.
 
@@ -340,7 +341,7 @@ class Placement:
             return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
         grads, missing = gradients(bucket.params)
         if not bucket.all_present:
-            grads, missing = _without_absent(bucket, grads, missing)
+            grads, missing = without_absent(bucket, grads, missing)
         plan = plan_of(missing)
         if not plan.present:
             return None
@@ -397,62 +398,3 @@ class Placement:
         for p, _ in self._waiting_params():
             if p.grad is not None:
                 p.grad = None if set_to_none else torch.zeros_like(p.grad)
-
-
-def _members(groups: list[dict[str, Any]]) -> list[tuple[Tensor, int]]:
-    """All parameters, each with the index of its group."""
-    return [(p, index) for index, group in enumerate(groups) for p in group["params"]]
-
-
-def _stepping(waiting: list[tuple[Tensor, int]]) -> list[tuple[Tensor, int]]:
-    """Of the parameters without a bucket those that have a gradient or may get one."""
-    return [(p, index) for p, index in waiting if may_step(p)]
-
-
-def _names(groups: list[dict[str, Any]]) -> dict[Tensor, str]:
-    return {
-        p: name
-        for index, group in enumerate(groups)
-        for p, name in zip(group["params"], group_names(group, index), strict=True)
-    }
-
-
-def _is_current(bucket: Bucket, state: dict[Tensor, Any], indices: list[int]) -> bool:
-    """Whether a bucket is what the state shows of its parameters, and none of them is gone without a trace.
-
-    Args:
-        bucket: any.
-        state: the optimizer's.
-        indices: of the parameters' groups; -1 where one is in none.
-    """
-    if not bucket.intact(thoroughly=True):
-        return False
-    for p, reference, index in zip(bucket.params, bucket.entries, indices, strict=True):
-        entry = state.get(p)
-        if reference is None:
-            if index < 0 or has_state(entry):
-                return False
-        elif entry is None or reference() is not entry:
-            return False
-    return True
-
-
-def _check_flatten(names: dict[Tensor, str], arrivals: list[Tensor]) -> None:
-    """Raises for parameters that cannot become views of flat buffers, or whose gradients cannot."""
-    for p in arrivals:
-        if p.is_complex():
-            raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
-        check_not_shared(p, names[p])
-    refuse_flatten(names)
-    check_disjoint(list(names), list(names.values()))
-    for p in arrivals:
-        if p.grad is not None:
-            check_gradients([p], [p.grad], [names[p]])
-
-
-def _without_absent(bucket: Bucket, grads: list[Tensor], missing: list[int]) -> tuple[list[Tensor], list[int]]:
-    """Gradients and missing segments of a step that leaves out parameters that are in no group now."""
-    absent, without = set(bucket.absent), set(missing)
-    present = [i for i in range(len(bucket.params)) if i not in without]
-    grads = [grad for i, grad in zip(present, grads, strict=True) if i not in absent]
-    return grads, sorted(absent | without)

@@ -17,7 +17,8 @@ from .bucket import Bucket
 from .captures import NEW_STATE, capturing
 from .checkpoint import has_state
 from .launches import Launch
-from .placement import Placement, _is_current, _stepping
+from .placement import Placement
+from .state.membership import is_current, stepping
 
 
 class SeparatePlacement(Placement):
@@ -59,7 +60,7 @@ class SeparatePlacement(Placement):
                 return None
             self._place_waiting(p.device)
             return self._bucket_of[p]
-        if not _is_current(bucket, state, [index]):
+        if not is_current(bucket, state, [index]):
             self._snapshot = None
             return None
         return bucket
@@ -72,7 +73,7 @@ class SeparatePlacement(Placement):
         if capturing(device):
             raise RuntimeError(NEW_STATE)
         known = len(self.buckets)
-        self._place(_stepping(self._waiting_params()), attach=False)
+        self._place(stepping(self._waiting_params()), attach=False)
         for placed_on in {bucket.device for bucket in self.buckets[known:]}:
             if placed_on.type == "cuda":
                 torch.cuda.current_stream(placed_on).synchronize()
