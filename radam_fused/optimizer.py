@@ -259,7 +259,7 @@ class FusedRAdam(Optimizer):
         return self._placement
 
     def _check_keys(self) -> None:
-        """Raises where somebody has given a group an option of the whole optimizer; looks where a key is new."""
+        """Raises where user code has given a group an option of the whole optimizer; looks where a key is new."""
         keys = sum(map(len, self.param_groups))
         if keys != self._keys:
             for index, group in enumerate(self.param_groups):

@@ -1,6 +1,6 @@
 """Hints for options that other optimizers have, and for options of the whole optimizer that a group was given.
 
-A keyword that nobody knows is a TypeError in Python; here it also says what this package calls the thing, because most
+An unknown keyword is a TypeError in Python; here it also says what this package calls the thing, because most
 such keywords come with the code of another optimizer.
 """
 

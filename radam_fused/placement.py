@@ -361,7 +361,7 @@ class Placement:
     def amend(self, bucket: Bucket) -> bool:
         """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
 
-        Moments of parameters whose strides have changed are laid out anew, lazy gradients written out, and
+        Moments of parameters whose strides have changed are laid out again, lazy gradients written out, and
         copy-on-write tensors copied.
         """
         if capturing(bucket.device):

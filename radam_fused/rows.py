@@ -109,7 +109,7 @@ class RowTable:
             float64 (rows, 11), on the CPU: overwritten by the next call.
 
         Raises:
-            TypeError, ValueError: a hyperparameter that somebody has written into a group since, and is not allowed.
+            TypeError, ValueError: a hyperparameter that user code has written into a group since, and is not allowed.
         """
         if not write_rows(self._address, groups, rows, taken.data_ptr()):
             self._checked.check(groups, sorted({index for index, _ in rows}))

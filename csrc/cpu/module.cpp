@@ -52,7 +52,8 @@ class Ids {
 
 // unchanged(groups, state, ids) -> bool. The ids, from this address on, are those of the state's values after their
 // number; then the number of groups; then of each group its parameters after their number. Objects that have died may
-// share an id with one that was made since, so whoever notes the ids has to make sure that this does no harm.
+// share an id with one that was made since, so the Python code that notes the ids has to make sure that this does no
+// harm.
 PyObject* unchanged(PyObject*, PyObject* args) {
   PyObject *groups, *state;
   unsigned long long address;

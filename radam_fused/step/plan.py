@@ -45,7 +45,7 @@ class Plan:
     places: Places | None = None
     """Where the parameters are stored, as of when it was last found that none shares memory with another."""
     addresses: Addresses | Literal[False] | None = None
-    """See `radam_fused.addresses`; False where there is not that way, None where nobody has asked yet."""
+    """See `radam_fused.addresses`; False where there is not that way, None until a step asks."""
 
 
 def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
