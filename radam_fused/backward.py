@@ -26,6 +26,7 @@ from .launching import run
 from .optimizer import FusedRAdam
 from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, check_capture, on_device
 from .separate import SeparatePlacement
+from .step.interrupts import Deferred
 
 
 def step_in_backward(optimizer: FusedRAdam, accumulate: int = 1) -> StepInBackward:
@@ -201,9 +202,11 @@ class Hooks:
             if passes == self._accumulate:
                 raise RuntimeError(self._too_many(optimizer, p))
             self._passes[p] = passes + 1
-            if passes + 1 == self._accumulate and self._step(optimizer, p):
-                p.grad = None
-                self._stepped.add(p)
+            if passes + 1 == self._accumulate:
+                with Deferred():  # an interrupt must not leave a gradient that has been stepped
+                    if self._step(optimizer, p):
+                        p.grad = None
+                        self._stepped.add(p)
 
     def _step(self, optimizer: FusedRAdam, p: Tensor) -> bool:
         """Steps one parameter; False where it is left to `FusedRAdam.step`."""

@@ -138,8 +138,9 @@ class Bucket:
         """Remembers what is shown, to notice where user code gives a view other memory."""
         live = [entry for reference in self.entries if reference is not None and (entry := reference()) is not None]
         buffers = [self.exp_avg, self.exp_avg_sq, self.scales, self.residue, self.counts.shown]
-        self.views = ShownViews([buffer for buffer in buffers if buffer is not None])
-        self.views.show([value for entry in live for name, value in entry.items() if name in TRACKED])
+        views = ShownViews([buffer for buffer in buffers if buffer is not None])
+        views.show([value for entry in live for name, value in entry.items() if name in TRACKED])
+        self.views = views  # at the end: an interrupt may come before
 
     def intact(self, thoroughly: bool = False) -> bool:
         """Whether the buffers are what ``optimizer.state`` shows, as far as a step looks; or as a whole."""

@@ -301,6 +301,7 @@ class FusedRAdam(Optimizer):
                     scalars.prepare([(launch.bucket, launch.plan) for launch in launches])
             # One call of C moves and counts; of anything more an interrupt could see a part.
             at_once = len(launches) == 1 and launches[0].addresses is not None and isinstance(scalars, HostScalars)
+            at_once = at_once and not launches[0].plan.first  # which has yet to be shown in the state
             zero_grads = self._zero_grads and self._in_backward is None  # which frees them
             if at_once:
                 run(placement, launches[0], scalars, zero_grads)

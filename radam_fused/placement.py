@@ -179,9 +179,13 @@ class Placement:
     def _moments(self, p: Tensor) -> torch.dtype:
         return self._storage.moments(as_real(p).dtype, whole_numel(p))
 
-    def _origins(self, groups: list[dict[str, Any]]) -> dict[Tensor, int]:
-        """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed."""
-        params = [p for group in groups for p in group["params"]]
+    def _origins(self, groups: list[dict[str, Any]], absent: list[Tensor]) -> dict[Tensor, int]:
+        """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed.
+
+        Those that have been stepped and are in no group now come first: DeepSpeed's ZeRO puts one parameter after
+        another into a group alone, and these must not all draw the same numbers.
+        """
+        params = [*absent, *(p for group in groups for p in group["params"])]
         return dict(zip(params, segment_starts([drawing_length(p) for p in params])[0], strict=True))
 
     def _lay_out(
@@ -209,7 +213,13 @@ class Placement:
         makes state for a fresh optimizer only where no parameter has a gradient.
         """
         offloaders = dict(self._offloaders)
-        made = self._build(groups, state, arrivals, attach, replaced, offloaders)
+        absent = [
+            bucket.params[k]
+            for bucket, indices in kept
+            for k, i in enumerate(indices)
+            if i < 0 and bucket.counts.begun(k)
+        ]
+        made = self._build(groups, state, arrivals, attach, replaced, offloaders, absent)
         placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in arrivals}
         with Transaction() if within is None else nullcontext(within) as transaction:
             transaction.keep_attributes(self)
@@ -246,6 +256,7 @@ class Placement:
         attach: bool,
         replaced: Sequence[Bucket],
         offloaders: dict[torch.device, Offloader],
+        absent: list[Tensor],
     ) -> list[_Made]:
         """Buckets for new parameters, with the state that these have; nothing that exists is changed."""
         if not arrivals:
@@ -267,7 +278,7 @@ class Placement:
                 check_entry("optimizer.state", names[p], p, state[p])
                 warn_of_shared(state[p], names[p])
         counts = {p: (bucket, k) for bucket in replaced for k, p in enumerate(bucket.params)}
-        origins = self._origins(groups) if self._storage.draws else {}
+        origins = self._origins(groups, absent) if self._storage.draws else {}
         made = []
         for members in kinds.values():
             params = [p for p, _ in members]

@@ -42,15 +42,23 @@ def step(
     update = update_by_host if on_host else update_by_device
     draws_from = segments[:, 0] if origins is None else origins
     places = zip(segments[:, 0].tolist(), draws_from.tolist(), row_of.tolist(), strict=True)
+    # Everything that needs memory comes before the first write: without memory nothing is stepped.
+    new_m, new_v = exp_avg.clone(), exp_avg_sq.clone()
+    new = new_m, new_v, None if scales is None else scales.clone(), None if residue is None else residue.clone()
+    results: list[tuple[Tensor | None, Tensor | None]] = list(zip(state, new, strict=True))
     for param, grad, (start, origin, index) in zip(params, grads, places, strict=True):
         p, g = param.detach(), grad.detach()
-        if not plain:
-            buffers = exp_avg, exp_avg_sq, scales, residue
-            Stored(p, g, buffers, start, origin, rows[index].to(exp_avg.device), stochastic).update()
-            continue
         strides = moment_strides(param)
-        m = exp_avg.as_strided(param.shape, strides, start)
-        v = exp_avg_sq.as_strided(param.shape, strides, start)
-        update(p, g, m, v, Row(*table[index]))
+        result = torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device).copy_(p)
+        results.append((p, result))
+        if not plain:
+            row = rows[index].to(exp_avg.device)
+            Stored(p, g, new, start, origin, row, stochastic).update(result)
+            continue
+        m, v = (moments.as_strided(param.shape, strides, start) for moments in (new_m, new_v))
+        update(result, g, m, v, Row(*table[index]))
+    for target, values in results:
+        if target is not None and values is not None:
+            target.copy_(values)
     for grad in zeroed:
         grad.zero_()

@@ -218,7 +218,6 @@ class Stored:
         exp_avg, exp_avg_sq, scales, residue = buffers
         count = param.numel()
         here = slice(start, start + count)
-        self._param = param
         self._strides = moment_strides(param)
         self._p, self._g = self._in_order(param), self._in_order(grad).float()
         self._m, self._v = exp_avg[here], exp_avg_sq[here]
@@ -233,8 +232,8 @@ class Stored:
         ordered = torch.empty_strided(tensor.shape, self._strides, dtype=tensor.dtype, device=tensor.device)
         return ordered.copy_(tensor).as_strided((tensor.numel(),), (1,))
 
-    def update(self) -> None:
-        """One step in place."""
+    def update(self, result: Tensor) -> None:
+        """One step: of the state in place, of the parameter into another tensor of its shape."""
         row, skip = self._row, self._row.direction == SKIP
         x, compensation = self._value()
         m, v, d = advance(x, self._g, *self._moments(), row)
@@ -244,7 +243,7 @@ class Stored:
         else:
             p, residue = self._compensated(compensation, decrease(x, d, row))
         p = torch.where(held, self._p, p)
-        self._param.copy_(p.as_strided(self._param.shape, self._strides))
+        result.copy_(p.as_strided(result.shape, self._strides))
         if self._residue is not None and residue is not None:
             # A step that holds leaves a master copy as it has been read: a parameter's new value is taken over.
             kept = x if self._residue.dtype == torch.float32 else self._residue

@@ -80,6 +80,11 @@ class StepCounts:
         value = float(shown)
         return taken if float(torch.tensor(taken, dtype=torch.float32, device="cpu")) == value else value
 
+    def begun(self, index: int) -> bool:
+        """Whether a segment may have taken a step; True also where only a device knows."""
+        with real():
+            return not self.on_host or bool(self.taken[index])
+
     def written(self) -> bool:
         """Whether user code has written a count since the last step."""
         if self._fake:

@@ -6,13 +6,14 @@ after a kernel has moved the parameters and before the step is counted would lea
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps: without its enums, in a fifth of the time
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 DEFERRED = [
-    getattr(signal, name)
+    int(getattr(signal, name))
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
@@ -33,14 +34,14 @@ class Deferred:
         self._arrived.append((number, frame))
 
     def __enter__(self) -> Deferred:
-        if threading.current_thread() is not threading.main_thread():
+        if threading.get_ident() != threading.main_thread().ident:
             return self
         try:
             for number in DEFERRED:
-                handler = signal.getsignal(number)
+                handler = _signal.getsignal(number)
                 if callable(handler):
                     self._handlers.append((number, handler))
-                    signal.signal(number, self._note)
+                    _signal.signal(number, self._note)
         except BaseException:  # out of a handler that still runs
             self._restore()
             raise
@@ -51,15 +52,15 @@ class Deferred:
     ) -> None:
         self._restore()
         for number, frame in self._arrived:
-            handler = signal.getsignal(number)
+            handler = _signal.getsignal(number)
             if callable(handler):
                 handler(number, frame)
 
     def _restore(self) -> None:
         try:
             while self._handlers:
-                signal.signal(*self._handlers[-1])
+                _signal.signal(*self._handlers[-1])
                 self._handlers.pop()
         finally:  # a handler that is back already may raise here
             for number, handler in self._handlers:
-                signal.signal(number, handler)
+                _signal.signal(number, handler)

@@ -9,56 +9,19 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import radam_fused
 from helpers import same_bits
+from interrupts import Interrupted, signal_at
 from radam_fused import FusedRAdam, memory, step_in_backward
 
 # Python itself drops what a handler raises inside of a finalizer.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-PACKAGE = str(Path(radam_fused.__file__).parent)
-
-
-class Interrupted(BaseException):
-    """What the handler raises, as KeyboardInterrupt no Exception."""
-
-
-@contextmanager
-def signal_at(line: int) -> Iterator[list[int]]:
-    """Sends a signal before the package's `line`-th line is run; yields the count of lines."""
-    lines = [0]
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        raise Interrupted
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            lines[0] += 1
-            if lines[0] == line:
-                signal.raise_signal(signal.SIGUSR1)
-        return trace
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    sys.settrace(trace)
-    try:
-        yield lines
-    finally:
-        sys.settrace(None)
-        signal.signal(signal.SIGUSR1, before)
-        # No Python program can shut a handler out of the line of a `finally` that turns gradients on again.
-        torch.set_grad_enabled(True)
 
 
 def parameters() -> list[nn.Parameter]:

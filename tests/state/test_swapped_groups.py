@@ -119,3 +119,28 @@ def test_a_parameter_in_no_group_is_not_stepped() -> None:
     opt.param_groups[0]["params"] = params
     opt.step()
     assert [float(opt.state[p]["step"]) for p in params] == [4.0, 3.0, 4.0]
+
+
+def test_parameters_put_into_a_group_one_after_another_draw_different_numbers() -> None:
+    """As DeepSpeed's ZeRO 3 does with its sub-groups: what they draw is what they draw all in one group."""
+
+    def made() -> list[nn.Parameter]:
+        return [nn.Parameter(torch.linspace(-1.0, 1.0, 300).bfloat16()) for _ in range(3)]
+
+    def give(params: list[nn.Parameter], t: int) -> None:
+        generator = torch.Generator().manual_seed(t)
+        grad = torch.randn(300, generator=generator).bfloat16()
+        for p in params:
+            p.grad = grad.clone()
+
+    params, expected = made(), made()
+    opt, whole = FusedRAdam(params, rounding="stochastic"), FusedRAdam(expected, rounding="stochastic")
+    for t in range(4):
+        give(params, t)
+        give(expected, t)
+        for p in params:
+            opt.param_groups[0]["params"] = [p]
+            opt.step()
+        whole.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, expected, strict=True))
+    assert not torch.equal(params[0], params[1])  # alike in all but what they draw
