@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import memory
+from .captures import may_capture
 from .forms import PLAIN, Storage, second_dtype
 from .host import upload
 from .layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
@@ -56,6 +57,7 @@ class Bucket:
         is_fake: whether the parameters are fake tensors (fake.py).
         is_inference: whether one was made in `torch.inference_mode`.
         device, dtype: the parameters' device, and the dtype of their real numbers.
+        may_capture: whether a CUDA graph may record steps of it.
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, in the dtype that `storage` asks for (`radam_fused.forms`).
         scales: float32 (2, length / 256) of int8 moments; None for others.
@@ -90,6 +92,7 @@ class Bucket:
         self.is_fake = is_fake(tensors[0])
         self.is_inference = any(tensor.is_inference() for tensor in tensors)
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
+        self.may_capture = may_capture(self.device)
         moments = storage.moments(self.dtype, whole_numel(first))
         lengths = [tensor.numel() for tensor in tensors]
         self.starts, self.length = segment_starts(lengths, coded=moments == torch.int8)
@@ -319,7 +322,9 @@ class Bucket:
         """What the pointer path counts a step of the plan by, in the call that makes it; None where a device counts."""
         if self.counts.on_device:
             return None
-        return (*self.counts.addresses, self.tables(plan)[1].data_ptr() if plan.missing else 0)
+        if plan.counting is None:
+            plan.counting = (*self.counts.addresses, self.tables(plan)[1].data_ptr() if plan.missing else 0)
+        return plan.counting
 
     def count_step(self, plan: Plan) -> None:
         """Counts one step for every segment of the plan."""

@@ -21,6 +21,11 @@ _kept: list[Any] = []
 """What graphs refer to. A graph does not report when it is destroyed, so this stays."""
 
 
+def may_capture(device: torch.device) -> bool:
+    """Whether graphs that record steps on this device exist at all."""
+    return device.type == "cuda"
+
+
 def capturing(device: torch.device) -> bool:
     """Whether the current stream of the device records a CUDA graph."""
     try:

@@ -273,7 +273,8 @@ class FusedRAdam(Optimizer):
             self._step()
 
     def _step(self) -> None:
-        self._check_keys()
+        if sum(map(len, self.param_groups)) != self._keys:
+            self._check_keys()
         if self._in_backward is not None:
             self._in_backward.before_step(self)
         placement = self._current_placement()

@@ -26,7 +26,7 @@ from .flat import FlatBuffers
 from .forms import PLAIN, Storage
 from .global_norm import GlobalNorm
 from .groups import check_arrivals
-from .host import gradients
+from .host import gradients, unchanged, views_in_place
 from .launches import Launch, by_lists, materialized, resolved
 from .layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
 from .offload import Offloader
@@ -121,10 +121,14 @@ class Placement:
     def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether the optimizer's groups or state are no longer those that this has placed."""
         snapshot = None if self._edits.released else self._snapshot
-        if snapshot is None or not snapshot.matches(groups, state):
+        if snapshot is None:
             return True
-        for bucket in self._looked_at:  # noqa: SIM110, a generator would make a call of each
-            if not bucket.views.intact():
+        # Calls of Python's own cost a microsecond each where a training step has emptied the caches: few are made here.
+        if not (unchanged(groups, state, snapshot.address) if snapshot.address else snapshot.matches(groups, state)):
+            return True
+        for bucket in self._looked_at:
+            views = bucket.views
+            if not (views_in_place(*views.few) if views.few is not None else views.intact()):
                 return True
         return False
 
@@ -329,7 +333,12 @@ class Placement:
         Unless ``sure`` a launch by addresses may be one that cannot go that way, which its step finds out itself.
         Without ``pointers`` there is none.
         """
-        captured = capturing(bucket.device)
+        captured = bucket.may_capture and capturing(bucket.device)
+        if pointers and bucket.all_present and not (captured or self._flatten):
+            whole = bucket.whole_plan()
+            found = None if whole is None else addresses(bucket, whole, self.ops[bucket])
+            if whole is not None and found is not None and (not sure or found.plain()):
+                return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
         plan_of = bucket.captured_plan if captured else bucket.plan
         if captured:
             if self.offload:
@@ -344,12 +353,8 @@ class Placement:
             if not plan.present:
                 return None
             runs = flat.runs(plan)
-            found = plan.addresses if pointers and self.ops[bucket].by_addresses and unwatched() else None
-            return Launch(bucket, plan, *runs, flat.run_origins, found or None)
-        whole = bucket.whole_plan() if pointers and bucket.all_present and not captured else None
-        found = None if whole is None else addresses(bucket, whole, self.ops[bucket])
-        if whole is not None and found is not None and (not sure or found.plain()):
-            return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
+            by_pointers = pointers and self.ops[bucket].by_addresses and unwatched()
+            return Launch(bucket, plan, *runs, flat.run_origins, (by_pointers and plan.addresses) or None)
         grads, missing = gradients(bucket.params)
         if not bucket.all_present:
             grads, missing = without_absent(bucket, grads, missing)

@@ -112,6 +112,9 @@ class Device(TorchDispatchMode):
         with (
             patch.object(scalars, "upload", self.upload),
             patch.object(bucket, "upload", self.upload),
+            patch.object(
+                bucket.Bucket, "may_capture", property(lambda self: True, lambda self, value: None), create=True
+            ),
             patch.object(step_counts, "upload", self.upload),
             patch.object(step_counts, "readable", lambda device: False),
             patch.object(scalars, "capturing", capturing),

@@ -22,13 +22,14 @@ class Snapshot:
 
     def __init__(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         self._ids = _ids(groups, state)
-        self._address = self._ids.buffer_info()[0]
+        self.address = self._ids.buffer_info()[0] if HAS_LOOPS else 0
+        """For ``unchanged`` (csrc/cpu/module.cpp); 0 without the extension."""
 
     def matches(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether groups hold the very parameters and the state the very entries that they did, in the same order."""
         if not HAS_LOOPS:
             return _ids(groups, state) == self._ids
-        return unchanged(groups, state, self._address)
+        return unchanged(groups, state, self.address)
 
 
 def _ids(groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> array[int]:

@@ -70,9 +70,13 @@ class ShownViews:
 
     Args:
         buffers: the flat tensors.
+
+    Attributes:
+        few: what ``views_in_place`` takes to look at all of them; None where `intact` does more than that.
     """
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
+        self.few: tuple[int, int] | None = None
         self._buffers = [b.untyped_storage() for b in buffers if has_memory(b)]
         self._storages = [storage._cdata for storage in self._buffers]
         self._is_sharded = False
@@ -97,6 +101,8 @@ class ShownViews:
         self._address = 0 if self._table is None else self._table.data_ptr()
         self._is_sharded = any(t is not None for t in self._shown)
         self._references = [_storage_Use_Count(data) for data in self._storages]
+        plain = self._table is not None and not self._is_sharded
+        self.few = (self._address, len(self._views)) if plain and 0 < len(self._views) <= LOOKED_AT else None
 
     def intact(self, thoroughly: bool = False) -> bool:
         """Whether all views are where they were made, as far as a step looks.

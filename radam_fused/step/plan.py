@@ -34,6 +34,8 @@ class Plan:
     """For each row its parameter group, and a segment that has taken as many steps as all of the row."""
     row_table: RowTable
     """Where the host writes the rows of a step."""
+    counting: tuple[int, int, int, int] | None = None
+    """See `Bucket.counting`."""
     first: bool = True
     """Whether this plan has not been launched yet."""
     counts_known: bool = True
