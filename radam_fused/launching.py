@@ -92,7 +92,7 @@ def _call(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> boo
     """The step operator, and the version counters of what it writes; False where it takes lists, nothing done."""
     bucket, plan, params, grads, segments, row_of, origins, addresses = launch
     if addresses is not None:
-        return addresses.step(rows, zero_grads, plan.counting or bucket.counting(plan))
+        return addresses.step(rows, zero_grads, bucket.counting(plan))
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
     forms = bucket.scales, bucket.residue, bucket.stochastic, origins
