@@ -7,6 +7,7 @@ backend's operator (ops.py), once a bucket.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,7 @@ class FusedRAdam(Optimizer):
     """
 
     _fake_mode: Any = None  # that of the parameters, where these are fake tensors
+    _within: Transaction | None = None  # what `load_state_dict` is a part of
     _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
     @_disable_dynamo
@@ -190,7 +192,7 @@ class FusedRAdam(Optimizer):
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
         options = self._backend, self._flatten, attach, self._offload, self._storage
-        return kind(self.param_groups, self.state, *options, self._placement)
+        return kind(self.param_groups, self.state, *options, self._placement, self._within)
 
     @_disable_dynamo
     @in_own_modes
@@ -401,14 +403,15 @@ class FusedRAdam(Optimizer):
             check_state_dict(loaded, self.param_groups)
             return wrap(loaded, self.param_groups)
 
-        # Registered last, so that it sees what the caller's own pre-hooks have made of the state_dict.
-        handle = self.register_load_state_dict_pre_hook(check_and_wrap)
-        try:
-            with Transaction() as transaction:
-                transaction.keep_attributes(self)
-                super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
+        hooks = self._optimizer_load_state_dict_pre_hooks
+        with Transaction() as transaction:
+            transaction.keep_attributes(self)
+            # For this call alone, and last: it sees what the caller's own pre-hooks have made of the state_dict.
+            self._optimizer_load_state_dict_pre_hooks = OrderedDict([*hooks.items(), (-1, check_and_wrap)])
+            self._within = transaction
+            super().load_state_dict(state_dict)
+            self._within = None
+            self._optimizer_load_state_dict_pre_hooks = hooks
 
     def __getstate__(self) -> dict[str, Any]:
         kept = (

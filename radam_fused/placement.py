@@ -66,6 +66,7 @@ class Placement:
         offload: keep moments on the CPU, and step there (offload.py).
         storage: how the state is stored.
         before: what has stored the state until now, if anything: it knows exact step counts.
+        within: the transaction that this is a part of, if any.
 
     Attributes:
         name: of this layout alone, which a compiled step is guarded by.
@@ -84,6 +85,7 @@ class Placement:
         offload: bool = False,
         storage: Storage = PLAIN,
         before: Placement | None = None,
+        within: Transaction | None = None,
     ) -> None:
         self._groups = groups
         self._state = state
@@ -100,7 +102,7 @@ class Placement:
         self._flats: dict[Bucket, FlatBuffers] = {}
         members = members_of(groups)
         arrivals = stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
-        self._lay_out(groups, state, [], arrivals, attach, [] if before is None else before.buckets)
+        self._lay_out(groups, state, [], arrivals, attach, () if before is None else before.buckets, within)
 
     def add(self, index: int, transaction: Transaction) -> None:
         """Takes in a group that has just been added; if the transaction fails, all is as it was."""

@@ -280,7 +280,7 @@ def calls_of_a_step(count: int, flatten: bool) -> int:
 )
 def test_python_calls_do_not_grow_with_the_tensors(few: int, many: int) -> None:
     calls = calls_of_a_step(few, flatten=True)
-    assert calls_of_a_step(many, flatten=True) <= calls + 5
+    assert calls_of_a_step(many, flatten=True) <= calls + 10  # beyond 512 views their references are counted
     assert calls < 1500
 
 

@@ -281,3 +281,21 @@ def test_a_failing_operator_is_tried_a_bounded_number_of_times(monkeypatch: pyte
         opt.step()
     assert len(calls) == 2
     assert [float(opt.state[p]["step"]) for p in params] == [1.0] * 3
+
+
+@pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
+def test_a_load_that_a_hook_fails_changes_nothing(flatten: bool) -> None:
+    """At its very end, when parameters and state have their new places already."""
+    run, expected = Run(2, flatten=flatten), Run(2, flatten=flatten)
+    older = copy.deepcopy(Run(1, flatten=flatten).opt.state_dict())
+
+    def failing(_: Any) -> None:
+        raise RuntimeError("played")
+
+    handle = run.opt.register_load_state_dict_post_hook(failing)
+    with pytest.raises(RuntimeError, match="played"):
+        run.opt.load_state_dict(older)
+    handle.remove()
+    assert all(same_bits(a, b) for a, b in zip(run.finish(), expected.finish(), strict=True))
+    run.opt.load_state_dict(older)
+    assert {float(run.opt.state[p]["step"]) for p in run.params} == {1.0}
