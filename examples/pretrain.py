@@ -11,6 +11,7 @@ command, a run goes on from its last complete checkpoint, on any number of proce
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -138,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.done % args.save_every == 0:
                 run.save()
     finally:
+        run = None  # what refers to the group goes before it does
+        gc.collect()
         dist.destroy_process_group()
 
 
