@@ -77,7 +77,7 @@ def plan():
     torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # their warnings are not ours
     cpu = cpp_extension.CppExtension(
         "radam_fused._C",
-        sources("*.cpp", "cpu/*.cpp"),
+        sources("args/*.cpp", "cpu/**/*.cpp", "python/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
         depends=sources("**/*.h"),
         extra_compile_args=[*CXX_FLAGS, *torch_headers, f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"],
@@ -137,7 +137,7 @@ def plan_cuda(cpp_extension, torch_headers):
     threads = min(4, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
     library = cpp_extension.CUDAExtension(
         "radam_fused._C_cuda",
-        sources("*.cpp", "cuda/*.cpp", "cuda/*.cu"),
+        sources("args/*.cpp", "cuda/*.cpp", "cuda/*.cu", "python/cuda/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
         depends=sources("**/*.h", "**/*.cuh"),
         extra_compile_args={

@@ -1,4 +1,4 @@
-"""A step over plain tensors by their addresses: csrc/cpu/describe.cpp.
+"""A step over plain tensors by their addresses: csrc/python/pointer_table.cpp.
 
 The quicker way for many tensors, as the lists of an operator cost more on their way through torch's dispatcher than all
 else that a step does for a small one. It is for tensors of torch's own types, gradients that lie as their parameters
@@ -37,7 +37,7 @@ class Addresses:
         segments, row_of, origins: the operator's.
 
     Attributes:
-        table: int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each.
+        table: int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each.
         known: whether all are of torch's own types; nothing else may be asked where they are not.
     """
 

@@ -111,7 +111,7 @@ class FlatBuffers:
         self._settle()
 
     def _described_places(self) -> Tensor | None:
-        """int64 (n, 5), on the CPU: a ``Described`` (csrc/launch.h) for each parameter, as it is to be."""
+        """int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each parameter, as it is to be."""
         bucket = self._bucket
         if bucket.is_fake:
             return None

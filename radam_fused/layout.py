@@ -128,7 +128,7 @@ def _run(
 
 
 def fingerprint(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """What tells two layouts apart, as an int64 (FNV-1a); the twin of ``fingerprint`` in csrc/segments.h."""
+    """What tells two layouts apart, as an int64 (FNV-1a); the twin of ``fingerprint`` in csrc/args/segment.h."""
     value = 14695981039346656037
     for pair in zip(shape, strides, strict=True):
         for number in pair:

@@ -1,6 +1,7 @@
 """What the operators written in Python ask of their arguments, before they write anything: `radam_fused.ops`.
 
-The C++ operators ask the same: csrc/launch.cpp (step), csrc/gradients.cpp (squares), csrc/row_table.cpp (rows).
+The C++ operators ask the same: csrc/args/step_args.cpp (step), csrc/args/grad_norm_args.cpp (squares),
+csrc/args/scalars_args.cpp (rows).
 """
 
 from __future__ import annotations

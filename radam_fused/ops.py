@@ -139,8 +139,8 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
-# The step of CUDA by addresses that radam_fused._C.describe has filled in (csrc/launch.h, Described); the CPU's is no
-# operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
+# The step of CUDA by addresses that radam_fused._C.describe has filled in (csrc/args/step_args.h, Described); the
+# CPU's is no operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
 # (addresses.py).
 _library.define(
     "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
@@ -182,7 +182,7 @@ def _operators(implementation: str) -> Operators:
 
 _native = _operators("native")._replace(by_addresses=DESCRIBES)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-"""``param_dtype`` of ``step_described``: csrc/dtypes.h."""
+"""``param_dtype`` of ``step_described``: csrc/numerics/dtypes.h."""
 NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
 """``device_type`` of `radam_fused.host.describe`: torch's own numbers."""
 OPERATORS: dict[str, Operators] = {

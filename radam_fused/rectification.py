@@ -10,7 +10,7 @@ for beta2 within 4e-4 above 0.6, and in a first rectified step that happens to f
 place.
 
 What depends on ``t`` takes nothing but sums, products, quotients and square roots, each rounded by itself, so that its
-twins (csrc/scalars.h, backends/triton_rows.py, backends/reference_rows.py) give the same bits on a device.
+twins (csrc/numerics/scalars.h, backends/triton_rows.py, backends/reference_rows.py) give the same bits on a device.
 """
 
 from __future__ import annotations

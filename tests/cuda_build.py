@@ -28,6 +28,8 @@ SECONDS = 240
 """How long the build may take on two cores, reckoned by their time, as there may be more cores, or other work on them.
 Quiet ones take 75; shared ones were seen at half the speed."""
 
+SOURCE_OF = {"step_native": "step", "squares_native": "grad_norm", "rows_native": "scalars"}
+
 LOOK = """
 import json, torch, radam_fused
 from radam_fused import _C_cuda, host
@@ -121,11 +123,11 @@ def main() -> int:
     if seconds > SECONDS:
         wrong.append(f"the build took {seconds:.0f} s of two cores, more than {SECONDS}")
     for name, lines in found["native"].items():
-        source = f"csrc/cuda/{name.removesuffix('_native')}.cpp"
+        source = f"csrc/cuda/{SOURCE_OF[name]}.cpp"
         if not any(line.startswith("CUDA:") and source in line for line in lines):
             wrong.append(f"{name} has no CUDA kernel, or not the one of {source}")
     if not found["by_addresses"]:
-        wrong.append("a step cannot go by addresses with this torch (csrc/cpu/describe.cpp)")
+        wrong.append("a step cannot go by addresses with this torch (csrc/python/pointer_table.cpp)")
     reason = found["backends"]["cuda"]
     if (reason is None) != found["gpu"] or (reason is not None and "torch sees no GPU" not in reason):
         wrong.append(f"available_backends() should say that torch sees no GPU; it says {reason!r}")

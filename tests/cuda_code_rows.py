@@ -16,9 +16,9 @@ from cuda_sass import ARCHITECTURES, Code, compiled, control, with_code
 SQUARES, ROWS = 8, 1
 """Kernels: four dtypes with arguments of 4 KB or 32 KB; and one."""
 SQUARES_LIMIT = 65536 // (6 * 128) // 8 * 8
-"""Registers: 6 blocks an SM (csrc/cuda/squares_kernel.cu)."""
+"""Registers: 6 blocks an SM (csrc/cuda/grad_norm_kernel.cu)."""
 ROWS_LIMIT = 65536 // 1024
-"""A block of 1,024 threads (csrc/cuda/rows_kernel.cu)."""
+"""A block of 1,024 threads (csrc/cuda/scalars_kernel.cu)."""
 IN_FLIGHT = {("fp16", 80): 4, ("fp16", 89): 4, ("fp16", 90): 4, ("fp16", 100): 4, ("fp16", 120): 2, ("bf16", 120): 3}
 """8 for the others: the arithmetic that widens 16 bits comes in between, for sm_120 sooner (nvcc 13.0)."""
 LOAD = "LDG.E.128.CONSTANT"
@@ -62,8 +62,8 @@ def title(code: Code) -> str:
 def controls(flags: list[str], squares: Code, rows: Code) -> bool:
     """Negative controls: each fault, put in on purpose, has to be noticed."""
     fusing = [flag.replace("-fmad=false", "-fmad=true") for flag in flags]
-    fused = compiled("squares", 90, fusing)[0]
-    fused_rows = compiled("rows", 90, fusing)[0]
+    fused = compiled("grad_norm", 90, fusing)[0]
+    fused_rows = compiled("scalars", 90, fusing)[0]
 
     def narrow(code: list[str]) -> list[str]:
         return [name.replace("128", "64") for name in code]
@@ -86,7 +86,7 @@ def controls(flags: list[str], squares: Code, rows: Code) -> bool:
 
 def check(flags: list[str]) -> bool:
     """Whether nothing is wrong; prints what there is."""
-    jobs = [(source, arch) for source in ("squares", "rows") for arch in ARCHITECTURES]
+    jobs = [(source, arch) for source in ("grad_norm", "scalars") for arch in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
         found = [code for codes in pool.map(lambda job: compiled(*job, flags), jobs) for code in codes]
     squares = [code for code in found if "squares_kernel" in code.name]

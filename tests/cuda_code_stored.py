@@ -17,9 +17,9 @@ from pathlib import Path
 from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, with_code
 
 MOMENTS = ("fp32", "bf16", "fp16", "int8")
-"""A kernel each, in the order of csrc/stored.h."""
+"""A kernel each, in the order of csrc/numerics/quantization.h."""
 LIMIT = 65536 // (4 * 128) // 8 * 8
-"""Registers: 4 blocks an SM (csrc/cuda/stored_kernel.cu)."""
+"""Registers: 4 blocks an SM (csrc/cuda/low_precision_kernel.cu)."""
 OTHERS = 6
 """Loads of 128 bits for the eight elements of parameter, gradient and residue, the second of each where it has 32
 bits."""
@@ -74,14 +74,14 @@ def controls(flags: list[str], good: Code) -> bool:
     def of_int8(codes: list[Code]) -> Code:
         return next(code for code in codes if moments_of(code) == "int8")
 
-    fused = of_int8(compiled("stored", 90, [flag.replace("-fmad=false", "-fmad=true") for flag in flags]))
+    fused = of_int8(compiled("low_precision", 90, [flag.replace("-fmad=false", "-fmad=true") for flag in flags]))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(CSRC, Path(folder, "csrc")))
-        source = copy / "cuda" / "stored_kernel.cu"
+        source = copy / "cuda" / "low_precision_kernel.cu"
         promised = source.read_text()
         source.write_text(promised.replace("kStoredBlocksPerSM = 4;", "kStoredBlocksPerSM = 8;"))
         assert source.read_text() != promised
-        spilling = of_int8(compiled("stored", 90, flags, copy))
+        spilling = of_int8(compiled("low_precision", 90, flags, copy))
 
     def narrow(code: list[str]) -> list[str]:
         return [name.replace("LDG.E.EF.64", "LDG.E.EF") for name in code]
@@ -109,9 +109,8 @@ def controls(flags: list[str], good: Code) -> bool:
 def check(flags: list[str]) -> bool:
     """Whether nothing is wrong; prints what there is."""
     with ThreadPoolExecutor(2) as pool:
-        found = [
-            code for codes in pool.map(lambda arch: compiled("stored", arch, flags), ARCHITECTURES) for code in codes
-        ]
+        per_architecture = pool.map(lambda arch: compiled("low_precision", arch, flags), ARCHITECTURES)
+        found = [code for codes in per_architecture for code in codes]
     print("\nThe step's kernels over stored forms\n")
     print("  moments  arch    registers  blocks/SM  loads of 128 and 64 bits  instructions")
     for code in sorted(found, key=lambda code: (MOMENTS.index(moments_of(code)), code.arch)):

@@ -25,10 +25,10 @@ from radam_fused.rows import Row
 HERE = Path(__file__).parent
 NUMERIC_FLAGS = ("-ffp-contract=off", "-fno-fast-math")
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-"""The extension's own numbering (csrc/dtypes.h)."""
+"""The extension's own numbering (csrc/numerics/dtypes.h)."""
 MOMENTS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MASTERS = {torch.float32: 1, torch.int16: 2, torch.bfloat16: 3, torch.float16: 3}
-"""The same of forms (csrc/stored.h); without a residue 0."""
+"""The same of forms (csrc/numerics/quantization.h); without a residue 0."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _HostState(ctypes.Structure):
 
 
 class _RowsArguments(ctypes.Structure):
-    """As csrc/rows.h has it."""
+    """As csrc/numerics/scalars_op.h has it."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("hyper", "pairs")),
@@ -152,7 +152,7 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
             longs(astuple(geometry)),
         )
         for grad in grads if zero_grads else ():
-            if overlaps_itself(grad):  # the kernel leaves them to the operator (csrc/launch.h, clear_overlapping)
+            if overlaps_itself(grad):  # the kernel leaves them to the operator (csrc/args/step_args.h)
                 grad.zero_()
 
     return step

@@ -71,7 +71,8 @@ class Code:
 
 def nvcc(folder: Path, source: Path, arch: int, what: str, flags: list[str]) -> Path:
     output = folder / f"sm_{arch}.{what}"
-    command = ["nvcc", "-O3", "-std=c++17", *flags, f"-arch=sm_{arch}", f"-{what}", str(source), "-o", str(output)]
+    flags = [f"-I{source.parents[1]}", *flags, f"-arch=sm_{arch}", f"-{what}"]
+    command = ["nvcc", "-O3", "-std=c++17", *flags, str(source), "-o", str(output)]
     subprocess.run(command, check=True)
     return output
 

@@ -1,6 +1,6 @@
-// The tables of launches (csrc/cuda/tables.cpp, as it stands) over memory of the host, with captures and replays that a
-// test directs through these functions. stubs/ has what the file includes of CUDA and torch.
-#include "../csrc/cuda/tables.cpp"
+// The tables of launches (csrc/cuda/table_cache.cpp, as it stands) over memory of the host, with captures and replays
+// that a test directs through these functions. stubs/ has what the file includes of CUDA and torch.
+#include "cuda/table_cache.cpp"
 
 namespace {
 

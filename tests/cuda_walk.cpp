@@ -1,5 +1,6 @@
 // Runs the body of the CUDA kernel on the host, block by block and thread by thread: tests/cuda_host.py compiles this
-// file and calls it through ctypes. Tables and walk are the ones that the GPU gets (csrc/table.h, csrc/tiles.h).
+// file and calls it through ctypes. Tables and walk are the ones that the GPU gets (csrc/cuda/launch_table.h,
+// csrc/cuda/tile_loop.h).
 #include "cuda_walk.h"
 
 namespace radam_fused {

@@ -1,8 +1,8 @@
 // What the walks on the host have in common: how a launch is made, and tensors as ctypes passes them.
 #pragma once
 
-#include "squares.h"
-#include "table.h"
+#include "cuda/grad_norm.h"
+#include "cuda/launch_table.h"
 
 namespace radam_fused {
 

@@ -1,7 +1,7 @@
 // Runs the bodies of the kernels that add squares and make rows on the host, part by part and thread by thread: see
 // cuda_walk.cpp.
 #include "cuda_walk.h"
-#include "rows.h"
+#include "numerics/scalars_op.h"
 
 namespace radam_fused {
 namespace {

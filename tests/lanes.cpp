@@ -1,6 +1,6 @@
-// The AVX-512 twins of csrc/cpu/lanes.h and draw_lanes.h beside what they are twins of, for tests/test_lanes.py: each
-// function fills `ours` sixteen elements at a time and `theirs` one by one.
-#include "cpu/code_lanes.h"
+// The AVX-512 twins of csrc/cpu/avx512/vec.h and draw_lanes.h beside what they are twins of, for tests/test_lanes.py:
+// each function fills `ours` sixteen elements at a time and `theirs` one by one.
+#include "cpu/avx512/quantization.h"
 
 namespace radam_fused {
 namespace {

@@ -28,7 +28,7 @@ GRAPH_STREAM = 99
 
 
 class CudaTables:
-    """csrc/cuda/tables.cpp, compiled with stubs of CUDA and torch."""
+    """csrc/cuda/table_cache.cpp, compiled with stubs of CUDA and torch."""
 
     kept = 1024
 

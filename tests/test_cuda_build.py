@@ -75,7 +75,7 @@ def plan(torch_cuda: str, nvcc: Path | None, fails: bool = False, **environment:
 def test_torch_and_nvcc_of_one_major_build_the_library(tmp_path: Path) -> None:
     planned, said = plan("13.2", toolkit(tmp_path))
     sources, arguments = planned["extensions"]["radam_fused._C_cuda"]
-    assert {"csrc/cuda/step_kernel.cu", "csrc/cuda/step.cpp", "csrc/launch.cpp"} <= set(sources)
+    assert {"csrc/cuda/step_kernel.cu", "csrc/cuda/step.cpp", "csrc/args/step_args.cpp"} <= set(sources)
     assert not any("csrc/cpu" in source for source in sources)
     for flags in arguments.values():
         assert {"-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"} <= set(flags)

@@ -107,7 +107,7 @@ def test_special_values(walk: ctypes.CDLL, form: Form) -> None:
 
 def test_the_walk_is_in_one_place() -> None:
     """The kernel calls what these tests run, and does nothing besides."""
-    kernel = (Path(__file__).parents[1] / "csrc" / "cuda" / "stored_kernel.cu").read_text()
+    kernel = (Path(__file__).parents[1] / "csrc" / "cuda" / "low_precision_kernel.cu").read_text()
     body = kernel[kernel.index("__global__") :]
     body = body[body.index("{") + 1 : body.index("\n}")]
     assert body.count(";") == 2

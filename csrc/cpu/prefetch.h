@@ -1,7 +1,7 @@
 // Asking for memory ahead of its turn, in loops over several arrays.
 #pragma once
 
-#include "../numeric.h"
+#include "numerics/float_formats.h"
 
 namespace radam_fused {
 

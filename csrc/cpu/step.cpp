@@ -1,15 +1,15 @@
 // radam_fused::step_native on the CPU: one pass over a bucket, its segments split evenly over torch's threads.
-#include "step.h"
+#include "cpu/step.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../launch.h"
-#include "../update.h"
-#include "gather.h"
-#include "kernels.h"
-#include "stored_kernel.h"
+#include "args/step_args.h"
+#include "cpu/low_precision_kernel.h"
+#include "cpu/step_kernel.h"
+#include "cpu/strided_copy.h"
+#include "numerics/radam_update.h"
 
 namespace radam_fused {
 namespace {

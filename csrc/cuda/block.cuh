@@ -1,7 +1,7 @@
-// A block of threads as a team (csrc/team.h).
+// A block of threads as a team (csrc/numerics/thread_group.h).
 #pragma once
 
-#include "../team.h"
+#include "numerics/thread_group.h"
 
 namespace radam_fused {
 

@@ -3,9 +3,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include "../rows.h"
-#include "../squares.h"
-#include "../stored_tiles.h"
+#include "cuda/grad_norm.h"
+#include "cuda/low_precision_tile_loop.h"
+#include "numerics/scalars_op.h"
 
 namespace radam_fused {
 

@@ -1,8 +1,8 @@
 // radam_fused::step_native on NVIDIA GPUs: one launch a bucket and gradient dtype, on the current stream. Nothing here
 // waits for the device.
-#include "../launch.h"
-#include "stream.h"
-#include "tables.h"
+#include "args/step_args.h"
+#include "cuda/stream.h"
+#include "cuda/table_cache.h"
 
 namespace radam_fused {
 namespace {

@@ -1,8 +1,8 @@
 // The step's kernel for every pair of dtypes.
-#include "../dtypes.h"
-#include "grid.cuh"
-#include "kernels.h"
-#include "step_kernel.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch_config.cuh"
+#include "cuda/step_kernel.cuh"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 namespace {

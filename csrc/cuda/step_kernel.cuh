@@ -1,7 +1,7 @@
-// The kernel: one launch updates every segment of a bucket (csrc/tiles.h).
+// The kernel: one launch updates every segment of a bucket (csrc/cuda/tile_loop.h).
 #pragma once
 
-#include "../tiles.h"
+#include "cuda/tile_loop.h"
 
 namespace radam_fused {
 

@@ -1,7 +1,7 @@
-// A warp whose lanes work in phases (csrc/stored_tiles.h), each with a state in its registers.
+// A warp whose lanes work in phases (csrc/cuda/low_precision_tile_loop.h), each with a state in its registers.
 #pragma once
 
-#include "../stored_tiles.h"
+#include "cuda/low_precision_tile_loop.h"
 
 namespace radam_fused {
 

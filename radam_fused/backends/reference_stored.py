@@ -1,7 +1,8 @@
 """The ``reference`` backend's stored forms: how moments, master weights and parameters lie in fewer bits.
 
 The arithmetic of a step is float32 whatever the form; these functions turn what is stored into float32 and back, one
-operation a line (docs/precision.md gives the formulae). Every backend has their twin: csrc/stored.h, csrc/philox.h and
+operation a line (docs/precision.md gives the formulae). Every backend has their twin:
+csrc/numerics/quantization.h, csrc/numerics/philox.h and
 triton_stored.py.
 """
 

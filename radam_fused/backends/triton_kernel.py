@@ -57,7 +57,8 @@ def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
     g = g * grad_factor
     g = tl.where(coupled_decay != 0, g + coupled_decay * p, g)
     m = m + one_minus_beta1 * (g - m)
-    # From beta2 = 1/2 on v is moved by what it lacks: csrc/update.h, second_moment. One product of v serves both ways.
+    # From beta2 = 1/2 on v is moved by what it lacks: csrc/numerics/radam_update.h, second_moment. One product of v
+    # serves both ways.
     by_difference = beta2 >= 0.5
     product = tl.where(by_difference, one_minus_beta2, beta2) * v
     square = (one_minus_beta2 * g) * g

@@ -53,7 +53,7 @@ def segment_table(segments: Sequence[Segment], tile: int) -> Tensor:
 def _walk(param: Tensor, grad: Tensor) -> list[int] | None:
     """How to find a strided pair's elements in the order of its moments, inner dimension first; None if both are plain.
 
-    The Python twin of ``plain`` in csrc/segments.h.
+    The Python twin of ``plain`` in csrc/args/segment.h.
     """
     if param.is_contiguous() and grad.is_contiguous():
         return None

@@ -1,7 +1,7 @@
 """Elements of the stored forms in Triton: random numbers, stochastic rounding, master copies and codes of 8 bits.
 
-The twin of radam_fused/backends/reference_stored.py and of csrc/stored.h, operation by operation. 16-bit values are
-rounded in integer arithmetic, so that the interpreter gives the GPU's bits.
+The twin of radam_fused/backends/reference_stored.py and of csrc/numerics/quantization.h, operation by operation. 16-bit
+values are rounded in integer arithmetic, so that the interpreter gives the GPU's bits.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"

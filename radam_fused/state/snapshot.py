@@ -23,7 +23,7 @@ class Snapshot:
     def __init__(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         self._ids = _ids(groups, state)
         self.address = self._ids.buffer_info()[0] if HAS_LOOPS else 0
-        """For ``unchanged`` (csrc/cpu/module.cpp); 0 without the extension."""
+        """For ``unchanged`` (csrc/python/module.cpp); 0 without the extension."""
 
     def matches(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether groups hold the very parameters and the state the very entries that they did, in the same order."""
@@ -33,7 +33,7 @@ class Snapshot:
 
 
 def _ids(groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> array[int]:
-    """In the order in which ``unchanged`` (csrc/cpu/module.cpp) reads them."""
+    """In the order in which ``unchanged`` (csrc/python/module.cpp) reads them."""
     ids = [len(state), *map(id, state.values()), len(groups)]
     for group in groups:
         ids += [len(group["params"]), *map(id, group["params"])]

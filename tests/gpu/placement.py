@@ -14,7 +14,7 @@ import test_bits
 from radam_fused import FusedRAdam
 
 GPU = "cuda"
-ENTRIES = int(re.search(r"kEntries = (\d+)", (Path(__file__).parents[2] / "csrc/cuda/tables.h").read_text())[1])
+ENTRIES = int(re.search(r"kEntries = (\d+)", (Path(__file__).parents[2] / "csrc/cuda/table_cache.h").read_text())[1])
 """Tables that the `cuda` backend keeps, a launch each: one launch more drops the least recent."""
 
 

@@ -1,4 +1,4 @@
-// As much of CUDA's header as csrc/cuda/tables.cpp needs, for tests without CUDA (tests/cuda_tables.cpp).
+// As much of CUDA's header as csrc/cuda/table_cache.cpp needs, for tests without CUDA (tests/cuda_tables.cpp).
 #pragma once
 
 using cudaStream_t = struct Stream*;

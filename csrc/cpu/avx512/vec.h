@@ -1,0 +1,160 @@
+// Sixteen elements at once, in AVX-512: what update.h, numeric.h and stored.h do to one element, operation by
+// operation, for loops of which GCC makes too little by itself (docs/performance.md). The bits are theirs:
+// tests/test_stored_bits.py.
+//
+// Elements go in pairs of vectors, those of even place and those of odd place. Two neighbours of 16 bits are a word of
+// 32: one operation takes either out of it, and three put both back, where in order a vector would have to be spread
+// over two and packed again, for which there is one port.
+#pragma once
+
+#include "cpu/cpu_capability.h"
+#include "numerics/state_format.h"
+
+#if RADAM_X86
+#include "cpu/avx512/intrinsics.h"
+
+#define RADAM_LANES RADAM_AVX512_INLINE
+
+namespace radam_fused::lanes {
+
+constexpr int kLanes = 16;
+constexpr int kElements = 2 * kLanes;  // of a pair of vectors
+
+using F = __m512;
+using U = __m512i;
+
+struct Pair {
+  F even, odd;
+};
+
+RADAM_LANES F all(float x) { return _mm512_set1_ps(x); }
+// A constant from memory, which costs nothing beside arithmetic: GCC 12 would make it anew in a general register
+// wherever it is wanted, and its way to the vector's takes a port of the arithmetic's.
+template <uint32_t kBits>
+RADAM_LANES U constant() {
+  static constexpr uint32_t kMemory = kBits;
+  U x;
+  asm("vpbroadcastd %1, %0" : "=v"(x) : "m"(kMemory));
+  return x;
+}
+RADAM_LANES U bits_of(F x) { return _mm512_castps_si512(x); }
+RADAM_LANES F of_bits(U x) { return _mm512_castsi512_ps(x); }
+RADAM_LANES U even_of(U words) { return _mm512_and_si512(words, constant<0xffffu>()); }
+RADAM_LANES U odd_of(U words) { return _mm512_srli_epi32(words, 16); }
+RADAM_LANES U magnitude_bits(F x) { return _mm512_and_si512(bits_of(x), constant<kMagnitude>()); }
+RADAM_LANES __mmask16 is_number(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q); }
+
+// 32 neighbours of 16 bits in memory, as words.
+RADAM_LANES U words_at(const void* array, int i) { return _mm512_loadu_si512(static_cast<const char*>(array) + 2 * i); }
+RADAM_LANES void set_words(void* array, int i, U words) {
+  _mm512_storeu_si512(static_cast<char*>(array) + 2 * i, words);
+}
+// Of a pair the upper halves.
+RADAM_LANES U upper_halves(U even, U odd) {
+  constexpr int kSelect = 0xca;  // where the first has ones the second, else the third
+  return _mm512_ternarylogic_epi32(constant<0xffff0000u>(), odd, odd_of(even), kSelect);
+}
+
+RADAM_LANES U evens_first() {
+  return _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22, 20, 18, 16, 14,
+                          12, 10, 8, 6, 4, 2, 0);
+}
+RADAM_LANES U in_order() {
+  return _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+                          3, 18, 2, 17, 1, 16, 0);
+}
+
+RADAM_LANES Pair widened(bfloat16, U words) {
+  return {of_bits(_mm512_slli_epi32(words, 16)), of_bits(_mm512_and_si512(words, constant<0xffff0000u>()))};
+}
+RADAM_LANES Pair widened(float16, U words) {
+  const U split = _mm512_permutexvar_epi16(evens_first(), words);
+  return {_mm512_cvtph_ps(_mm512_castsi512_si256(split)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(split, 1))};
+}
+
+template <typename S>
+RADAM_LANES Pair pair_at(const void* array, int i) {
+  if constexpr (std::is_same_v<S, float>) {
+    const float* from = static_cast<const float*>(array) + i;
+    const F low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + kLanes);
+    const U evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const U odds = _mm512_add_epi32(evens, constant<1u>());
+    return {_mm512_permutex2var_ps(low, evens, high), _mm512_permutex2var_ps(low, odds, high)};
+  } else {
+    return widened(S{}, words_at(array, i));
+  }
+}
+
+RADAM_LANES Pair pair_at(const void* array, int dtype, int i) {
+  if (dtype == kFloat32) return pair_at<float>(array, i);
+  return dtype == kFloat16 ? pair_at<float16>(array, i) : pair_at<bfloat16>(array, i);
+}
+
+RADAM_LANES void set_floats(void* array, int i, const Pair& x) {
+  float* to = static_cast<float*>(array) + i;
+  const U low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const U high = _mm512_add_epi32(low, constant<8u>());
+  _mm512_storeu_ps(to, _mm512_permutex2var_ps(x.even, low, x.odd));
+  _mm512_storeu_ps(to + kLanes, _mm512_permutex2var_ps(x.even, high, x.odd));
+}
+
+// The words of a pair in float16, each rounded as kRounding says.
+template <int kRounding>
+RADAM_LANES U halves(const Pair& x) {
+  const __m256i even = _mm512_cvtps_ph(x.even, kRounding), odd = _mm512_cvtps_ph(x.odd, kRounding);
+  return _mm512_permutexvar_epi16(in_order(), _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
+}
+
+// What a bfloat16 is cut out of: the bits and what rounds them, or a NaN.
+RADAM_LANES U rounded_by(F x, U addend) {
+  return _mm512_mask_add_epi32(constant<0x7fc00000u>(), is_number(x), bits_of(x), addend);
+}
+RADAM_LANES U to_nearest(F x) {
+  const U last = _mm512_and_si512(odd_of(bits_of(x)), constant<1u>());
+  return rounded_by(x, _mm512_add_epi32(last, constant<0x7fffu>()));
+}
+
+// Narrow<S>, for a pair.
+RADAM_LANES U narrowed(bfloat16, const Pair& x) { return upper_halves(to_nearest(x.even), to_nearest(x.odd)); }
+RADAM_LANES U narrowed(float16, const Pair& x) { return halves<_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC>(x); }
+
+// Parameter<P>.
+RADAM_LANES U as_parameter(bfloat16, const Pair& x) {
+  return upper_halves(rounded_by(x.even, constant<0x8000u>()), rounded_by(x.odd, constant<0x8000u>()));
+}
+RADAM_LANES U as_parameter(float16 p, const Pair& x) { return narrowed(p, x); }
+
+// Stochastic<S>, by the draws in words.
+RADAM_LANES U drawn(bfloat16, const Pair& x, U draws) {
+  return upper_halves(rounded_by(x.even, even_of(draws)), rounded_by(x.odd, odd_of(draws)));
+}
+
+// A magnitude to be cut off to a float16: what is added below it is as in Stochastic<float16>, in units of 1 instead of
+// the least subnormal's. What overflows is infinite, not cut off to the largest number.
+RADAM_LANES F to_be_cut(F x, U draw) {
+  const U rest = magnitude_bits(x);
+  const U normal = _mm512_add_epi32(rest, _mm512_srli_epi32(draw, 3));
+  const F low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(draw, 2)), all(0x1p-38f));
+  const __mmask16 is_subnormal = _mm512_cmplt_epu32_mask(rest, constant<0x38800000u>());
+  U cut = bits_of(_mm512_mask_add_ps(of_bits(normal), is_subnormal, of_bits(rest), low));
+  const __mmask16 is_large = _mm512_cmpge_epu32_mask(cut, constant<0x47800000u>());
+  if (__builtin_expect(is_large, 0)) {
+    cut = _mm512_mask_mov_epi32(cut, is_large, constant<kInfinity>());
+    cut = _mm512_mask_mov_epi32(cut, _knot_mask16(is_number(x)), constant<kQuietNan>());
+  }
+  constexpr int kSelect = 0xca;
+  return of_bits(_mm512_ternarylogic_epi32(constant<kMagnitude>(), cut, bits_of(x), kSelect));
+}
+RADAM_LANES U drawn(float16, const Pair& x, U draws) {
+  return halves<_MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC>(
+      {to_be_cut(x.even, even_of(draws)), to_be_cut(x.odd, odd_of(draws))});
+}
+
+// `other`, of the draws in words.
+RADAM_LANES U others(U draws) {
+  const U swapped = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  return _mm512_shuffle_epi8(draws, swapped);
+}
+
+}  // namespace radam_fused::lanes
+#endif

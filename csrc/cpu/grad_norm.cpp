@@ -1,0 +1,87 @@
+// radam_fused::squares_native on the CPU: the partial sums, split over torch's threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+
+#include "args/grad_norm_args.h"
+#include "cpu/grad_norm_kernel.h"
+#include "cpu/strided_copy.h"
+#include "cuda/grad_norm.h"
+
+namespace radam_fused {
+namespace {
+
+using torch::headeronly::DeviceType;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Below this many tiles a thread is not worth waking (about 30 us of work at 10 GB/s).
+constexpr int64_t kTilesPerThread = 64;
+
+// Adds the tiles from `begin` up to `end` of one gradient.
+void add_gradient(const SquaresKernel& kernel, const Segment& grad, double* lanes, int64_t begin, int64_t end) {
+  const int64_t item = item_size(grad.grad_dtype);
+  const int64_t first = begin * kTile, last = std::min(end * kTile, grad.numel);
+  if (grad.strides == nullptr) {
+    kernel.add(lanes, static_cast<const char*>(grad.grad) + first * item, last - first);
+    return;
+  }
+  alignas(64) char tile[kTile * 8];
+  for (int64_t at = first; at < last; at += kTile) {
+    const int64_t n = std::min<int64_t>(kTile, last - at);
+    gather(grad.grad_dtype, tile, grad.grad, *grad.strides, at, n, /*is_grad=*/true);
+    kernel.add(lanes, tile, n);
+  }
+}
+
+// The partial sums from `begin` up to `end`. Of gradient i the tiles end at ends[i], counted over the whole list.
+void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double* sums, int64_t begin, int64_t end) {
+  const SquaresKernel kernel = select_squares(grads.dtype);
+  const int64_t tiles = ends.empty() ? 0 : ends.back();
+  int64_t tile = first_tile_of(begin, tiles);
+  auto index = size_t(std::upper_bound(ends.begin(), ends.end(), tile) - ends.begin());
+  alignas(64) double lanes[kLanes];
+  for (int64_t sum = begin; sum < end; ++sum) {
+    const int64_t last = first_tile_of(sum + 1, tiles);
+    sums[sum] = 0.0;
+    if (tile == last) continue;
+    std::fill_n(lanes, kLanes, 0.0);
+    while (tile < last) {
+      const int64_t first = index > 0 ? ends[index - 1] : 0;
+      const int64_t until = std::min(last, ends[index]);
+      add_gradient(kernel, grads.segments[index], lanes, tile - first, until - first);
+      tile = until;
+      if (tile == ends[index]) ++index;
+    }
+    sums[sum] = kernel.halve(lanes);
+  }
+}
+
+Tensor add_up(const Gradients& grads) {
+  Scratch<int64_t> ends;
+  ends.reserve(grads.segments.size());
+  int64_t tiles = 0;
+  for (const Segment& grad : grads.segments) ends.push_back(tiles += (grad.numel + kTile - 1) / kTile);
+
+  const int64_t length[] = {kPartialSums};
+  Tensor sums =
+      torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt, torch::stable::Device(DeviceType::CPU));
+  auto* out = static_cast<double*>(sums.mutable_data_ptr());
+  const int64_t grain = std::max<int64_t>(1, kTilesPerThread * kPartialSums / std::max<int64_t>(1, tiles));
+  torch::stable::parallel_for(0, kPartialSums, grain,
+                              [&](int64_t begin, int64_t end) { add_range(grads, ends, out, begin, end); });
+  return sums;
+}
+
+Tensor squares(StableListHandle list) {
+  const TensorList grads(list);
+  return add_up(read_gradients(grads));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("squares_native", TORCH_BOX(&squares)); }
+
+}  // namespace radam_fused

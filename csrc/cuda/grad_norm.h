@@ -1,0 +1,138 @@
+// The sum of the squares of a list of gradients, in an order that does not depend on who adds what
+// (radam_fused/ops.py, squares): tiles are numbered over the list, partial sum s takes the tiles from s * tiles / 1024
+// up to (s + 1) * tiles / 1024 and adds their elements, each in its own lane; then the lanes are halved.
+#pragma once
+
+#include "cuda/tile_loop.h"
+#include "numerics/thread_group.h"
+
+namespace radam_fused {
+
+constexpr int kPartialSums = 1024;
+constexpr int kLanes = kTile;
+
+RADAM_HD int64_t first_tile_of(int64_t sum, int64_t tiles) { return sum * tiles / kPartialSums; }
+
+// Exact in float64 but for the square itself, whatever the gradient is stored as.
+template <typename G>
+RADAM_HD double square(G stored) {
+  const double value = double(widen(stored));
+  return value * value;
+}
+
+struct alignas(16) SquaresTables : TileTables {
+  double* sums;  // written: kPartialSums of them
+};
+
+// A thread's lanes: Runs of N neighbours, as wide as an access, kThreads * N lanes apart.
+template <typename G>
+struct Lanes {
+  static constexpr int kRun = kAccess / int(sizeof(G));
+  static constexpr int kRuns = kLanes / (kThreads * kRun);
+  static constexpr int kDistance = kThreads * kRun;
+  static constexpr int kTilesInFlight = kAccess / int(sizeof(G));  // 128 bytes a thread
+
+  double value[kRuns][kRun] = {};
+
+  static RADAM_HD int lane(int thread, int run, int i) { return run * kDistance + thread * kRun + i; }
+
+  // So many whole tiles, one after the other in memory: all loads are on their way before the first is used.
+  template <int Tiles>
+  RADAM_HD void add_full(const G* tile, int thread) {
+    Run<G, kRun> g[Tiles][kRuns];
+    RADAM_UNROLL
+    for (int t = 0; t < Tiles; ++t) {
+      RADAM_UNROLL
+      for (int r = 0; r < kRuns; ++r) g[t][r] = Run<G, kRun>::load_cached(tile + t * kTile + lane(thread, r, 0));
+    }
+    RADAM_UNROLL
+    for (int t = 0; t < Tiles; ++t) {
+      RADAM_UNROLL
+      for (int r = 0; r < kRuns; ++r) {
+        RADAM_UNROLL
+        for (int i = 0; i < kRun; ++i) value[r][i] += square(g[t][r].value[i]);
+      }
+    }
+  }
+
+  // A tile whose elements are found one by one: `element` has a lane's, which must be below `length`.
+  template <typename Element>
+  RADAM_HD void add_single(int length, int thread, const Element& element) {
+    RADAM_UNROLL
+    for (int r = 0; r < kRuns; ++r) {
+      RADAM_UNROLL
+      for (int i = 0; i < kRun; ++i) {
+        const int at = lane(thread, r, i);
+        if (at < length) value[r][i] += square(element(at));
+      }
+    }
+  }
+};
+
+// The tiles from `begin` up to `end` of one segment.
+template <typename G>
+RADAM_HD void add_tiles(Lanes<G>& lanes, const TileSegment& segment, const G* grad, const int64_t* strides,
+                        uint32_t begin, uint32_t end, int thread) {
+  constexpr uint32_t kInFlight = Lanes<G>::kTilesInFlight;
+  if (segment.strides == kPlain && is_aligned(grad)) {
+    const auto whole = uint32_t(segment.first_tile + segment.length / kTile);
+    const uint32_t full = end < whole ? end : whole;
+    const G* tile = grad + stretch_of(segment, begin).offset;
+    for (; begin + kInFlight <= full; begin += kInFlight, tile += kInFlight * kTile) {
+      lanes.template add_full<kInFlight>(tile, thread);
+    }
+    for (; begin < full; ++begin, tile += kTile) lanes.template add_full<1>(tile, thread);
+  }
+  for (; begin < end; ++begin) {
+    const Stretch stretch = stretch_of(segment, begin);
+    if (segment.strides == kPlain) {
+      const G* tile = grad + stretch.offset;
+      lanes.add_single(stretch.length, thread, [&](int at) { return tile[at]; });
+    } else {
+      const int64_t* walk = strides + segment.strides;
+      const bool small = segment.length <= INT32_MAX;
+      lanes.add_single(stretch.length, thread, [&](int at) {
+        const int64_t position = stretch.offset + at;
+        return grad[(small ? locate(walk, uint32_t(position)) : locate(walk, uint64_t(position))).grad];
+      });
+    }
+  }
+}
+
+// A thread's lanes of one partial sum.
+template <typename G, typename Arguments>
+RADAM_HD Lanes<G> lanes_of(const Arguments& arguments, int sum, int thread) {
+  Lanes<G> lanes;
+  auto tile = uint32_t(first_tile_of(sum, arguments.tiles));
+  const auto end = uint32_t(first_tile_of(sum + 1, arguments.tiles));
+  if (tile == end) return lanes;
+  for (int32_t index = look_up<int32_t>(arguments.tile_segment + tile); tile < end; ++index) {
+    const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
+    const int64_t last = segment.first_tile + (segment.length + kTile - 1) / kTile;
+    const uint32_t until = last < end ? uint32_t(last) : end;
+    add_tiles<G>(lanes, segment, gradient_of<const G>(arguments, index), arguments.strides, tile, until, thread);
+    tile = until;
+  }
+  return lanes;
+}
+
+// The partial sums that fall to one block. `shared` has room for kLanes values.
+template <typename G, typename Arguments, typename Team>
+RADAM_HD void sum_squares(const Arguments& arguments, uint32_t block, uint32_t blocks, double* shared,
+                          const Team& team) {
+  static_assert(Team::kThreads == kThreads, "every lane belongs to one thread");
+  for (uint32_t sum = block; sum < kPartialSums; sum += blocks) {
+    team([&](int thread) {
+      const Lanes<G> lanes = lanes_of<G>(arguments, int(sum), thread);
+      for (int r = 0; r < Lanes<G>::kRuns; ++r) {
+        for (int i = 0; i < Lanes<G>::kRun; ++i) shared[Lanes<G>::lane(thread, r, i)] = lanes.value[r][i];
+      }
+    });
+    halve(shared, kLanes, team);
+    team([&](int thread) {
+      if (thread == 0) arguments.sums[sum] = shared[0];
+    });
+  }
+}
+
+}  // namespace radam_fused

@@ -1,0 +1,46 @@
+// How many blocks a launch gets.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+
+#include "cuda/tile_loop.h"
+
+namespace radam_fused {
+
+constexpr int kMaxDevices = 64;
+
+// RADAM_FUSED_CUDA_BLOCKS=n sets the size of every grid: for tests that all sizes give the same bits, and for tuning.
+inline int blocks_asked_for() {
+  static const char* value = std::getenv("RADAM_FUSED_CUDA_BLOCKS");
+  return value != nullptr ? std::max(0, std::atoi(value)) : 0;
+}
+
+// As many blocks of kThreads as the device holds at once, which stay and share the work among them, but never more than
+// there is work for. The device is asked once a kernel.
+template <auto Kernel>
+cudaError_t blocks_for(int device, uint32_t work, int& blocks) {
+  static std::atomic<int> known[kMaxDevices];
+  blocks = blocks_asked_for();
+  if (blocks == 0 && device < kMaxDevices) blocks = known[device].load(std::memory_order_relaxed);
+  if (blocks == 0) {
+    int per_sm = 0, sms = 0;
+    cudaError_t status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, Kernel, kThreads, 0);
+    if (status == cudaSuccess) status = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
+    if (status != cudaSuccess) return status;
+    blocks = std::max(1, per_sm * sms);
+    if (device < kMaxDevices) known[device].store(blocks, std::memory_order_relaxed);
+  }
+  blocks = int(std::min<uint32_t>(blocks, work));
+  return cudaSuccess;
+}
+
+// Starts a kernel whose only argument this is.
+template <auto Kernel, typename Arguments>
+cudaError_t start(const Arguments& arguments, int blocks, int threads, cudaStream_t stream) {
+  void* parameters[] = {const_cast<Arguments*>(&arguments)};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(Kernel), dim3(blocks), dim3(threads), parameters, 0, stream);
+}
+
+}  // namespace radam_fused

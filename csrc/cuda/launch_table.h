@@ -1,0 +1,193 @@
+// Makes on the host what csrc/cuda/tile_loop.h walks: the table of the segments, the tiles' map to them, the rows and
+// the gradients. Nothing here knows where the tables will lie, so the tests use them where they are made.
+#pragma once
+
+#include <cstring>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "args/scratch.h"
+#include "args/segment.h"
+#include "cuda/low_precision_tile_loop.h"
+#include "numerics/state_format.h"
+
+namespace radam_fused {
+
+// What stays from step to step, as long as the same parameters get gradients of the same layout.
+struct SegmentTable {
+  std::vector<TileSegment> segments;
+  std::vector<int64_t> strides;
+  uint32_t tiles = 0;
+
+  bool operator==(const SegmentTable& other) const {
+    return segments.size() == other.segments.size() && strides == other.strides &&
+           std::memcmp(segments.data(), other.segments.data(), segments.size() * sizeof(TileSegment)) == 0;
+  }
+
+  // Where the three parts lie in one stretch of memory.
+  size_t strides_at() const { return segments.size() * sizeof(TileSegment); }
+  size_t tiles_at() const { return strides_at() + strides.size() * sizeof(int64_t); }
+  size_t bytes() const { return tiles_at() + tiles * sizeof(int32_t); }
+
+  void write(unsigned char* to) const {
+    std::memcpy(to, segments.data(), strides_at());
+    std::memcpy(to + strides_at(), strides.data(), tiles_at() - strides_at());
+    auto* tile = reinterpret_cast<int32_t*>(to + tiles_at());
+    for (size_t i = 0; i < segments.size(); ++i) {
+      const uint32_t end = i + 1 < segments.size() ? segments[i + 1].first_tile : tiles;
+      std::fill_n(tile + segments[i].first_tile, end - segments[i].first_tile, int32_t(i));
+    }
+  }
+
+  // Tells a launch that what `write` wrote lies here.
+  void point(const void* memory, TileTables& tables) const {
+    const auto* at = static_cast<const unsigned char*>(memory);
+    tables.segments = reinterpret_cast<const TileSegment*>(at);
+    tables.strides = reinterpret_cast<const int64_t*>(at + strides_at());
+    tables.tile_segment = reinterpret_cast<const int32_t*>(at + tiles_at());
+    tables.tiles = tiles;
+  }
+};
+
+// One that all segments share, each its own stretch of it.
+struct FlatBuffer {
+  const char* data;
+  int64_t item;
+
+  bool aligned_at(int64_t start) const { return is_aligned(data + start * item); }
+};
+
+// Those of a bucket's state, in which every element has its own place.
+inline std::vector<FlatBuffer> flat_buffers(const Forms& forms, const StateBuffers& state) {
+  const int64_t moment = forms.moment_item();
+  return {{state.exp_avg, moment}, {state.exp_avg_sq, moment}, {state.residue, forms.residue_item()}};
+}
+
+// Builds the table and the list of gradients of one launch, which takes segments of one gradient dtype.
+class LaunchBuilder {
+ public:
+  explicit LaunchBuilder(std::vector<FlatBuffer> buffers) : buffers_(std::move(buffers)) {
+    table.segments.swap(segments_);
+    grads.swap(grads_);
+  }
+  ~LaunchBuilder() {
+    table.segments.swap(segments_);
+    grads.swap(grads_);
+  }
+  LaunchBuilder(const LaunchBuilder&) = delete;
+  LaunchBuilder& operator=(const LaunchBuilder&) = delete;
+
+  void reserve(size_t segments) {
+    table.segments.reserve(segments);
+    grads.reserve(segments);
+  }
+
+  void add(const Segment& segment) {
+    const int64_t end = tiles_ + (segment.numel + kTile - 1) / kTile;
+    if (end > kMaxTiles || table.strides.size() > INT32_MAX) {
+      throw std::length_error("radam_fused: more than 2^41 elements in one bucket");
+    }
+    TileSegment entry{};
+    entry.param = segment.param;
+    entry.start = segment.start;
+    entry.length = segment.numel;
+    entry.first_tile = uint32_t(tiles_);
+    entry.row = uint32_t(segment.row);
+    entry.strides = kPlain;
+    entry.aligned = is_aligned(segment.param);
+    for (const FlatBuffer& buffer : buffers_) entry.aligned = entry.aligned && buffer.aligned_at(segment.start);
+    entry.overlapping = segment.overlapping;
+    entry.origin = segment.origin;
+    if (segment.strides != nullptr) entry.strides = describe(*segment.strides);
+    table.segments.push_back(entry);
+    table.tiles = uint32_t(tiles_ = end);
+    grads.push_back(segment.grad);
+  }
+
+  SegmentTable table;
+  std::vector<const void*> grads;
+
+ private:
+  static constexpr int64_t kMaxTiles = int64_t(1) << 31;  // so that a block's next tile never overflows
+
+  int32_t describe(const Strides& strides) {
+    const auto at = int32_t(table.strides.size());
+    table.strides.push_back(int64_t(strides.size.size()));
+    for (size_t d = strides.size.size(); d-- > 0;) {
+      table.strides.insert(table.strides.end(), {strides.size[d], strides.param[d], strides.grad[d]});
+    }
+    return at;
+  }
+
+  std::vector<FlatBuffer> buffers_;
+  Scratch<TileSegment> segments_;  // the memory of those in the table, and of the list
+  Scratch<const void*> grads_;
+  int64_t tiles_ = 0;
+};
+
+// The dtypes among the gradients of a launch: one, in nearly every model.
+inline std::vector<int> gradient_dtypes(const std::vector<Segment>& segments) {
+  std::vector<int> found;
+  for (const Segment& segment : segments) {
+    if (std::find(found.begin(), found.end(), segment.grad_dtype) == found.end()) found.push_back(segment.grad_dtype);
+  }
+  return found;
+}
+
+// Rows as the kernel takes them by value, rounded from float64 to the dtype of the computation.
+inline std::vector<unsigned char> round_rows(const double* rows, int64_t count, int param_dtype) {
+  const auto round = [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<unsigned char> bytes(count * sizeof(Row<T>));
+    for (int64_t i = 0; i < count; ++i) {
+      const Row<T> row = Row<T>::from(rows + i * kRowColumns);
+      std::memcpy(bytes.data() + i * sizeof(row), &row, sizeof(row));
+    }
+    return bytes;
+  };
+  return param_dtype == kFloat64 ? round(0.0) : round(0.0f);
+}
+
+// What went by value: how many bytes in all, and which of the two, the other having to lie in a table.
+struct ByValue {
+  size_t bytes = 0;
+  bool rows = false;
+  bool grads = false;
+};
+
+template <typename Arguments>
+ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<const void*>& grads, size_t capacity,
+                      Arguments& arguments) {
+  ByValue passed;
+  if (rows.size() <= capacity) {
+    std::memcpy(arguments.by_value, rows.data(), rows.size());
+    passed.rows = true;
+    passed.bytes = (rows.size() + 7) / 8 * 8;
+  }
+  const size_t bytes = grads.size() * sizeof(grads[0]);
+  if (passed.bytes + bytes <= capacity) {
+    std::memcpy(arguments.by_value + passed.bytes, grads.data(), bytes);
+    passed.grads = true;
+    arguments.grads_at = uint32_t(passed.bytes);
+    passed.bytes += bytes;
+  }
+  return passed;
+}
+
+// What a step is told of the state; more of it where that is not stored plainly.
+inline void describe_state(const Forms&, const StateBuffers& state, int, StepTables& tables) {
+  tables.exp_avg = state.exp_avg;
+  tables.exp_avg_sq = state.exp_avg_sq;
+}
+
+inline void describe_state(const Forms& forms, const StateBuffers& state, int grad_dtype, StoredTables& tables) {
+  describe_state(forms, state, grad_dtype, static_cast<StepTables&>(tables));
+  tables.scales = state.scales;
+  tables.sq_scales = state.sq_scales;
+  tables.residue = state.residue;
+  tables.forms = forms;
+  tables.grad_dtype = grad_dtype;
+}
+
+}  // namespace radam_fused

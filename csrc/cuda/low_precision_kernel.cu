@@ -1,0 +1,42 @@
+// The step's kernels over stored forms (csrc/cuda/low_precision_tile_loop.h): one for each form of the moments.
+// Arguments take 4 KB at most; of a bucket with more rows and gradients than that the others lie in tables.
+#include "cuda/kernels.h"
+#include "cuda/launch_config.cuh"
+#include "cuda/warp.cuh"
+
+namespace radam_fused {
+namespace {
+
+// The blocks that an SM is promised to hold: 512 threads of at most 128 registers.
+constexpr int kStoredBlocksPerSM = 4;
+
+template <Moments kMoments>
+__global__ void __launch_bounds__(kThreads, kStoredBlocksPerSM)
+    stored_kernel(const __grid_constant__ StoredStep arguments) {
+  Warp warp;
+  walk_stored<kMoments, kThreads / kWarp>(arguments, Place{blockIdx.x, gridDim.x, threadIdx.x / kWarp}, warp);
+}
+
+template <Moments kMoments>
+cudaError_t launch(const StoredStep& arguments, int device, cudaStream_t stream) {
+  int blocks = 0;
+  const cudaError_t status = blocks_for<stored_kernel<kMoments>>(device, arguments.tiles, blocks);
+  return status != cudaSuccess ? status : start<stored_kernel<kMoments>>(arguments, blocks, kThreads, stream);
+}
+
+}  // namespace
+
+cudaError_t launch_stored(const StoredStep& arguments, int device, cudaStream_t stream) {
+  switch (arguments.forms.moments) {
+    case Moments::kFloat32:
+      return launch<Moments::kFloat32>(arguments, device, stream);
+    case Moments::kBFloat16:
+      return launch<Moments::kBFloat16>(arguments, device, stream);
+    case Moments::kFloat16:
+      return launch<Moments::kFloat16>(arguments, device, stream);
+    default:
+      return launch<Moments::kInt8>(arguments, device, stream);
+  }
+}
+
+}  // namespace radam_fused

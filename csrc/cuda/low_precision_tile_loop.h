@@ -1,0 +1,216 @@
+// The walk of csrc/cuda/tile_loop.h over stored forms, once more the same lines for the device and for the host.
+//
+// A tile is four blocks of kBlockElements. A warp takes one at a time: eight neighbours a lane, and under moments in 8
+// bits the largest magnitude of all of them between its phases. A kernel is made for each form of the moments; what
+// parameter, gradient and residue are, a launch says, so that all threads go the same way.
+#pragma once
+
+#include "cuda/low_precision_update.h"
+#include "cuda/tile_loop.h"
+
+namespace radam_fused {
+
+constexpr int kWarp = 32;  // lanes
+static_assert(kWarp * kShare == kBlockElements, "a warp covers a block");
+
+// What a step over stored forms is given besides.
+struct alignas(16) StoredTables : StepTables {
+  float* scales;
+  float* sq_scales;
+  char* residue;
+  Forms forms;
+  int grad_dtype;
+};
+
+// What a lane keeps from one phase to the next.
+struct Lane {
+  Values values;
+  Philox random;
+};
+
+// A lane's elements of a block.
+struct Span {
+  int64_t first;  // in the segment
+  int count;
+  bool wide;  // whether all eight lie side by side and aligned, in every array
+};
+
+template <Moments kMoments, typename Arguments>
+class StoredBlock {
+ public:
+  // `offset` is where the block begins in its segment, and `length` what there is of it.
+  RADAM_HD StoredBlock(const Arguments& arguments, const TileSegment& segment, char* grad, int64_t offset, int length)
+      : arguments_(arguments), segment_(segment), grad_(grad), offset_(offset), length_(length) {}
+
+  // The warp comes by value, for what its lanes keep is of one block.
+  template <typename Warp>
+  RADAM_HD void update(Warp warp) const {
+    const bool skip = row_at<float>(arguments_, segment_.row).direction == Direction::kSkip;
+    const bool clear = arguments_.zero_grads && !segment_.overlapping;
+    if (skip && !clear) return;
+    warp([&](int number, Lane& lane) {
+      const Span span = span_of(number);
+      lane.values.largest = 0;
+      if (span.count == 0) return;
+      Elements elements = load(span, clear);
+      if (!skip) step(elements, span, lane);
+    });
+    if (!kCodes || skip) return;
+    const float sq_scale = scale_from(warp.largest());
+    warp([&](int number, Lane& lane) {
+      const Span span = span_of(number);
+      store(span, second_at(span.first), encode_roots(lane.values, sq_scale, lane.random));
+      lane.values.largest = largest_of(lane.values.m, span.count);
+    });
+    const float scale = FirstCode::scale(warp.largest());
+    warp([&](int number, Lane& lane) {
+      const Span span = span_of(number);
+      store(span, first_at(span.first), encode_quotients(lane.values, scale, lane.random));
+      if (number > 0) return;
+      store_streaming(arguments_.scales + scale_index(), scale);
+      store_streaming(arguments_.sq_scales + scale_index(), sq_scale);
+    });
+  }
+
+ private:
+  static constexpr bool kCodes = kMoments == Moments::kInt8;
+  static constexpr int kMomentItem = sizeof(MomentOf<kMoments>);
+
+  RADAM_HD Span span_of(int lane) const {
+    const int first = lane * kShare, left = length_ - first;
+    const bool aligned = segment_.strides == kPlain && segment_.aligned && is_aligned(grad_);
+    return {offset_ + first, left < 0 ? 0 : left < kShare ? left : kShare, aligned && left >= kShare};
+  }
+
+  RADAM_HD int param_item() const { return int(item_size(arguments_.forms.param_dtype)); }
+  RADAM_HD int grad_item() const { return int(item_size(arguments_.grad_dtype)); }
+  RADAM_HD int residue_item() const { return int(arguments_.forms.residue_item()); }
+  RADAM_HD bool has_residue() const { return arguments_.forms.master != Master::kNone; }
+
+  // Where an element lies: in the parameter and the gradient, and in the arrays of the state.
+  RADAM_HD Offsets place_of(int64_t element) const {
+    if (segment_.strides == kPlain) return {element, element};
+    const int64_t* strides = arguments_.strides + segment_.strides;
+    return segment_.length <= INT32_MAX ? locate(strides, uint32_t(element)) : locate(strides, uint64_t(element));
+  }
+  RADAM_HD char* param_at(int64_t place) const { return static_cast<char*>(segment_.param) + place * param_item(); }
+  RADAM_HD char* grad_at(int64_t place) const { return grad_ + place * grad_item(); }
+  RADAM_HD char* state_at(void* state, int64_t element, int item) const {
+    return static_cast<char*>(state) + (segment_.start + element) * item;
+  }
+  RADAM_HD char* first_at(int64_t element) const { return state_at(arguments_.exp_avg, element, kMomentItem); }
+  RADAM_HD char* second_at(int64_t element) const { return state_at(arguments_.exp_avg_sq, element, kMomentItem); }
+  RADAM_HD char* residue_at(int64_t element) const { return state_at(arguments_.residue, element, residue_item()); }
+  RADAM_HD int64_t scale_index() const { return (segment_.start + offset_) / kBlockElements; }
+
+  // All loads are on their way before the first is used. Whoever has read a gradient clears it, so no thread waits for
+  // another.
+  RADAM_HD Elements load(const Span& span, bool clear) const {
+    Elements in;
+    if constexpr (kCodes) {
+      in.scale = load_streaming(arguments_.scales + scale_index());
+      in.sq_scale = load_streaming(arguments_.sq_scales + scale_index());
+    }
+    if (span.wide) {
+      in.p = Packed::load(param_at(span.first), param_item());
+      in.g = Packed::load(grad_at(span.first), grad_item());
+      in.m = Packed::load(first_at(span.first), kMomentItem);
+      in.v = Packed::load(second_at(span.first), kMomentItem);
+      if (has_residue()) in.residue = Packed::load(residue_at(span.first), residue_item());
+      if (clear) Packed{}.store(grad_at(span.first), grad_item());
+      return in;
+    }
+    // The state has a loop of its own, which leaves registers to the first one's divisions.
+    const int64_t last = span.first + span.count - 1;
+    RADAM_ROLL
+    for (int64_t element = last; element >= span.first; --element) {
+      const Offsets place = place_of(element);
+      in.p.push(load_element(param_at(place.param), param_item()), param_item());
+      in.g.push(load_element(grad_at(place.grad), grad_item()), grad_item());
+      if (clear) store_element(grad_at(place.grad), 0, grad_item());
+    }
+    RADAM_ROLL
+    for (int64_t element = last; element >= span.first; --element) {
+      in.m.push(load_element(first_at(element), kMomentItem), kMomentItem);
+      in.v.push(load_element(second_at(element), kMomentItem), kMomentItem);
+      if (has_residue()) in.residue.push(load_element(residue_at(element), residue_item()), residue_item());
+    }
+    return in;
+  }
+
+  // Neighbours of a moment.
+  RADAM_HD void store(const Span& span, char* to, Packed packed) const {
+    if (span.wide) return packed.store(to, kMomentItem);
+    RADAM_ROLL
+    for (int i = 0; i < span.count; ++i) store_element(to + i * kMomentItem, packed.pop(kMomentItem), kMomentItem);
+  }
+
+  RADAM_HD void store_parameter(const Span& span, Elements out) const {
+    if (span.wide) {
+      out.p.store(param_at(span.first), param_item());
+      if (has_residue()) out.residue.store(residue_at(span.first), residue_item());
+      return;
+    }
+    RADAM_ROLL
+    for (int64_t element = span.first; element < span.first + span.count; ++element) {
+      store_element(param_at(place_of(element).param), out.p.pop(param_item()), param_item());
+      if (has_residue()) store_element(residue_at(element), out.residue.pop(residue_item()), residue_item());
+    }
+  }
+
+  RADAM_HD Philox random_for(const Span& span, const Row<float>& row, uint32_t stream) const {
+    return philox_from(uint64_t(segment_.origin + span.first), row.step, stream, row.seed);
+  }
+
+  // All but the codes, whose scale the whole block has to find first. The row is read here, where its registers do not
+  // add to those of the loads.
+  RADAM_HD void step(Elements& elements, const Span& span, Lane& lane) const {
+    const Forms& forms = arguments_.forms;
+    const Row<float> row = row_at<float>(arguments_, segment_.row);
+    float g[kShare];
+    widen_all(g, elements.g, arguments_.grad_dtype);
+    read_parameter(lane.values.x, elements, forms);
+    read_moments<kMoments>(lane.values, elements);
+    advance_all(lane.values, g, row, forms.master);
+    Philox random{};
+    if (forms.stochastic) random = random_for(span, row, kForParameter);
+    write_parameter(elements, lane.values.x, forms, row.direction, random);
+    store_parameter(span, elements);
+    if constexpr (kMoments != Moments::kFloat32) lane.random = random_for(span, row, kForMoments);
+    if constexpr (kCodes) {
+      take_roots(lane.values);
+      lane.values.largest = largest_of(lane.values.v, span.count);
+    } else {
+      narrow_moments<kMoments>(elements, lane.values, lane.random);
+      store(span, first_at(span.first), elements.m);
+      store(span, second_at(span.first), elements.v);
+    }
+  }
+
+  const Arguments& arguments_;
+  const TileSegment& segment_;
+  char* grad_;
+  int64_t offset_;
+  int length_;
+};
+
+// A warp's share of the whole launch: `place.thread` is its number within the block, one of `Warps`.
+template <Moments kMoments, int Warps, typename Arguments, typename Warp>
+RADAM_HD void walk_stored(const Arguments& arguments, const Place& place, const Warp& warp) {
+  for_tiles(arguments, place, [&](uint32_t tile, int32_t index) {
+    const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
+    const Stretch stretch = stretch_of(segment, tile);
+    char* grad = gradient_of<char>(arguments, index);
+    RADAM_UNROLL
+    for (int turn = 0; turn < kTile / (Warps * kBlockElements); ++turn) {
+      const int at = (turn * Warps + int(place.thread)) * kBlockElements;
+      const int left = stretch.length - at;
+      if (left <= 0) continue;
+      const StoredBlock<kMoments, Arguments> block(arguments, segment, grad, stretch.offset + at,
+                                                   left < kBlockElements ? left : kBlockElements);
+      block.update(warp);
+    }
+  });
+}
+
+}  // namespace radam_fused

@@ -1,0 +1,209 @@
+// The arithmetic of a thread's share of a stored form: eight neighbours, as they are stored, to and from float32. What
+// is done to one element is in csrc/numerics/quantization.h; here is which of it, decided once for all eight.
+#pragma once
+
+#include "cuda/packed.h"
+#include "numerics/state_format.h"
+
+namespace radam_fused {
+
+// What a thread has read of its elements.
+struct Elements {
+  Packed p, g, m, v, residue;
+  float scale, sq_scale;  // of moments in 8 bits
+};
+
+// What it computes with. Of the second moment v is the root, where that is what will be stored.
+struct Values {
+  float x[kShare];
+  float m[kShare];
+  float v[kShare];
+  uint32_t largest;  // a magnitude, as bits
+};
+
+template <Moments kMoments>
+using MomentOf =
+    std::conditional_t<kMoments == Moments::kFloat32, float,
+                       std::conditional_t<kMoments == Moments::kBFloat16, bfloat16,
+                                          std::conditional_t<kMoments == Moments::kFloat16, float16, int8_t>>>;
+
+template <typename P>
+RADAM_HD void read_as(float* x, const Elements& in, Master master) {
+  if (master == Master::kFloat32) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) x[i] = from_master(in.p.value<P>(i), in.residue.value<float>(i));
+    return;
+  }
+  widen_all<P>(x, in.p);
+  if (master != Master::kKahan) return;
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) x[i] = x[i] + widen(in.residue.value<P>(i));
+}
+
+RADAM_HD void read_parameter(float* x, const Elements& in, const Forms& forms) {
+  if (forms.master == Master::kSplit) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) x[i] = join(in.p.value<bfloat16>(i), in.residue.value<int16_t>(i));
+  } else if (forms.param_dtype == kBFloat16) {
+    read_as<bfloat16>(x, in, forms.master);
+  } else if (forms.param_dtype == kFloat16) {
+    read_as<float16>(x, in, forms.master);
+  } else {
+    widen_all<float>(x, in.p);
+  }
+}
+
+template <Moments kMoments>
+RADAM_HD void read_moments(Values& values, const Elements& in) {
+  if constexpr (kMoments == Moments::kInt8) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      const float root = RootCode::decode(in.v.value<uint8_t>(i), in.sq_scale);
+      values.m[i] = FirstCode::decode(in.m.value<int8_t>(i), in.scale, root);
+      values.v[i] = root * root;
+    }
+  } else if constexpr (kMoments == Moments::kFloat16) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      const float root = HalfRoot::decode(in.v.value<float16>(i));
+      values.m[i] = HalfFirst::decode(in.m.value<float16>(i), root);
+      values.v[i] = root * root;
+    }
+  } else {
+    widen_all<MomentOf<kMoments>>(values.m, in.m);
+    widen_all<MomentOf<kMoments>>(values.v, in.v);
+  }
+}
+
+// The step itself. Under Master::kKahan x becomes what is to be subtracted.
+RADAM_HD void advance_all(Values& values, const float* g, const Row<float>& row, Master master) {
+  const bool compensated = master == Master::kKahan;
+  const Lines lines = Lines::of(row);
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) {
+    float& x = values.x[i];
+    const float d = advance(x, g[i], values.m[i], values.v[i], row, lines);
+    const float taken = decrease(x, d, row, lines);
+    const float stepped = compensated ? taken : x - taken;
+    x = row.direction == Direction::kHold ? x : stepped;
+  }
+}
+
+template <typename P>
+RADAM_HD void compensate_all(Elements& elements, const float* decrease) {
+  Packed after, rest;
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) {
+    float p = widen(elements.p.value<P>(i)), compensation = widen(elements.residue.value<P>(i));
+    compensate<P>(p, compensation, decrease[i]);
+    after.set(i, Narrow<P>::from(p));
+    rest.set(i, Narrow<P>::from(compensation));
+  }
+  elements.p = after;
+  elements.residue = rest;
+}
+
+// `random` counts where parameters are rounded stochastically.
+template <typename P>
+RADAM_HD void write_as(Elements& out, const float* x, const Forms& forms, const Philox& random) {
+  if (forms.master == Master::kKahan) {
+    compensate_all<P>(out, x);
+  } else if (forms.master == Master::kFloat32) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      out.p.set(i, Parameter<P>::from(x[i]));
+      out.residue.set(i, x[i]);
+    }
+  } else if (forms.stochastic) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) out.p.set(i, Stochastic<P>::from(x[i], random.draw(i)));
+  } else {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) out.p.set(i, Narrow<P>::from(x[i]));
+  }
+}
+
+RADAM_HD void write_parameter(Elements& out, const float* x, const Forms& forms, Direction direction,
+                              const Philox& random) {
+  if (direction == Direction::kHold) {
+    // The parameter stays bit for bit; a copy takes over what somebody has written to it.
+    if (forms.master == Master::kFloat32) {
+      RADAM_UNROLL
+      for (int i = 0; i < kShare; ++i) out.residue.set(i, x[i]);
+    }
+  } else if (forms.master == Master::kSplit) {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      out.p.set(i, Parameter<bfloat16>::from(x[i]));
+      out.residue.set(i, low_bits(x[i]));
+    }
+  } else if (forms.param_dtype == kBFloat16) {
+    write_as<bfloat16>(out, x, forms, random);
+  } else if (forms.param_dtype == kFloat16) {
+    write_as<float16>(out, x, forms, random);
+  } else {
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) out.p.set(i, x[i]);
+  }
+}
+
+RADAM_HD void take_roots(Values& values) {
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) values.v[i] = square_root(values.v[i]);
+}
+
+template <Moments kMoments>
+RADAM_HD void narrow_moments(Elements& out, Values& values, const Philox& random) {
+  if constexpr (kMoments == Moments::kFloat16) {
+    take_roots(values);
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      const float16 fourth = HalfRoot::encode(values.v[i], random.draw(i));
+      out.m.set(i, HalfFirst::encode(values.m[i], HalfRoot::decode(fourth), other(random.draw(i))));
+      out.v.set(i, fourth);
+    }
+  } else {
+    using S = MomentOf<kMoments>;
+    RADAM_UNROLL
+    for (int i = 0; i < kShare; ++i) {
+      out.m.set(i, Stochastic<S>::from(values.m[i], other(random.draw(i))));
+      out.v.set(i, Stochastic<S>::from(values.v[i], random.draw(i)));
+    }
+  }
+}
+
+// Only `count` of them are there.
+RADAM_HD uint32_t largest_of(const float* values, int count) {
+  uint32_t largest = 0;
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) {
+    const uint32_t magnitude = i < count ? magnitude_bits(values[i]) : 0;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  return largest;
+}
+
+// Codes of the second moment's roots; the first moment becomes its quotient with what they stand for.
+RADAM_HD Packed encode_roots(Values& values, float scale, const Philox& random) {
+  const float factor = RootCode::factor(scale);
+  Packed codes;
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) {
+    const int32_t code = RootCode::encode(values.v[i], factor, random.draw(i));
+    values.m[i] = FirstCode::quotient(values.m[i], RootCode::decode(code, scale));
+    codes.set(i, uint8_t(code));
+  }
+  return codes;
+}
+
+RADAM_HD Packed encode_quotients(const Values& values, float scale, const Philox& random) {
+  const float factor = FirstCode::factor(scale);
+  Packed codes;
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) {
+    codes.set(i, int8_t(FirstCode::encode(values.m[i], factor, other(random.draw(i)))));
+  }
+  return codes;
+}
+
+}  // namespace radam_fused

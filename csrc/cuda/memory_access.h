@@ -1,0 +1,127 @@
+// Loads and stores as wide as a thread can make them, which is 16 bytes at a time, and look-ups in tables.
+#pragma once
+
+#include <cassert>
+#include <type_traits>
+
+#include "numerics/float_formats.h"
+
+namespace radam_fused {
+
+constexpr int kAccess = 16;  // bytes
+
+#if defined(__CUDACC__)
+using Quad = uint4;
+#else
+struct alignas(16) Quad {
+  uint32_t x, y, z, w;
+};
+#endif
+
+// A step reads every value once and writes it once, and a model does not fit the cache: both ask for early eviction, so
+// that the tables and whatever else lives in the cache stay (PTX ISA, cache operators .cs).
+template <typename Word>
+RADAM_HD Word load_streaming(const Word* from) {
+#if defined(__CUDA_ARCH__)
+  return __ldcs(from);
+#else
+  assert(reinterpret_cast<uintptr_t>(from) % sizeof(Word) == 0);  // as a GPU insists
+  Word word;
+  memcpy(&word, from, sizeof(word));
+  return word;
+#endif
+}
+
+// What nobody writes while the launch runs, and another launch will read again: it may stay in the cache.
+template <typename Word>
+RADAM_HD Word load_cached(const Word* from) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(from);
+#else
+  return load_streaming(from);
+#endif
+}
+
+template <typename Word>
+RADAM_HD void store_streaming(Word* to, Word word) {
+#if defined(__CUDA_ARCH__)
+  __stcs(to, word);
+#else
+  assert(reinterpret_cast<uintptr_t>(to) % sizeof(Word) == 0);
+  memcpy(to, &word, sizeof(word));
+#endif
+}
+
+// A value in a table that stays as it is while the launch runs: through the read-only cache.
+template <typename Value>
+RADAM_HD Value look_up(const void* from) {
+  Value value;
+#if defined(__CUDA_ARCH__)
+  using Word = std::conditional_t<alignof(Value) == 16, Quad,
+                                  std::conditional_t<alignof(Value) == 8, unsigned long long, unsigned>>;
+  RADAM_UNROLL
+  for (int i = 0; i < int(sizeof(Value) / sizeof(Word)); ++i) {
+    const Word word = __ldg(static_cast<const Word*>(from) + i);
+    memcpy(reinterpret_cast<char*>(&value) + i * sizeof(Word), &word, sizeof(Word));
+  }
+#else
+  memcpy(&value, from, sizeof(value));
+#endif
+  return value;
+}
+
+// A value among a kernel's arguments, which the device keeps in its constant bank.
+template <typename Value>
+RADAM_HD Value read_argument(const unsigned char* from) {
+#if defined(__CUDA_ARCH__)
+  return *reinterpret_cast<const Value*>(from);
+#else
+  return look_up<Value>(from);
+#endif
+}
+
+// The word that moves so many bytes; several of them for more than 16.
+template <int Bytes>
+using WordFor = std::conditional_t<
+    Bytes >= 16, Quad,
+    std::conditional_t<Bytes == 8, unsigned long long, std::conditional_t<Bytes == 4, unsigned, unsigned short>>>;
+
+// N neighbours of the stored type S, in registers.
+template <typename S, int N>
+struct Run {
+  using Word = WordFor<N * sizeof(S)>;
+  static constexpr int kWords = N * sizeof(S) / sizeof(Word);
+
+  S value[N];
+
+  static RADAM_HD Run load(const S* from) {
+    return collect(from, [](const Word* at) { return load_streaming(at); });
+  }
+
+  static RADAM_HD Run load_cached(const S* from) {
+    return collect(from, [](const Word* at) { return radam_fused::load_cached(at); });
+  }
+
+  RADAM_HD void store(S* to) const {
+    RADAM_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      Word word;
+      memcpy(&word, reinterpret_cast<const char*>(value) + i * sizeof(Word), sizeof(Word));
+      store_streaming(reinterpret_cast<Word*>(to) + i, word);
+    }
+  }
+
+ private:
+  template <typename Read>
+  static RADAM_HD Run collect(const S* from, const Read& read) {
+    Run run;
+    RADAM_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const Word word = read(reinterpret_cast<const Word*>(from) + i);
+      memcpy(reinterpret_cast<char*>(run.value) + i * sizeof(Word), &word, sizeof(Word));
+    }
+    return run;
+  }
+};
+
+}  // namespace radam_fused

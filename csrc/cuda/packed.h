@@ -1,0 +1,140 @@
+// A thread's share of an array whose type only the launch knows: eight neighbours as they are stored, in registers.
+#pragma once
+
+#include "cuda/memory_access.h"
+#include "numerics/dtypes.h"
+#include "numerics/philox.h"
+
+namespace radam_fused {
+
+constexpr int kShare = kDraws;  // what one call of Philox serves
+
+// Of `item` bytes each, which is 4, 2 or 1: so many words of them count.
+struct Packed {
+  uint32_t word[kShare] = {};
+
+  // All eight, side by side and aligned: two accesses of 16 bytes, one of 16, or one of 8.
+  static RADAM_HD Packed load(const char* from, int item) {
+    Packed packed;
+    if (item == 1) {
+      packed.fill<2>(from, 0);
+    } else {
+      packed.fill<4>(from, 0);
+      if (item == 4) packed.fill<4>(from, 4);
+    }
+    return packed;
+  }
+
+  RADAM_HD void store(char* to, int item) const {
+    if (item == 1) {
+      flush<2>(to, 0);
+    } else {
+      flush<4>(to, 0);
+      if (item == 4) flush<4>(to, 4);
+    }
+  }
+
+  // One after the other, where they lie apart or are fewer: the last one is pushed first, the first one popped first.
+  // All others move up or down by a place, since registers have no index.
+  RADAM_HD void push(uint32_t bits, int item) {
+    RADAM_UNROLL
+    for (int w = kShare - 1; w >= 0; --w) {
+      const uint64_t pair = uint64_t(word[w]) << 32 | (w > 0 ? word[w - 1] : 0);
+      word[w] = uint32_t(pair << (8 * item) >> 32);
+    }
+    word[0] |= bits;
+  }
+
+  RADAM_HD uint32_t pop(int item) {
+    const uint32_t bits = word[0];  // and above it those of its neighbours
+    RADAM_UNROLL
+    for (int w = 0; w < kShare; ++w) {
+      const uint64_t pair = uint64_t(w + 1 < kShare ? word[w + 1] : 0) << 32 | word[w];
+      word[w] = uint32_t(pair >> (8 * item));
+    }
+    return bits;
+  }
+
+  // The i-th as a value of S, for an i that the compiler knows.
+  template <typename S>
+  RADAM_HD S value(int i) const {
+    constexpr int kItem = sizeof(S), kBits = 8 * kItem;
+    const uint32_t bits = word[i * kItem / 4] >> (i * kItem % 4 * 8);
+    return from_bits<S>(bits & uint32_t((uint64_t(1) << kBits) - 1));
+  }
+
+  // Sets them in order, the first of a word first.
+  template <typename S>
+  RADAM_HD void set(int i, S value) {
+    constexpr int kItem = sizeof(S);
+    const uint32_t bits = to_bits(value) << (i * kItem % 4 * 8);
+    uint32_t& into = word[i * kItem / 4];
+    into = i * kItem % 4 == 0 ? bits : into | bits;
+  }
+
+ private:
+  template <int Words>
+  RADAM_HD void fill(const char* from, int first) {
+    const auto run = Run<uint32_t, Words>::load(reinterpret_cast<const uint32_t*>(from) + first);
+    RADAM_UNROLL
+    for (int w = 0; w < Words; ++w) word[first + w] = run.value[w];
+  }
+
+  template <int Words>
+  RADAM_HD void flush(char* to, int first) const {
+    Run<uint32_t, Words> run;
+    RADAM_UNROLL
+    for (int w = 0; w < Words; ++w) run.value[w] = word[first + w];
+    run.store(reinterpret_cast<uint32_t*>(to) + first);
+  }
+
+  template <typename S>
+  static RADAM_HD S from_bits(uint32_t bits) {
+    if constexpr (std::is_same_v<S, float>) {
+      return float_from_bits(bits);
+    } else if constexpr (std::is_integral_v<S>) {
+      return S(bits);
+    } else {
+      return {uint16_t(bits)};
+    }
+  }
+
+  static RADAM_HD uint32_t to_bits(float x) { return bits_from_float(x); }
+  static RADAM_HD uint32_t to_bits(bfloat16 x) { return x.bits; }
+  static RADAM_HD uint32_t to_bits(float16 x) { return x.bits; }
+  static RADAM_HD uint32_t to_bits(int16_t x) { return uint16_t(x); }
+  static RADAM_HD uint32_t to_bits(int8_t x) { return uint8_t(x); }
+  static RADAM_HD uint32_t to_bits(uint8_t x) { return x; }
+};
+
+// One element, as its bits.
+RADAM_HD uint32_t load_element(const char* from, int item) {
+  if (item == 4) return load_streaming(reinterpret_cast<const uint32_t*>(from));
+  if (item == 2) return load_streaming(reinterpret_cast<const uint16_t*>(from));
+  return load_streaming(reinterpret_cast<const uint8_t*>(from));
+}
+
+RADAM_HD void store_element(char* to, uint32_t bits, int item) {
+  if (item == 4) return store_streaming(reinterpret_cast<uint32_t*>(to), bits);
+  if (item == 2) return store_streaming(reinterpret_cast<uint16_t*>(to), uint16_t(bits));
+  store_streaming(reinterpret_cast<uint8_t*>(to), uint8_t(bits));
+}
+
+template <typename S>
+RADAM_HD void widen_all(float* to, const Packed& from) {
+  RADAM_UNROLL
+  for (int i = 0; i < kShare; ++i) to[i] = widen(from.value<S>(i));
+}
+
+RADAM_HD void widen_all(float* to, const Packed& from, int dtype) {
+  switch (dtype) {
+    case kFloat32:
+      return widen_all<float>(to, from);
+    case kFloat16:
+      return widen_all<float16>(to, from);
+    default:
+      return widen_all<bfloat16>(to, from);
+  }
+}
+
+}  // namespace radam_fused

@@ -1,0 +1,66 @@
+// Random numbers for stochastic rounding: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// SC11). They depend on nothing but the seed, the step and the place in the flat index space, so a run repeats bit for
+// bit, whatever the launch.
+#pragma once
+
+#include "numerics/float_formats.h"
+
+namespace radam_fused {
+
+constexpr int kDraws = 8;  // 16-bit numbers that one call gives, to as many neighbours
+
+// The streams of numbers.
+constexpr uint32_t kForParameter = 0, kForMoments = 1;
+
+struct Philox {
+  uint32_t word[4];
+
+  // Of the i-th of kDraws neighbours.
+  RADAM_HD uint32_t draw(int i) const { return (word[i / 2] >> (16 * (i % 2))) & 0xffffu; }
+};
+
+// For the neighbours from 8 * group on in the flat index space.
+RADAM_HD Philox philox(uint64_t group, uint32_t step, uint32_t stream, uint32_t seed) {
+  uint32_t c0 = uint32_t(group), c1 = uint32_t(group >> 32), c2 = step, c3 = stream;
+  uint32_t k0 = seed, k1 = 0;
+  RADAM_UNROLL
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t(c0) * 0xD2511F53u;
+    const uint64_t b = uint64_t(c2) * 0xCD9E8D57u;
+    c0 = uint32_t(b >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(b);
+    c2 = uint32_t(a >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(a);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// For the neighbours from any place on: one between two groups takes the end of one and the beginning of the next.
+RADAM_HD Philox philox_from(uint64_t place, uint32_t step, uint32_t stream, uint32_t seed) {
+  const uint64_t group = place / kDraws;
+  const Philox first = philox(group, step, stream, seed);
+  const uint32_t by = uint32_t(place % kDraws);
+  if (by == 0) return first;
+  const Philox second = philox(group + 1, step, stream, seed);
+  uint32_t words[8];
+  RADAM_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    words[i] = first.word[i];
+    words[4 + i] = second.word[i];
+  }
+  RADAM_UNROLL
+  for (int i = 0; i < 6; ++i) words[i] = by & 4 ? words[i + 2] : words[i];
+  RADAM_UNROLL
+  for (int i = 0; i < 5; ++i) words[i] = by & 2 ? words[i + 1] : words[i];
+  Philox result;
+  RADAM_UNROLL
+  for (int i = 0; i < 4; ++i) result.word[i] = by & 1 ? words[i] >> 16 | words[i + 1] << 16 : words[i];
+  return result;
+}
+
+// A second number from each: its bytes swapped, so that either's upper bits are the other's lower ones.
+RADAM_HD uint32_t other(uint32_t draw) { return ((draw << 8) | (draw >> 8)) & 0xffffu; }
+
+}  // namespace radam_fused

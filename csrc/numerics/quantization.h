@@ -1,0 +1,173 @@
+// The stored forms of moments, master weights and parameters in fewer bits than the arithmetic has: how one element is
+// read from them and written to them, once for the host and the device (docs/precision.md has the formulae). The twin
+// of radam_fused/backends/reference_stored.py, operation by operation.
+#pragma once
+
+#include "numerics/philox.h"
+#include "numerics/radam_update.h"
+
+namespace radam_fused {
+
+// How both moments are stored: in float32; in bfloat16; in float16, as HalfRoot and HalfFirst have them; or in 8 bits,
+// kBlockElements of them to a scale, as RootCode and FirstCode have them.
+enum class Moments : int { kFloat32, kBFloat16, kFloat16, kInt8 };
+
+// What is kept beside a 16-bit parameter: nothing; a copy in float32; the 16 bits that make it one (beside bfloat16);
+// or a compensation in the parameter's own dtype.
+enum class Master : int { kNone, kFloat32, kSplit, kKahan };
+
+constexpr int kBlockElements = 256;
+constexpr uint32_t kMagnitude = 0x7fffffffu, kInfinity = 0x7f800000u, kQuietNan = 0x7fc00000u;
+
+// Rounds up in magnitude with the probability that makes the mean exact; `draw` is 16 random bits.
+template <typename Stored>
+struct Stochastic;
+
+template <>
+struct Stochastic<float> {
+  static RADAM_HD float from(float x, uint32_t) { return x; }
+};
+
+template <>
+struct Stochastic<bfloat16> {
+  static RADAM_HD bfloat16 from(float x, uint32_t draw) {
+    const uint32_t bits = bits_from_float(x);
+    return {uint16_t((bits & kMagnitude) > kInfinity ? 0x7fc0u : (bits + draw) >> 16)};
+  }
+};
+
+template <>
+struct Stochastic<float16> {
+  static RADAM_HD float16 from(float x, uint32_t draw) {
+    const uint32_t bits = bits_from_float(x);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t rest = bits & kMagnitude;
+    const uint32_t shifted = (rest + (draw >> 3) - 0x38000000u) >> 13;
+    const uint32_t normal = shifted < 0x7c00u ? shifted : 0x7c00u;
+    // In units of the least subnormal; 14 of the bits, so that what is a whole number of them stays one.
+    const float magnitude = rest < 0x38800000u ? float_from_bits(rest) : 0.0f;
+    const uint32_t subnormal = uint32_t(int32_t(magnitude * 0x1p24f + float(int32_t(draw >> 2)) * 0x1p-14f));
+    const uint32_t finite = rest < 0x38800000u ? subnormal : normal;
+    return {uint16_t(sign | (rest > kInfinity ? 0x7e00u : rest >= 0x47800000u ? 0x7c00u : finite))};
+  }
+};
+
+// The parameter of a master copy: bfloat16 is rounded to nearest with ties away from zero, since ties to even could not
+// be undone by the 16 bits of kSplit; both master copies round alike.
+template <typename P>
+struct Parameter {
+  static RADAM_HD P from(float x) { return Narrow<P>::from(x); }
+};
+
+template <>
+struct Parameter<bfloat16> {
+  static RADAM_HD bfloat16 from(float x) {
+    const uint32_t bits = bits_from_float(x);
+    return {uint16_t((bits & kMagnitude) > kInfinity ? 0x7fc0u : (bits + 0x8000u) >> 16)};
+  }
+};
+
+// The master copy, but where somebody else has written the parameter since: that.
+template <typename P>
+RADAM_HD float from_master(P p, float master) {
+  return Parameter<P>::from(master).bits == p.bits ? master : widen(p);
+}
+
+// The float32 that a bfloat16 and the bits beside it make up, and those bits of one.
+RADAM_HD float join(bfloat16 high, int16_t low) {
+  return float_from_bits((uint32_t(high.bits) << 16) + uint32_t(int32_t(low)));
+}
+RADAM_HD int16_t low_bits(float x) {
+  const uint32_t bits = bits_from_float(x);
+  return int16_t(uint16_t((bits & kMagnitude) > kInfinity ? 0u : bits & 0xffffu));
+}
+
+RADAM_HD uint32_t magnitude_bits(float x) { return bits_from_float(x) & kMagnitude; }
+
+// Kahan's sum: the parameter takes what it can of the update, and the compensation the rest. Either is a value of P. Of
+// an infinite parameter there is no rest: inf - inf would be a NaN.
+template <typename P>
+RADAM_HD void compensate(float& p, float& compensation, float decrease) {
+  const float update = compensation - decrease;
+  const float after = widen(Narrow<P>::from(p + update));
+  const float rest = (p - after) + update;
+  compensation = widen(Narrow<P>::from(magnitude_bits(after) == kInfinity ? 0.0f : rest));
+  p = after;
+}
+
+// Magnitudes of a block are compared as bits, so that a NaN is the largest of all.
+RADAM_HD float scale_from(uint32_t largest) { return float_from_bits(largest > kInfinity ? kQuietNan : largest); }
+
+// The next float up: a factor that has been rounded down would leave the largest of a block below the code that its
+// scale is found by again.
+RADAM_HD float next_up(float x) { return float_from_bits(bits_from_float(x) + 1); }
+
+// A code from 0 to `limit`, rounded stochastically; a NaN is 0.
+RADAM_HD int32_t code_of(float c, uint32_t draw, float limit) {
+  c = c + float(int32_t(draw)) * 0x1p-16f;
+  c = c > 0.0f ? c : 0.0f;
+  return int32_t(c < limit ? c : limit);
+}
+
+// 8 bits for the square root of the second moment: codes linear in its own square root, 0 for 0 alone.
+struct RootCode {
+  static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(255.0f / square_root(scale)) : 0.0f; }
+  static RADAM_HD int32_t encode(float root, float factor, uint32_t draw) {
+    const int32_t code = code_of(square_root(fabsf(root)) * factor, draw, 255.0f);
+    const int32_t least = root > 0.0f ? 1 : 0;
+    return code > least ? code : least;
+  }
+  static RADAM_HD float decode(int32_t code, float scale) {
+    const float fraction = float(code) * (1.0f / 255.0f);
+    return scale * (fraction * fraction);
+  }
+};
+
+// 8 bits for the first moment: codes linear in its quotient with the decoded root, which is what a step moves by.
+struct FirstCode {
+  static constexpr float kRest = 0x1p-100f;  // a block whose quotients are all smaller is at rest
+
+  static RADAM_HD float quotient(float m, float root) { return root > 0.0f ? m / root : 0.0f; }
+  static RADAM_HD float scale(uint32_t largest) {
+    const float scale = scale_from(largest);
+    return scale < kRest ? 0.0f : scale;
+  }
+  static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(127.0f / scale) : 0.0f; }
+  static RADAM_HD int32_t encode(float quotient, float factor, uint32_t draw) {
+    const int32_t code = code_of(fabsf(quotient) * factor, draw, 127.0f);
+    return quotient < 0.0f ? -code : code;
+  }
+  static RADAM_HD float decode(int32_t code, float scale, float root) {
+    return float(code) * (1.0f / 127.0f) * scale * root;
+  }
+};
+
+// float16 for the square root of the second moment: the square root of that, so that its range is 4e-15 to 4e9. At
+// least one unit where the root is above 0: a step divides by it.
+struct HalfRoot {
+  static constexpr float kUnit = 0x1p-24f;
+
+  static RADAM_HD float at_least_a_unit(float fourth) { return fourth > 0.0f && fourth < kUnit ? kUnit : fourth; }
+  static RADAM_HD float16 encode(float root, uint32_t draw) {
+    return Stochastic<float16>::from(at_least_a_unit(square_root(root)), draw);
+  }
+  static RADAM_HD float decode(float16 fourth) { return widen(fourth) * widen(fourth); }
+};
+
+// float16 for the first moment: its quotient with the decoded root, which is what a step moves by, so no rounding of
+// the root lengthens a step. A finite one is at most the largest number.
+struct HalfFirst {
+  static constexpr uint32_t kLargest = 0x477fe000u;  // 65504
+
+  static RADAM_HD float limited(float quotient) {
+    const bool too_large = magnitude_bits(quotient) - (kLargest + 1) < kInfinity - (kLargest + 1);
+    const uint32_t sign = bits_from_float(quotient) & ~kMagnitude;
+    return too_large ? float_from_bits(sign | kLargest) : quotient;
+  }
+  static RADAM_HD float16 encode(float m, float root, uint32_t draw) {
+    return Stochastic<float16>::from(limited(FirstCode::quotient(m, root)), draw);
+  }
+  static RADAM_HD float decode(float16 quotient, float root) { return widen(quotient) * root; }
+};
+
+}  // namespace radam_fused

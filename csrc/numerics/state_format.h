@@ -1,0 +1,33 @@
+// In which forms a launch finds its state (radam_fused/forms.py).
+#pragma once
+
+#include "numerics/dtypes.h"
+#include "numerics/quantization.h"
+
+namespace radam_fused {
+
+struct Forms {
+  int param_dtype = kUnsupported;
+  Moments moments = Moments::kFloat32;
+  Master master = Master::kNone;
+  bool stochastic = false;
+
+  // Whether the kernels for state in the dtype of the arithmetic serve it.
+  bool plain() const { return moments == Moments::kFloat32 && master == Master::kNone && !stochastic; }
+
+  int64_t moment_item() const {
+    return moments == Moments::kInt8 ? 1 : moments != Moments::kFloat32 ? 2 : item_size(moment_dtype(param_dtype));
+  }
+  RADAM_HD int64_t residue_item() const { return master == Master::kNone ? 0 : master == Master::kFloat32 ? 4 : 2; }
+};
+
+// The flat buffers of a bucket's state.
+struct StateBuffers {
+  char* exp_avg = nullptr;
+  char* exp_avg_sq = nullptr;
+  float* scales = nullptr;     // of the first moment's blocks, or null
+  float* sq_scales = nullptr;  // of the second moment's
+  char* residue = nullptr;     // or null
+};
+
+}  // namespace radam_fused

@@ -1,0 +1,127 @@
+// The Python face of the extension. Importing radam_fused._C loads the library, whose static initialisers register the
+// operators; the module itself holds loops over parameters that every step makes and Python would make slowly
+// (radam_fused/host.py has the same in Python).
+#include <Python.h>
+
+#include <cstdint>
+
+#include "cpu/cpu_capability.h"
+#include "python/param_groups.h"
+#include "python/pointer_table.h"
+#include "python/sequence.h"
+#include "python/step_counts.h"
+
+namespace {
+
+using radam_fused::item_of;
+using radam_fused::size_of;
+
+PyObject* instruction_set(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::instruction_set()); }
+
+// The ids of Python objects in the order in which they were noted, read one after the other.
+class Ids {
+ public:
+  explicit Ids(const uint64_t* at) : at_(at) {}
+
+  uint64_t next() { return *at_++; }
+
+  // Whether a list or tuple holds the very objects that come next, after their number.
+  bool identical(PyObject* sequence) {
+    const Py_ssize_t size = size_of(sequence);
+    if (size < 0 || next() != uint64_t(size)) return false;
+    for (Py_ssize_t i = 0; i < size; ++i) {
+      if (next() != reinterpret_cast<uint64_t>(item_of(sequence, i))) return false;
+    }
+    return true;
+  }
+
+  // The same of the values of a dict.
+  bool holds_exactly(PyObject* dict) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    if (next() != uint64_t(PyDict_Size(dict))) return false;
+    while (PyDict_Next(dict, &position, &key, &value)) {
+      if (next() != reinterpret_cast<uint64_t>(value)) return false;
+    }
+    return true;
+  }
+
+ private:
+  const uint64_t* at_;
+};
+
+// unchanged(groups, state, ids) -> bool. The ids, from this address on, are those of the state's values after their
+// number; then the number of groups; then of each group its parameters after their number. Objects that have died may
+// share an id with one that was made since, so the Python code that notes the ids has to make sure that this does no
+// harm.
+PyObject* unchanged(PyObject*, PyObject* args) {
+  PyObject *groups, *state;
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "OO!K", &groups, &PyDict_Type, &state, &address)) return nullptr;
+  static PyObject* const name = PyUnicode_InternFromString("params");
+  Ids ids(reinterpret_cast<const uint64_t*>(address));
+  const Py_ssize_t size = size_of(groups);
+  bool same = size >= 0 && ids.holds_exactly(state) && ids.next() == uint64_t(size);
+  for (Py_ssize_t i = 0; same && i < size; ++i) {
+    PyObject* group = item_of(groups, i);
+    PyObject* params = PyDict_Check(group) ? PyDict_GetItemWithError(group, name) : nullptr;
+    same = params != nullptr && ids.identical(params);
+  }
+  return PyErr_Occurred() ? nullptr : PyBool_FromLong(same);
+}
+
+// The attribute "grad" of params[i], a new reference; asks for the memory of one that comes soon.
+PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
+  constexpr Py_ssize_t kAhead = 8;
+  static PyObject* const name = PyUnicode_InternFromString("grad");
+  if (i + kAhead < size) __builtin_prefetch(PyList_GetItem(params, i + kAhead));
+  return PyObject_GetAttr(PyList_GetItem(params, i), name);
+}
+
+PyObject* gradients(PyObject*, PyObject* params) {
+  if (!PyList_Check(params)) return PyErr_Format(PyExc_TypeError, "gradients() takes a list of parameters");
+  PyObject* grads = PyList_New(0);
+  PyObject* missing = PyList_New(0);
+  const Py_ssize_t size = PyList_Size(params);
+  bool fine = grads != nullptr && missing != nullptr;
+  for (Py_ssize_t i = 0; fine && i < size; ++i) {
+    PyObject* grad = grad_of(params, i, size);
+    if (grad == nullptr) {
+      fine = false;
+    } else if (grad == Py_None) {
+      PyObject* index = PyLong_FromSsize_t(i);
+      fine = index != nullptr && PyList_Append(missing, index) == 0;
+      Py_XDECREF(index);
+    } else {
+      fine = PyList_Append(grads, grad) == 0;
+    }
+    Py_XDECREF(grad);
+  }
+  PyObject* result = fine ? PyTuple_Pack(2, grads, missing) : nullptr;
+  Py_XDECREF(grads);
+  Py_XDECREF(missing);
+  return result;
+}
+
+PyMethodDef methods[] = {
+    {"instruction_set", instruction_set, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
+    {"unchanged", unchanged, METH_VARARGS, "Whether groups and state hold the very objects that they did."},
+    {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
+    {"prepare_describe", radam_fused::prepare_describe, METH_VARARGS, "Whether this torch has what describe needs."},
+    {"describe_tensors", radam_fused::describe_tensors, METH_VARARGS, "Notes where the parameters' tensors are."},
+    {"describe", radam_fused::describe, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or False."},
+    {"in_place", radam_fused::in_place, METH_VARARGS, "Whether pairs lie where they were described to."},
+    {"counts_shown", radam_fused::counts_shown, METH_VARARGS, "Whether step counts are shown as they are."},
+    {"describe_views", radam_fused::describe_views, METH_VARARGS, "Notes where tensors and their elements are."},
+    {"have_memory_each", radam_fused::have_memory_each, METH_O, "Whether no two tensors can share memory."},
+    {"views_in_place", radam_fused::views_in_place, METH_VARARGS, "Whether tensors' elements are where they were."},
+    {"write_rows", radam_fused::write_rows, METH_VARARGS, "The rows of a step; False where Python has to make them."},
+    {"step_described", radam_fused::step_described, METH_VARARGS, "As describe, and a step over them; or False."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+extern "C" PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }
