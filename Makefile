@@ -59,7 +59,7 @@ bench: build $(RIVALS)  ## the benchmarks, saved under bench/results (CASES="16M
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
 
 readme: $(TOOLS)  ## the README's numbers, rewritten from the files under bench/results
-	$(PY) -m bench.readme
+	$(PY) -m bench.report.readme
 
 paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on where it was; QUICK=1, RESULTS=folder, CIFAR10=folder
 	$(PY) -m bench.paper $(if $(QUICK),--sizes quick) $(if $(RESULTS),--results $(RESULTS)) $(PAPER_ARGS)

@@ -1,1 +1,1 @@
-"""How long one optimizer step takes, beside the peers and the ceiling: ``python -m bench`` (see `bench.measure`)."""
+"""How long one optimizer step takes, beside the peers and the ceiling: ``python -m bench``."""

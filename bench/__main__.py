@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
-from bench import cases, peers, plot, report, results, training
-from bench.caches import STATES
-from bench.measure import Plan
-from bench.run import Run
+from bench.harness import results, training_steps
+from bench.harness.cache_state import STATES
+from bench.harness.interleave import Plan
+from bench.harness.session import Run
+from bench.optimizers import baselines
+from bench.report import plots, tables
+from bench.workloads import cases
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -23,10 +26,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         nargs="+",
         default=["default"],
         metavar="NAME",
-        help=f"default, {', '.join([*cases.SETS, 'training', *cases.CASES, *training.MODELS])}",
+        help=f"default, {', '.join([*cases.SETS, 'training', *cases.CASES, *training_steps.MODELS])}",
     )
     parser.add_argument(
-        "--peers", nargs="+", default=["all"], metavar="NAME", help=f"all, torch, none, {', '.join(peers.PEERS)}"
+        "--peers", nargs="+", default=["all"], metavar="NAME", help=f"all, torch, none, {', '.join(baselines.PEERS)}"
     )
     parser.add_argument("--rounds", type=int, help="a fixed number, in place of as many as the budget allows")
     parser.add_argument("--budget", type=float, default=Plan.budget, help="seconds of rounds a case (%(default)s)")
@@ -43,9 +46,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
     try:
-        options.models, names = training.chosen(options.cases)
+        options.models, names = training_steps.chosen(options.cases)
         options.cases = cases.chosen(names)
-        options.peers = peers.chosen(options.peers)
+        options.peers = baselines.chosen(options.peers)
     except ValueError as error:
         parser.error(str(error))
     return options, rest
@@ -63,9 +66,9 @@ def main(arguments: list[str]) -> int:
         found = results.results(run)
         options.out.mkdir(parents=True, exist_ok=True)
         results.write(found, options.out / "step.json")
-        pictures = plot.draw(found, options.out)
-        (options.out / "step.md").write_text(report.markdown(found, pictures))
-        report.show(found, run.console)
+        pictures = plots.draw(found, options.out)
+        (options.out / "step.md").write_text(tables.markdown(found, pictures))
+        tables.show(found, run.console)
         files = ", ".join(["step.json", "step.md", *pictures])
         run.console.print(f"in {options.out}: {files}", style="dim", highlight=False)
     for name, reason in run.skipped.items():

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.gpu import claims, report
+from bench.gpu import report, targets
 from bench.gpu.plan import DEFAULT, ROOT, TOTAL, stages
 from bench.gpu.stages import FAILED, Outcome, Stage, run
 
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     results = folder / "gpu.json"
     if "bench" in options.stages and results.exists() and results.stat().st_mtime >= fresh - 1.0:
         found = json.loads(results.read_text())
-        print(report.terminal(found), *claims.lines(found), sep="\n")
+        print(report.terminal(found), *targets.lines(found), sep="\n")
     print(f"\nall stages, {time.monotonic() - began:.0f} s:\n{table(outcomes)}")
     return int(any(outcome.status == FAILED for outcome in outcomes))
 

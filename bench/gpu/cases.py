@@ -1,4 +1,4 @@
-"""The work of the GPU benchmarks: `bench.cases` in fp32 and in bf16.
+"""The work of the GPU benchmarks: `bench.workloads.cases` in fp32 and in bf16.
 
 bf16 means 16-bit parameters and gradients. The moments are the optimizer's affair: fp32 here, bf16 in torch.optim,
 which then moves fewer bytes and rounds most updates of exp_avg_sq away.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.cases import CASES, Case
+from bench.workloads.cases import CASES, Case
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHOWN = ["256M", "llama", "small", "gpt2", "resnet50"]

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu.contestants import Runner
-from bench.peers import HYPERPARAMETERS
+from bench.gpu.candidates import Runner
+from bench.optimizers.baselines import HYPERPARAMETERS
 from radam_fused import FusedRAdam
 
 TOLERANCE = 1e-5

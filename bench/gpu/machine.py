@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import machine
+from bench.harness import machine
 
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "temperature.gpu", "power.draw", "power.limit")
 """MHz, degrees Celsius and watts."""

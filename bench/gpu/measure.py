@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
 from bench.gpu import check, clock, traces
+from bench.gpu.candidates import Contestant, Runner
 from bench.gpu.cases import DTYPES, pass_bytes, values
 from bench.gpu.clock import Clock
-from bench.gpu.contestants import Contestant, Runner
-from bench.limits import TimeUp, time_limit
-from bench.peers import Absent
+from bench.optimizers.baselines import Absent
+from bench.optimizers.time_limit import TimeUp, time_limit
+from bench.workloads.cases import Case
 
 WARMUP = 8
 SEED = 0

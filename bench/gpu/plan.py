@@ -102,7 +102,7 @@ def _sanitize() -> list[Task]:
 
     def task(name: str, check: str, judge: Callable[[int, str], Verdict], *options: str) -> Task:
         flags = ["--tool", check, "--error-exitcode", "9", "--print-limit", "20"]
-        command = [tool or "", *flags, sys.executable, "-m", "bench.gpu.exercise", *options]
+        command = [tool or "", *flags, sys.executable, "-m", "bench.gpu.sanitizer_workload", *options]
         return Task(name, command, environment, judge, missing=missing)
 
     return [
@@ -162,7 +162,10 @@ def stages(results: Path) -> dict[str, Stage]:
             [
                 Task(
                     "forms",
-                    [python, "-m", "bench.forms", "--device", "cuda", "--results", str(results / "forms.json")],
+                    [
+                        *(python, "-m", "bench.studies.state_formats", "--device", "cuda"),
+                        *("--results", str(results / "forms.json")),
+                    ],
                     compiled,
                 )
             ],

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from bench import machine as host_machine
-from bench.cases import Case
-from bench.gpu import check, claims, clock, machine, measure, plot, report
+from bench.gpu import check, clock, machine, measure, plot, report, targets
+from bench.gpu.candidates import CONTESTANTS, Contestant
 from bench.gpu.cases import CASES, DTYPES, SHOWN
 from bench.gpu.clock import Clock
-from bench.gpu.contestants import CONTESTANTS, Contestant
+from bench.harness import machine as host_machine
+from bench.workloads.cases import Case
 
 BY_NAME = ("radam-single", "adam-fused", "optimi")
 """Peers that take part when they are named: each has a faster sibling, and time is short."""
@@ -145,7 +145,7 @@ class Suite:
 
 def smoke(backends: Sequence[str], device: str) -> dict[str, str]:
     """Backends whose short exercise fails in a process of its own, with the reason: they would end the run for all."""
-    command = [sys.executable, "-m", "bench.gpu.exercise", "--timed", "--device", device, "--backends"]
+    command = [sys.executable, "-m", "bench.gpu.sanitizer_workload", "--timed", "--device", device, "--backends"]
     started = [(backend, subprocess.Popen([*command, backend], stdout=PIPE, stderr=STDOUT)) for backend in backends]
     out = {}
     for backend, process in started:
@@ -167,7 +167,7 @@ def write(found: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(found, folder / "gpu.json")
     plots = plot.NAMES if find_spec("matplotlib") else ()
-    (folder / "gpu.md").write_text(report.markdown(found, claims.lines(found), plots))
+    (folder / "gpu.md").write_text(report.markdown(found, targets.lines(found), plots))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
 from bench.gpu import clock, measure, report, tune_cuda
+from bench.gpu.candidates import fused
 from bench.gpu.cases import CASES, DTYPES, pass_bytes
 from bench.gpu.clock import Clock
-from bench.gpu.contestants import fused
+from bench.workloads.cases import Case
 from radam_fused import available_backends
 from radam_fused.backends import triton as backend
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench import machine
+from bench.harness import machine
 
 SCHEMA = 1
 DIGITS = 6

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import agreement
-from bench.agreement import Agreement, compare, drawn, pieces
-from bench.cases import CASES
-from bench.contestants import CONTESTANTS, Runner
-from bench.peers import PEERS, Absent
+from bench.harness import correctness
+from bench.harness.correctness import Agreement, compare, drawn, pieces
+from bench.optimizers.baselines import PEERS, Absent
+from bench.optimizers.candidates import CONTESTANTS, Runner
+from bench.workloads.cases import CASES
 
 STEPS = 8
 SHAPES = ((5,), (3, 4), (), (0,), (30,))
@@ -23,12 +23,12 @@ def values(scale: float, seed: int) -> list[Tensor]:
 
 def trained(start: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
     make = torch.optim.RAdam
-    return [agreement.stepped(make, p, g, STEPS) for p, g in zip(start, grads, strict=True)]
+    return [correctness.stepped(make, p, g, STEPS) for p, g in zip(start, grads, strict=True)]
 
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "PIECE", 7)
+    monkeypatch.setattr(correctness, "PIECE", 7)
 
 
 def test_pieces_are_all_elements_in_order() -> None:
@@ -75,7 +75,8 @@ def test_other_bits_are_noticed() -> None:
     start, grads = values(0.02, 0), values(0.01, 1)
     from radam_fused import FusedRAdam
 
-    ends = [agreement.stepped(FusedRAdam, p, g, STEPS, backend="reference") for p, g in zip(start, grads, strict=True)]
+    pairs = zip(start, grads, strict=True)
+    ends = [correctness.stepped(FusedRAdam, p, g, STEPS, backend="reference") for p, g in pairs]
     fused = CONTESTANTS["fused"]
     assert compare([fused], {"fused": Runner(lambda: None, ends, STEPS)}, start, grads).agrees is True
     ends[0].view(torch.int32)[1] += 1

@@ -18,14 +18,16 @@ pytest.importorskip("pytest_benchmark")
 
 import torch
 
-from bench import cases, ceiling, heats, machine, peers, results
 from bench.__main__ import main
-from bench.caches import STATES, USED
-from bench.cases import CASES
-from bench.contestants import ALWAYS, CONTESTANTS, FIRST_STEPS, with_peers
-from bench.measure import WARMUP, Measurement, Plan, measure
-from bench.peers import PEERS
-from bench.training import SHOWN, chosen
+from bench.harness import machine, memory_groups, results
+from bench.harness.cache_state import STATES, USED
+from bench.harness.interleave import WARMUP, Measurement, Plan, measure
+from bench.harness.training_steps import SHOWN, chosen
+from bench.optimizers import bandwidth_ceiling, baselines
+from bench.optimizers.baselines import PEERS
+from bench.optimizers.candidates import ALWAYS, CONTESTANTS, FIRST_STEPS, with_peers
+from bench.workloads import cases
+from bench.workloads.cases import CASES
 
 QUICK = ["radam-foreach", "adamw-fused", "optimi", "apex"]
 """Peers that compile nothing, and one that serves no CPU."""
@@ -43,7 +45,7 @@ def test_other_cases_have_the_size_of_their_titles():
     assert (CASES["small"].tensors, CASES["small"].elements) == (10_000, 640_000)
 
 
-needs_compiler = pytest.mark.skipif(ceiling.compiler_version() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(bandwidth_ceiling.compiler_version() is None, reason="no C++ compiler")
 
 
 def lists(lengths):
@@ -59,7 +61,7 @@ def test_ceiling_adds_g_to_each_of_the_others(lengths, threads):
     p, g, m, v = lists(lengths)
     expected = [[a + b for a, b in zip(values, g, strict=True)] for values in (p, m, v)]
     untouched = [value.clone() for value in g]
-    ceiling.prepare(p, g, m, v, threads)()
+    bandwidth_ceiling.prepare(p, g, m, v, threads)()
     for found, wanted in zip((p, m, v, g), (*expected, untouched), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
@@ -67,14 +69,14 @@ def test_ceiling_adds_g_to_each_of_the_others(lengths, threads):
 def test_ceiling_refuses_lists_that_do_not_match():
     p, g, m, v = lists([3, 4])
     with pytest.raises(ValueError, match="differ"):
-        ceiling.prepare(p, g[:1], m, v, 1)
+        bandwidth_ceiling.prepare(p, g[:1], m, v, 1)
 
 
 @needs_compiler
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_ceiling_runs_on_the_threads_of_torch():
     p, g, m, v = lists([100_000])
-    add = ceiling.prepare(p, g, m, v, torch.get_num_threads())
+    add = bandwidth_ceiling.prepare(p, g, m, v, torch.get_num_threads())
     torch.ones(1_000_000).add_(1.0)
     before = len(os.listdir("/proc/self/task"))
     add()
@@ -105,7 +107,7 @@ def test_waiting_for_quiet_ends():
 
 GARBAGE = """
 import torch
-from bench.machine import free_garbage
+from bench.harness.machine import free_garbage
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS:")) * 1024
@@ -141,29 +143,29 @@ def test_ratios_are_taken_within_rounds_and_heats():
 
 def test_peers_come_in_heats_where_memory_is_short(monkeypatch):
     case, everybody = CASES["16M"], with_peers(list(PEERS))
-    free = heats.bytes_needed(case, everybody) / 2**30 / 2
-    monkeypatch.setattr(heats, "available_gib", lambda: free)
-    divided, left_out = heats.divide(case, everybody)
+    free = memory_groups.bytes_needed(case, everybody) / 2**30 / 2
+    monkeypatch.setattr(memory_groups, "available_gib", lambda: free)
+    divided, left_out = memory_groups.divide(case, everybody)
     assert not left_out
     assert len(divided) > 1
     for heat in divided:
         assert [c.name for c in heat if c.role != "peer"] == ALWAYS
-        assert heats.bytes_needed(case, heat) <= free * 2**30
+        assert memory_groups.bytes_needed(case, heat) <= free * 2**30
     assert [c.name for heat in divided for c in heat if c.role == "peer"] == list(PEERS)
 
-    constant = heats.bytes_needed(case, with_peers([])) / 2**30
-    monkeypatch.setattr(heats, "available_gib", lambda: (constant + 0.001) / (1 - heats.SPARE))
-    divided, left_out = heats.divide(case, everybody)
+    constant = memory_groups.bytes_needed(case, with_peers([])) / 2**30
+    monkeypatch.setattr(memory_groups, "available_gib", lambda: (constant + 0.001) / (1 - memory_groups.SPARE))
+    divided, left_out = memory_groups.divide(case, everybody)
     assert [c.name for c in divided[0]] == ALWAYS
     assert left_out.keys() == PEERS.keys()
-    monkeypatch.setattr(heats, "available_gib", lambda: 0.1)
-    with pytest.raises(heats.NotEnoughMemory, match="needs about"):
-        heats.divide(case, everybody)
+    monkeypatch.setattr(memory_groups, "available_gib", lambda: 0.1)
+    with pytest.raises(memory_groups.NotEnoughMemory, match="needs about"):
+        memory_groups.divide(case, everybody)
 
 
 def test_a_case_in_heats_is_one_measurement(monkeypatch):
-    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
-    monkeypatch.setattr("bench.measure.divide", lambda *_: ([with_peers([name]) for name in QUICK], {}))
+    monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.harness.interleave.divide", lambda *_: ([with_peers([name]) for name in QUICK], {}))
     found = measure(CASES["tiny"], with_peers(QUICK), Plan(rounds=2, patience=0))
     assert len(found.heats) == len(QUICK)
     assert found.absent["apex"] == "serves cuda alone"
@@ -177,7 +179,7 @@ def test_a_case_in_heats_is_one_measurement(monkeypatch):
 
 @pytest.mark.parametrize("caches", STATES)
 def test_radams_agree_after_the_rounds(caches, monkeypatch):
-    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     radams = with_peers(["radam-foreach", "radam-single", "optimi"])
     calls = []
     plan = Plan(rounds=3, patience=0, caches=caches)
@@ -194,7 +196,7 @@ def test_radams_agree_after_the_rounds(caches, monkeypatch):
 
 
 def test_a_wrong_update_does_not_agree(monkeypatch):
-    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     impostor = dataclasses.replace(CONTESTANTS["adamw-fused"], radam=True)
     found = measure(CASES["tiny"], [impostor, CONTESTANTS["radam-single"]], Plan(rounds=1, patience=0))
     assert found.agreement.agrees is False
@@ -206,16 +208,16 @@ def test_names_stand_for_cases_models_and_peers():
     assert "llama" not in cases.chosen(["default"])
     assert chosen(["default", "train-tiny"]) == ([*SHOWN, "train-tiny"], ["default"])
     assert chosen(["16M"]) == ([], ["16M"])
-    assert peers.chosen(["torch"]) == [name for name in PEERS if "radam-" in name or name.endswith("-fused")]
-    assert peers.chosen(["none"]) == []
+    assert baselines.chosen(["torch"]) == [name for name in PEERS if "radam-" in name or name.endswith("-fused")]
+    assert baselines.chosen(["none"]) == []
     with pytest.raises(ValueError, match="no case 'oh'"):
         cases.chosen(["oh"])
     with pytest.raises(ValueError, match="no peer 'oh'"):
-        peers.chosen(["oh"])
+        baselines.chosen(["oh"])
 
 
 def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stands still under xdist
     own = tmp_path / "pytest-benchmark.json"
     options = ["--rounds", "3", "--patience", "0", "--out", str(tmp_path), f"--benchmark-json={own}"]
@@ -266,7 +268,7 @@ def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
 
 
 def test_a_case_too_large_for_the_machine_is_reported(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("bench.heats.available_gib", lambda: 0.1)
+    monkeypatch.setattr("bench.harness.memory_groups.available_gib", lambda: 0.1)
     assert main(["--cases", "tiny", "--peers", "none", "--rounds", "1", "--out", str(tmp_path)]) == 0
     assert "needs about" in capsys.readouterr().out
 

@@ -9,24 +9,25 @@ import time
 import pytest
 import torch
 
-from bench import forms, peers
-from bench.gpu import check, contestants, exercise, installed, machine, measure, step, traces, tune, tune_cuda
+from bench.gpu import candidates, check, installed, machine, measure, sanitizer_workload, step, traces, tune, tune_cuda
 from bench.gpu.cases import CASES, DTYPES, pass_bytes, values
 from bench.gpu.clock import HostClock
-from bench.limits import TimeUp, time_limit
-from bench.peers import Absent
+from bench.optimizers import baselines
+from bench.optimizers.baselines import Absent
+from bench.optimizers.time_limit import TimeUp, time_limit
+from bench.studies import state_formats
 
 TINY = CASES["tiny"]
 QUICK = measure.Plan(seconds=1e-6, least=3)
 HERE = {
     contestant.name: contestant
     for contestant in (
-        contestants.fused("cpu", False),
-        contestants.fused("cpu", True),
-        contestants.fused("reference", False),
-        contestants.CONTESTANTS["radam-foreach"],
-        contestants.CONTESTANTS["adamw-fused"],
-        contestants.CONTESTANTS["apex"],
+        candidates.fused("cpu", False),
+        candidates.fused("cpu", True),
+        candidates.fused("reference", False),
+        candidates.CONTESTANTS["radam-foreach"],
+        candidates.CONTESTANTS["adamw-fused"],
+        candidates.CONTESTANTS["apex"],
     )
 }
 
@@ -49,7 +50,7 @@ def test_bytes_of_a_pass():
     assert pass_bytes(TINY, torch.float32, torch.float32) == 28 * TINY.elements
     assert pass_bytes(TINY, torch.bfloat16, torch.float32) == 22 * TINY.elements
     assert pass_bytes(TINY, torch.bfloat16, torch.bfloat16) == 14 * TINY.elements
-    of = {name: c.pass_bytes(TINY, torch.bfloat16) / TINY.elements for name, c in contestants.CONTESTANTS.items()}
+    of = {name: c.pass_bytes(TINY, torch.bfloat16) / TINY.elements for name, c in candidates.CONTESTANTS.items()}
     assert (of["cuda"], of["apex"], of["adamw-fused"], of["bitsandbytes"]) == (22, 22, 14, 10)
 
 
@@ -74,7 +75,7 @@ def test_counts_fit_the_time():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_commands_say_so(tmp_path, capsys):
     assert step.main(["--out", str(tmp_path)]) == 1
-    assert forms.main(["--device", "cuda"]) == 1
+    assert state_formats.main(["--device", "cuda"]) == 1
     assert tune.main(["--out", str(tmp_path)]) == 1
     assert capsys.readouterr().out.count("no CUDA GPU") == 3
     assert not list(tmp_path.iterdir())
@@ -131,7 +132,7 @@ def test_a_step_that_moves_nothing_is_noticed():
 
 def test_peers_that_are_not_installed_are_absent():
     with pytest.raises(Absent, match="ModuleNotFoundError"):
-        peers._elsewhere("no_such_package", "FusedAdam")([])
+        baselines._elsewhere("no_such_package", "FusedAdam")([])
 
 
 def test_time_limits_ring():
@@ -145,7 +146,7 @@ def test_time_limits_ring():
 
 
 def test_too_many_tensors_are_not_compiled():
-    compiled = contestants.CONTESTANTS["radam-compiled"]
+    compiled = candidates.CONTESTANTS["radam-compiled"]
     with pytest.raises(Absent, match="beyond 200"):
         compiled.build(CASES["small"], [], [])
 
@@ -159,7 +160,7 @@ def test_attempts_go_on():
 
     assert attempts.attempt(lambda *_: {"a": 1}, cpu, TINY, "fp32") == {"a": 1}
     assert attempts.attempt(fails, cpu, TINY, "fp32") is None
-    assert attempts.attempt(fails, contestants.CONTESTANTS["triton"], TINY, "fp32") is None
+    assert attempts.attempt(fails, candidates.CONTESTANTS["triton"], TINY, "fp32") is None
     attempts.ends = 0.0
     assert attempts.attempt(fails, cpu, TINY, "fp32") is None
     assert [entry["reason"] for entry in attempts.missing] == ["failed: ValueError: oh", "it crashed", "out of time"]
@@ -227,23 +228,23 @@ def test_an_interrupted_run_keeps_what_it_has(monkeypatch):
 def test_exercise_on_the_cpu():
     """Every kernel runs: of one that does not a sanitizer sees nothing."""
     with torch.profiler.profile() as profile:
-        assert exercise.exercise("cpu", "cpu") == len(exercise.runs()) == 19
-    assert len(exercise.runs(timed=True)) == 6
+        assert sanitizer_workload.exercise("cpu", "cpu") == len(sanitizer_workload.runs()) == 19
+    assert len(sanitizer_workload.runs(timed=True)) == 6
     called = {event.key.partition("::")[2] for event in profile.key_averages() if event.key.startswith("radam_fused::")}
     assert called >= {"step_native", "squares_native", "rows_native"}
 
 
 def test_exercise_notices_other_bits(monkeypatch):
-    train = exercise.train
+    train = sanitizer_workload.train
 
     def off(device, backend, *rest):
         params = train(device, backend, *rest)
         params[3].view(-1)[5] += backend == "cpu"
         return params
 
-    monkeypatch.setattr(exercise, "train", off)
+    monkeypatch.setattr(sanitizer_workload, "train", off)
     with pytest.raises(AssertionError, match="cpu: tensor 3"):
-        exercise.exercise("cpu", "cpu")
+        sanitizer_workload.exercise("cpu", "cpu")
 
 
 def test_a_backend_that_fails_its_exercise_is_left_out():
@@ -261,7 +262,7 @@ def test_tuning_restores_the_settings(monkeypatch):
 
 
 def test_tuning_sorts_and_writes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "fused", lambda backend, flatten: contestants.fused("cpu", flatten))
+    monkeypatch.setattr(tune, "fused", lambda backend, flatten: candidates.fused("cpu", flatten))
     monkeypatch.setattr(tune, "available_backends", lambda: {"triton": None, "cuda": "no GPU"})
     arguments = ["--out", str(tmp_path), "--cases", "tiny", "--dtypes", "fp32", "--tile", "1024", "--warps", "4", "8"]
     assert tune.main(arguments, on=HostClock()) == 0
@@ -297,13 +298,14 @@ def test_grids_of_cuda_are_timed_in_processes_of_their_own(monkeypatch, capsys):
 
 
 def test_stored_forms_are_timed_and_an_absent_backend_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(forms, "available_backends", lambda: {"cuda": "not built", "cpu": None})
+    monkeypatch.setattr(state_formats, "available_backends", lambda: {"cuda": "not built", "cpu": None})
     path = tmp_path / "forms.json"
     arguments = ["--elements", "5000", "--rounds", "2", "--results", str(path)]
-    assert forms.main([*arguments, "--backends", "cuda", "cpu"]) == 1
+    assert state_formats.main([*arguments, "--backends", "cuda", "cpu"]) == 1
     found = json.loads(path.read_text())
     assert found["absent"] == {"cuda": "not built"}
-    assert [(row["form"], row["backend"]) for row in found["rows"]] == [(form.name, "cpu") for form in forms.FORMS]
+    expected = [(form.name, "cpu") for form in state_formats.FORMS]
+    assert [(row["form"], row["backend"]) for row in found["rows"]] == expected
     assert all(row["ms"] > 0.0 for row in found["rows"])
     assert "cuda was not measured: not built" in capsys.readouterr().out
-    assert forms.main([*arguments, "--backends", "cpu"]) == 0
+    assert state_formats.main([*arguments, "--backends", "cpu"]) == 0

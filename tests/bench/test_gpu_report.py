@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from bench.gpu import claims, plot, report
+from bench.gpu import plot, report, targets
+from bench.gpu.candidates import CONTESTANTS
 from bench.gpu.cases import CASES, DTYPES, SHOWN, pass_bytes
-from bench.gpu.contestants import CONTESTANTS
 
 COPY = 4000.0  # GB/s
 TIMES = {"radam-foreach": 12.0, "adamw-fused": 4.0}
@@ -66,14 +66,14 @@ def made_up(share: float = 0.96, **changed: dict) -> dict:
 
 
 def verdicts(found: dict, text: str) -> set[str]:
-    chosen = [line.split()[0] for line in claims.lines(found) if text in line]
+    chosen = [line.split()[0] for line in targets.lines(found) if text in line]
     assert chosen
     return set(chosen)
 
 
 def test_all_hold():
-    lines = [line for line in claims.lines(made_up()) if "not installed" not in line]
-    assert {line.split()[0] for line in lines} == {claims.PASS}, lines
+    lines = [line for line in targets.lines(made_up()) if "not installed" not in line]
+    assert {line.split()[0] for line in lines} == {targets.PASS}, lines
     assert "PASS fp32 1 × 256M cuda >= 95 % of copy: tensors 96 %, flatten 96 %" in lines
 
 
@@ -91,34 +91,34 @@ def test_all_hold():
 )
 def test_each_can_miss(changed: dict, text: str, others: str):
     found = made_up(**changed)
-    assert claims.MISS in verdicts(found, text)
-    assert claims.MISS not in verdicts(found, others)
+    assert targets.MISS in verdicts(found, text)
+    assert targets.MISS not in verdicts(found, others)
 
 
 def test_what_was_not_measured_does_not_pass():
     found = made_up()
     found["rows"] = [row for row in found["rows"] if row["backend"] != "cuda"]
-    assert verdicts(found, " cuda") == {claims.UNMEASURED}
+    assert verdicts(found, " cuda") == {targets.UNMEASURED}
     found["rows"] = []
-    assert claims.PASS not in {line.split()[0] for line in claims.lines(found)}
+    assert targets.PASS not in {line.split()[0] for line in targets.lines(found)}
     one_form = made_up()
     one_form["rows"] = [row for row in one_form["rows"] if row["contestant"] != "cuda-flat"]
-    assert verdicts(one_form, "256M cuda >= 95") == {claims.UNMEASURED}
+    assert verdicts(one_form, "256M cuda >= 95") == {targets.UNMEASURED}
 
 
 def test_launches_that_were_not_counted_are_named():
     found = made_up(cuda={"launches": None})
-    assert any("10 not counted" in line for line in claims.lines(found))
+    assert any("10 not counted" in line for line in targets.lines(found))
 
 
 def test_rows_that_were_not_compared_are_named():
     """Were there no memory for the comparison, say: neither right nor wrong."""
     found = made_up(cuda={"check": {"right": None, "reason": "not compared: OutOfMemoryError"}})
-    (line,) = [line for line in claims.lines(found) if "reference's bits, cuda" in line]
-    assert line.startswith(claims.UNMEASURED)
+    (line,) = [line for line in targets.lines(found) if "reference's bits, cuda" in line]
+    assert line.startswith(targets.UNMEASURED)
     assert line.endswith("10 not compared")
     found = made_up(cuda={"check": {"right": None}}, cuda_flat={"check": {"right": False}})
-    assert verdicts(found, "reference's bits, cuda") == {claims.MISS}
+    assert verdicts(found, "reference's bits, cuda") == {targets.MISS}
 
 
 def test_tables_and_markdown():
@@ -129,7 +129,7 @@ def test_tables_and_markdown():
     assert "same bits" in text
     assert "apex FusedAdam did not run: ModuleNotFoundError" in text
     assert len(text) < 10_000
-    markdown = report.markdown(found, claims.lines(found), plot.NAMES)
+    markdown = report.markdown(found, targets.lines(found), plot.NAMES)
     for name in plot.NAMES:
         assert f"({name})" in markdown
     assert "| FusedRAdam cuda, flatten | " in markdown
@@ -167,7 +167,7 @@ def test_counts_stand_in_for_events_that_tell_nothing():
 def test_rows_without_gpu_time_are_shown():
     found = made_up(radam_foreach={"gpu_ms": None, "gpu_ms_from": None, "launches": None})
     assert "torch RAdam, foreach" in report.terminal(found)
-    assert claims.UNMEASURED in verdicts(found, "torch RAdam")
+    assert targets.UNMEASURED in verdicts(found, "torch RAdam")
 
 
 def test_results_survive_json(tmp_path):

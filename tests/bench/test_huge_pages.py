@@ -11,7 +11,7 @@ pytest.importorskip("rich")
 
 import torch
 
-from bench import huge_pages
+from bench.studies import huge_pages
 from radam_fused import memory
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux only")
@@ -29,7 +29,7 @@ def test_buffers_without_huge_pages_are_zeros_all_the_same():
 
 
 def test_the_command(monkeypatch, capsys):
-    monkeypatch.setattr("bench.caches.FLUSH_BYTES", 2**16)
+    monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     monkeypatch.setattr(memory, "LEAST", 2**14)
     assert huge_pages.main(["--elements", "30000", "--tensors", "3", "--rounds", "3"]) == 0
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the recorded runs of `bench.precision` show is what the project promises of learning, and what the docs say."""
+"""What `low_precision_training` recorded is what the project promises of learning, and what the docs say."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 
-from bench import precision
+from bench.studies import low_precision_training
 
-ROWS: list[dict[str, Any]] = json.loads(precision.RESULTS.read_text())["rows"]
+ROWS: list[dict[str, Any]] = json.loads(low_precision_training.RESULTS.read_text())["rows"]
 LOSS, COSINE, SEEDS = 0.005, 0.999, 5
 
 
 def runs(model: str, form: str, short: bool) -> list[dict[str, Any]]:
     chosen = [row for row in ROWS if (row["model"], row["form"]) == (model, form)]
-    found = [row for row in chosen if (row["steps"] == precision.SHORT_STEPS) == short]
+    found = [row for row in chosen if (row["steps"] == low_precision_training.SHORT_STEPS) == short]
     assert len(found) == SEEDS
     return found
 
 
 def loss_against_first(model: str, form: str) -> float:
-    first = next(iter(precision.MODELS[model][1]))
+    first = next(iter(low_precision_training.MODELS[model][1]))
     losses = [statistics.fmean(row["loss"] for row in runs(model, name, short=False)) for name in (form, first)]
     return losses[0] / losses[1] - 1
 
@@ -57,4 +57,4 @@ def test_the_docs_have_these_numbers() -> None:
     with_integers = [
         {**row, "cosines": {int(t): c for t, c in row["cosines"].items()}} if "cosines" in row else row for row in ROWS
     ]
-    assert precision.tables(with_integers) in precision.REPORT.read_text()
+    assert low_precision_training.tables(with_integers) in low_precision_training.REPORT.read_text()

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("rich")
 
-from bench import readme
+from bench.report import readme
 
 
 def test_the_readme_is_what_the_files_say() -> None:

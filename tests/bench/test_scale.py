@@ -13,11 +13,11 @@ pytest.importorskip("rich")
 import torch
 import torch.distributed as dist
 
-from bench import scale
+from bench.studies import fsdp_scale
 
 
 def test_llama_has_the_published_size():
-    shapes = scale.layer_shapes() * scale.LAYERS + scale.ENDS
+    shapes = fsdp_scale.layer_shapes() * fsdp_scale.LAYERS + fsdp_scale.ENDS
     assert len(shapes) == 723
     assert sum(math.prod(shape) for shape in shapes) == 70_553_706_496
 
@@ -25,10 +25,10 @@ def test_llama_has_the_published_size():
 @pytest.mark.parametrize("rank", [0, 63])
 def test_what_is_computed_is_what_a_step_takes(rank, monkeypatch):
     """A model of one layer, whose keys and values have fewer rows than there are ranks."""
-    monkeypatch.setattr(scale, "LAYERS", 1)
-    monkeypatch.setattr(scale, "KEYS", 40)
-    found = scale.simulated(64, rank)
-    assert {key: found[key] for key in ("elements", "empty shards", "state bytes")} == scale.computed(64, rank)
+    monkeypatch.setattr(fsdp_scale, "LAYERS", 1)
+    monkeypatch.setattr(fsdp_scale, "KEYS", 40)
+    found = fsdp_scale.simulated(64, rank)
+    assert {key: found[key] for key in ("elements", "empty shards", "state bytes")} == fsdp_scale.computed(64, rank)
     assert found["empty shards"] == (2 if rank == 63 else 0)
     assert found["launches"] == {"squares": 1, "rows": 1, "step": 1}
     assert found["collectives"] == ["c10d::allreduce_"]
@@ -36,14 +36,14 @@ def test_what_is_computed_is_what_a_step_takes(rank, monkeypatch):
 
 
 def test_measures_and_writes(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(scale, "LAYERS", 1)
+    monkeypatch.setattr(fsdp_scale, "LAYERS", 1)
     threads = torch.get_num_threads()
     try:
-        scale.main(["--rounds", "3", "--world", "16", f"--out={tmp_path / 'new' / 'scale.json'}"])
+        fsdp_scale.main(["--rounds", "3", "--world", "16", f"--out={tmp_path / 'new' / 'scale.json'}"])
     finally:
         torch.set_num_threads(threads)
     numbers = json.loads((tmp_path / "new" / "scale.json").read_text())
-    assert {name: len(times) for name, times in numbers["host ms"].items()} == dict.fromkeys(scale.CONTESTANTS, 3)
+    assert {name: len(times) for name, times in numbers["host ms"].items()} == dict.fromkeys(fsdp_scale.CONTESTANTS, 3)
     assert "torch.optim.AdamW(fused=True): " in capsys.readouterr().out
 
 
@@ -70,7 +70,7 @@ def committed_rows(found):
 
 
 def test_the_page_has_the_committed_numbers():
-    found = json.loads(scale.DEFAULT_OUT.read_text())
+    found = json.loads(fsdp_scale.DEFAULT_OUT.read_text())
     text = (ROOT / "docs" / "scale.md").read_text()
     rows = committed_rows(found)
     assert len(rows) == 12
@@ -91,9 +91,9 @@ def test_the_page_says_what_a_step_does():
     text = (ROOT / "docs" / "scale.md").read_text()
     assert "| 1; with `max_grad_norm` 3 (squares, rows, step) |" in text
     assert "| 0; with `max_grad_norm` 1, of 8 bytes |" in text
-    for found in json.loads(scale.DEFAULT_OUT.read_text())["simulated"]:
+    for found in json.loads(fsdp_scale.DEFAULT_OUT.read_text())["simulated"]:
         assert found["launches"] == {"squares": 1, "rows": 1, "step": 1}
         assert len(found["collectives"]) == 1
-        assert {key: found[key] for key in ("elements", "empty shards", "state bytes")} == scale.computed(
+        assert {key: found[key] for key in ("elements", "empty shards", "state bytes")} == fsdp_scale.computed(
             found["world"], found["rank"]
         )

@@ -1,11 +1,11 @@
-"""A short run over small odd layouts, for compute-sanitizer to watch: ``python -m bench.gpu.exercise``.
+"""A short run over small odd layouts, for compute-sanitizer to watch: ``python -m bench.gpu.sanitizer_workload``.
 
 Every kernel of a backend runs, and every path: full tiles and ragged ends, misaligned and strided tensors, every pair
 of dtypes, tables by value and in memory, ``flatten``, groups; the norm, rows made on the device, cleared gradients, and
 moments stored in fewer bits. The results are compared with `reference` on the CPU. As few of torch's own kernels as
 possible run, since a sanitizer slows everything down.
 
-``--plant`` does what a sanitizer has to notice (`bench.gpu.stray`).
+``--plant`` does what a sanitizer has to notice (`bench.gpu.planted_errors`).
 """
 
 from __future__ import annotations
@@ -118,14 +118,14 @@ def exercise(device: str, backend: str, timed: bool = False) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.exercise", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.sanitizer_workload", description=__doc__)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], metavar="NAME")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--timed", action="store_true", help="only what the benchmarks of a step time")
     parser.add_argument("--plant", action="store_true", help="write out of bounds, and nothing else")
     options = parser.parse_args(arguments)
     if options.plant:
-        from bench.gpu.stray import write_out_of_bounds
+        from bench.gpu.planted_errors import write_out_of_bounds
 
         write_out_of_bounds()
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.style import INK, OURS, clean, finish, labels, looks, pyplot
+from bench.report.plot_style import INK, OURS, clean, finish, labels, looks, pyplot
 
 AXES = {
     "tensors": ("tensors", "640,000 elements in more tensors"),

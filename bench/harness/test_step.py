@@ -1,8 +1,8 @@
 """The pytest-benchmark suite of one optimizer step: one row a case and contestant.
 
 pytest-benchmark would run one contestant after another, and what is wanted are rounds in which they take turns
-(`bench.measure`). So a fixture measures a case whole, and each test plays its contestant's times back to
-pytest-benchmark through a clock (`bench.tape`): statistics, groups and files (``--benchmark-json``,
+(`bench.harness.interleave`). So a fixture measures a case whole, and each test plays its contestant's times back to
+pytest-benchmark through a clock (`bench.harness.replay_timer`): statistics, groups and files (``--benchmark-json``,
 ``--benchmark-compare``) are pytest-benchmark's, as of any other suite.
 
 ``python -m bench`` runs this file with the options of its command line; ``python -m pytest bench`` with the defaults.
@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from bench.cases import CASES
-from bench.contestants import ALWAYS, with_peers
-from bench.heats import NotEnoughMemory
-from bench.measure import Measurement, measure
-from bench.run import Run
-from bench.tape import TAPE, play
+from bench.harness.interleave import Measurement, measure
+from bench.harness.memory_groups import NotEnoughMemory
+from bench.harness.replay_timer import TAPE, play
+from bench.harness.session import Run
+from bench.optimizers.candidates import ALWAYS, with_peers
+from bench.workloads.cases import CASES
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

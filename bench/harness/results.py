@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from pytest_benchmark.stats import Stats
 
-from bench import agreement, machine, training
-from bench.caches import FLUSH_BYTES
-from bench.cases import BYTES_PER_ELEMENT
-from bench.ceiling import FLAGS
-from bench.contestants import CONTESTANTS, FIRST_STEPS
-from bench.measure import WARMUP, Measurement
-from bench.run import Run
+from bench.harness import correctness, machine, training_steps
+from bench.harness.cache_state import FLUSH_BYTES
+from bench.harness.interleave import WARMUP, Measurement
+from bench.harness.session import Run
+from bench.optimizers.bandwidth_ceiling import FLAGS
+from bench.optimizers.candidates import CONTESTANTS, FIRST_STEPS
+from bench.workloads.cases import BYTES_PER_ELEMENT
 
 SCHEMA = 2
 OURS = [name for name, contestant in CONTESTANTS.items() if contestant.role == "ours"]
@@ -57,8 +57,8 @@ def results(run: Run) -> dict[str, Any]:
             "first_steps": FIRST_STEPS,
             "warmup_rounds": WARMUP,
             "bytes_per_element": BYTES_PER_ELEMENT,
-            "tolerance": agreement.TOLERANCE,
-            "loss_tolerance": training.TOLERANCE,
+            "tolerance": correctness.TOLERANCE,
+            "loss_tolerance": training_steps.TOLERANCE,
             "ceiling_flags": " ".join(FLAGS),
             "seed": run.plan.seed,
         },
@@ -121,14 +121,14 @@ def _contestant(measured: Measurement, name: str) -> dict[str, Any]:
     return row
 
 
-def _training(trained: training.Trained) -> dict[str, Any]:
+def _training(trained: training_steps.Trained) -> dict[str, Any]:
     differences = trained.differences()
-    before = trained.trainings.get(training.BEFORE)
+    before = trained.trainings.get(training_steps.BEFORE)
     rows = {}
     for name, one in trained.trainings.items():
         rows[name] = {
             "label": one.label,
-            "role": "ours" if name in training.OURS else "peer",
+            "role": "ours" if name in training_steps.OURS else "peer",
             "ms": quartiles([1e3 * value for value in one.whole]),
             "optimizer_ms": quartiles([1e3 * value for value in one.part]),
             "optimizer_share": quartiles([part / whole for part, whole in zip(one.part, one.whole, strict=True)]),

@@ -3,7 +3,7 @@
 A benchmark that runs one contestant after another compares, on a shared machine, what the neighbours did in the
 meantime. Here a round times one step of every contestant, in an order drawn anew, and a ratio is that of two times of
 the same round; what is quoted is the median over the rounds, with quartiles. Where not everybody fits in memory at
-once, the peers come in heats (`bench.heats`), with FusedRAdam and the ceiling in each of them.
+once, the peers come in heats (`bench.harness.memory_groups`), with FusedRAdam and the ceiling in each of them.
 
 Before the first round everybody takes its first steps, so that RAdam is rectified (from step 6 on, with β2 = 0.999) and
 everything lazy has been built. Parameters and states are each contestant's own; the gradients, which no step writes,
@@ -12,10 +12,11 @@ are shared and stay the same from step to step. Garbage is collected before the 
 Before each round it waits for a moment in which other processes leave the CPUs alone, for at most `Plan.patience`
 seconds a case. The choice knows nothing of the times to come, so it favours nobody; it only makes fewer rounds noisy.
 
-Before each step the caches are emptied, or rather filled with what a training loop would leave there (`bench.caches`).
+Before each step the caches are emptied, or rather filled with what a training loop would leave there
+(`bench.harness.cache_state`).
 
 Correctness: after the rounds the parameters that the timed steps made are compared with what torch.optim.RAdam and the
-``reference`` backend make of the same start in as many steps (`bench.agreement`).
+``reference`` backend make of the same start in as many steps (`bench.harness.correctness`).
 
 Times are in seconds. Nothing but the call of ``step()`` lies between the two readings of the clock.
 """
@@ -28,13 +29,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.agreement import Agreement, compare
-from bench.caches import USED, before_step
-from bench.cases import Case
-from bench.contestants import Contestant, Runner
-from bench.heats import divide
-from bench.machine import Load, free_garbage, wait_for_quiet
-from bench.peers import Absent
+from bench.harness.cache_state import USED, before_step
+from bench.harness.correctness import Agreement, compare
+from bench.harness.machine import Load, free_garbage, wait_for_quiet
+from bench.harness.memory_groups import divide
+from bench.optimizers.baselines import Absent
+from bench.optimizers.candidates import Contestant, Runner
+from bench.workloads.cases import Case
 
 WARMUP = 3
 """Untimed rounds, from whose length the number of timed ones is planned."""
@@ -51,7 +52,7 @@ class Plan:
         rounds: of a heat; None for as many as `budget` allows, within `least` and `most`.
         budget: seconds for the rounds of one case, divided among its heats.
         patience: seconds a case, in all, to wait for other processes to come to rest.
-        caches: None for each case's own, or one of `bench.caches.STATES` for all.
+        caches: None for each case's own, or one of `bench.harness.cache_state.STATES` for all.
         seed: of parameters, gradients and the order of turns.
     """
 
@@ -75,7 +76,7 @@ class Measurement:
     """The rounds of one case.
 
     Attributes:
-        caches: what lay in them when a step began, one of `bench.caches.STATES`.
+        caches: what lay in them when a step began, one of `bench.harness.cache_state.STATES`.
         heats: for each, the time of a contestant's step in each round.
         absent: by contestant, why it did not run.
         agreement: whether what was timed was right.

@@ -1,4 +1,4 @@
-"""Who takes part on the CPU: FusedRAdam in two forms, the ceiling, and the peers (`bench.peers`)."""
+"""Who takes part on the CPU: FusedRAdam in two forms, the ceiling, and the peers (`bench.optimizers.baselines`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import ceiling
-from bench.cases import BYTES_PER_ELEMENT, Case
-from bench.limits import TimeUp, time_limit
-from bench.peers import HYPERPARAMETERS, PEERS, Absent, Peer, reason
+from bench.optimizers import bandwidth_ceiling
+from bench.optimizers.baselines import HYPERPARAMETERS, PEERS, Absent, Peer, reason
+from bench.optimizers.time_limit import TimeUp, time_limit
+from bench.workloads.cases import BYTES_PER_ELEMENT, Case
 
 FIRST_STEPS = 7
 """Taken before anything is timed: RAdam is rectified from step 6 on, and what is compiled lazily has been compiled."""
@@ -107,7 +107,7 @@ def _ceiling(case: Case, start: list[Tensor], grads: list[Tensor]) -> Runner:
         p, g = [value.clone() for value in start], grads
     m, v = ([torch.zeros_like(value) for value in p] for _ in range(2))
     try:
-        add = ceiling.prepare(p, g, m, v, torch.get_num_threads())
+        add = bandwidth_ceiling.prepare(p, g, m, v, torch.get_num_threads())
     except (RuntimeError, OSError) as error:
         raise Absent(str(error)) from error
     arrays = (p, g, m, v)  # the call holds addresses only; the default argument keeps what lies there

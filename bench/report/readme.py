@@ -1,4 +1,4 @@
-"""``python -m bench.readme``: the README's numbers, rewritten between their markers from the files under bench/results.
+"""``python -m bench.report.readme``: the README's numbers, rewritten from the files under bench/results.
 
 A block begins with ``<!-- bench NAME -->`` and ends with ``<!-- end NAME -->``; `BLOCKS` says what each is made of, and
 what it says where its file is not there. ``--check`` changes nothing, and fails where something would change.
@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import claims
-from bench.report import plain
+from bench.report import targets
+from bench.report.tables import plain
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 CPU_CASES = ("16M", "gpt2", "resnet50", "moe", "small", "small_cold")
@@ -101,7 +101,7 @@ def training(found: Found) -> list[str]:
 
 def promises(found: Found) -> list[str]:
     """What was promised and what came of it."""
-    return [f"- {line}" for line in claims.lines(found)]
+    return [f"- {line}" for line in targets.lines(found)]
 
 
 def gpu(found: Found) -> list[str]:
@@ -156,7 +156,7 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.report.readme", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where something would change")
     options = parser.parse_args(arguments)
     before = README.read_text()

@@ -1,8 +1,8 @@
-"""What a step costs the host, by the number of tensors: ``python -m bench.host``, under a minute.
+"""What a step costs the host, by the number of tensors: ``python -m bench.studies.host_overhead``, under a minute.
 
 CPU tensors of one element, so that nearly nothing is left but the host's part, and a fresh gradient for each before
 every step, as a backward pass leaves them. Contestants take turns; the result is held against what is promised. The
-fewest tensors are stepped once more with cold caches, as a training loop leaves them: `bench.caches`.
+fewest tensors are stepped once more with cold caches, as a training loop leaves them: `bench.harness.cache_state`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from bench.caches import before_step
-from bench.machine import commit, machine, versions
+from bench.harness.cache_state import before_step
+from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam
 
 TENSORS = (10, 1000, 10_000)
@@ -65,7 +65,7 @@ def measure(tensors: int, rounds: int, caches: str = "warm") -> dict[str, Any]:
     """Microseconds a step of each contestant, median and quartiles, and the peer's over ours round by round.
 
     Args:
-        caches: "warm", or what `bench.caches` empties before every step.
+        caches: "warm", or what `bench.harness.cache_state` empties before every step.
     """
     before = (lambda _: None) if caches == "warm" else before_step(caches)
     runners = {name: Runner(name, tensors) for name in CONTESTANTS}

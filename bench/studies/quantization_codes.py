@@ -1,4 +1,4 @@
-"""Which 8-bit codes for moments: ``python -m bench.codes``, a few minutes.
+"""Which 8-bit codes for moments: ``python -m bench.studies.quantization_codes``, a few minutes.
 
 The demo's GPT is trained with float32 moments that are put through a code after every step, each candidate in turn; the
 cosine between the weights' total change and that without a code says what it costs. The table goes into
@@ -20,7 +20,7 @@ from torch import Tensor
 from radam_fused import FusedRAdam
 from radam_fused.backends.reference_stored import blocks
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from corpus import Corpus  # noqa: E402  (examples/ is no package)

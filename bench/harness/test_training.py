@@ -1,4 +1,4 @@
-"""The pytest-benchmark suite of whole training steps: one row a model and optimizer, as `bench.test_step`."""
+"""The pytest-benchmark suite of whole training steps: one row a model and optimizer, as `bench.harness.test_step`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.run import Run
-from bench.tape import TAPE, play
-from bench.training import MODELS, OURS, PEERS_TRAINED, Trained, train
+from bench.harness.replay_timer import TAPE, play
+from bench.harness.session import Run
+from bench.harness.training_steps import MODELS, OURS, PEERS_TRAINED, Trained, train
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,4 +1,4 @@
-"""What storing state in fewer bits does to learning: ``python -m bench.precision``, six minutes on two cores.
+"""Learning with state stored in fewer bits: ``python -m bench.studies.low_precision_training``, in six minutes.
 
 The demo's GPT and a bfloat16 copy of it, over several seeds, in the forms of state that docs/precision.md describes.
 Whole runs give losses. Short ones, at a rate at which training does not yet magnify every difference, give the cosine
@@ -21,10 +21,10 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from bench.machine import commit, machine, versions
+from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from corpus import Corpus  # noqa: E402  (examples/ is no package)

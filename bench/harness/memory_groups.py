@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bench.caches import FLUSH_BYTES
-from bench.cases import Case
-from bench.contestants import ALWAYS, Contestant
-from bench.machine import available_gib
+from bench.harness.cache_state import FLUSH_BYTES
+from bench.harness.machine import available_gib
+from bench.optimizers.candidates import ALWAYS, Contestant
+from bench.workloads.cases import Case
 
 SPARE = 0.05
 """The part of the free memory that stays free."""

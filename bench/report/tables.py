@@ -1,4 +1,4 @@
-"""The tables of a run, in a terminal and as Markdown, made from what `bench.results` keeps."""
+"""The tables of a run, in a terminal and as Markdown, made from what `bench.harness.results` keeps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench import claims
-from bench.contestants import CONTESTANTS
-from bench.results import OURS
+from bench.harness.results import OURS
+from bench.optimizers.candidates import CONTESTANTS
+from bench.report import targets
 
 HEADINGS = ["one step of", "ms", "floor", "of floor", "× flatten", "× fused", "checked"]
 TRAINING = ["one training step with", "ms", "optimizer ms", "its share", "× torch RAdam"]
@@ -127,11 +127,11 @@ def markdown(found: dict[str, Any], plots: list[str]) -> str:
         "long as FusedRAdam with and without `flatten` each took in the same round. Checked: the parameters after",
         "the rounds against torch.optim.RAdam's, the largest difference relative to the largest parameter;",
         "FusedRAdam's have the bits of `reference`; those of an Adam only have to move. `make bench` makes this file;",
-        "the method is in `bench/measure.py`.",
+        "the method is in `bench/harness/interleave.py`.",
         "",
         "## Claims",
         "",
-        *(f"- {claim}" for claim in claims.lines(found)),
+        *(f"- {claim}" for claim in targets.lines(found)),
         "",
     ]
     for name in plots:
@@ -164,7 +164,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     for trained in found["training"]:
         body = training_rows(trained, spread=False)
         _shown(console, trained["title"], TRAINING, body, absences(trained["absent"]))
-    for claim in claims.lines(found):
+    for claim in targets.lines(found):
         console.print(claim, style="green" if claim.startswith("PASS") else "yellow", highlight=False, markup=False)
     for line in header(found):
         console.print(line, style="dim", highlight=False)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bench.contestants import FIRST_STEPS
-from bench.limits import TimeUp, time_limit
-from bench.machine import available_gib, free_garbage
-from bench.measure import Plan, Progress
-from bench.peers import HYPERPARAMETERS, PEERS, Absent, reason
+from bench.harness.interleave import Plan, Progress
+from bench.harness.machine import available_gib, free_garbage
+from bench.optimizers.baselines import HYPERPARAMETERS, PEERS, Absent, reason
+from bench.optimizers.candidates import FIRST_STEPS
+from bench.optimizers.time_limit import TimeUp, time_limit
 from examples.gpt import GPT, GPTConfig
 
 TOLERANCE = 1e-3

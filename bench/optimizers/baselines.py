@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 HYPERPARAMETERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-CHECKOUTS = Path(__file__).parents[1] / "peers"
+CHECKOUTS = Path(__file__).parents[2] / "peers"
 
 Make = Callable[[list[Any]], torch.optim.Optimizer]
 """Called with parameters or groups of them."""

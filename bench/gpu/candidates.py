@@ -1,4 +1,4 @@
-"""Who takes part: FusedRAdam in its four forms on a GPU, and the peers (`bench.peers`), the absent with the reason."""
+"""Who takes part: FusedRAdam in its four forms on a GPU, and the peers, the absent with the reason."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.cases import Case
-from bench.peers import HYPERPARAMETERS, PEERS, Absent, Make, Peer
+from bench.optimizers.baselines import HYPERPARAMETERS, PEERS, Absent, Make, Peer
+from bench.workloads.cases import Case
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Contestant:
         backend: FusedRAdam's, or None for a peer.
         flatten: FusedRAdam's.
         make: the optimizer; raises `Absent` where it is not installed.
-        kind: what it computes, as `bench.peers.Peer`'s.
+        kind: what it computes, as `bench.optimizers.baselines.Peer`'s.
         moments: bytes of an element's whole state; None for two moments in the parameter's dtype.
         peer: what it adapts; None for FusedRAdam.
         setup: seconds that its first steps may take, where they compile something; None for no limit.
@@ -92,7 +92,7 @@ def fused(backend: str, flatten: bool) -> Contestant:
 
 
 def adapted(peer: Peer) -> Contestant:
-    """A peer of `bench.peers` on a GPU."""
+    """A peer of `bench.optimizers.baselines` on a GPU."""
     return Contestant(
         name=peer.name,
         label=peer.label,

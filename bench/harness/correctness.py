@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contestants import Contestant, Runner
-from bench.peers import HYPERPARAMETERS
+from bench.optimizers.baselines import HYPERPARAMETERS
+from bench.optimizers.candidates import Contestant, Runner
 
 TOLERANCE = 1e-6
 """Largest difference of parameters from torch.optim.RAdam's, relative to the largest parameter."""

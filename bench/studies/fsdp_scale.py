@@ -1,4 +1,4 @@
-"""``python -m bench.scale``: a step of Llama-3-70B on 512 ranks, as one of them sees it, without the other 511.
+"""``python -m bench.studies.fsdp_scale``: a step of Llama-3-70B on 512 ranks as one of them sees it.
 
 Two parts, which docs/scale.md keeps apart:
 
@@ -34,7 +34,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.machine import commit, machine, versions
+from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam
 from radam_fused.layout import segment_starts
 
@@ -43,7 +43,7 @@ LAYERS, WIDTH, KEYS, HIDDEN, VOCABULARY = 80, 8192, 1024, 28_672, 128_256
 ENDS: list[tuple[int, ...]] = [(VOCABULARY, WIDTH), (WIDTH,), (VOCABULARY, WIDTH)]
 SMALL = 4096
 """Tensors of up to so many elements are real: step counts and tables, which the host reads."""
-DEFAULT_OUT = Path(__file__).with_name("results") / "scale" / "llama-3-70b.json"
+DEFAULT_OUT = Path(__file__).parents[1] / "results" / "scale" / "llama-3-70b.json"
 
 
 def layer_shapes() -> list[tuple[int, ...]]:
@@ -188,7 +188,7 @@ def _parameter(mesh: Any, world: int) -> nn.Parameter:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.fsdp_scale", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40, help="of the measurement (%(default)s)")
     parser.add_argument("--world", type=int, default=512, help="ranks of the simulation (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import shapes
-from bench.shapes import Shape
+from bench.workloads import model_shapes
+from bench.workloads.model_shapes import Shape
 
 BYTES_PER_ELEMENT = 28
 """The floor of a step in fp32: read p, g, m and v, write p, m and v."""
@@ -32,7 +32,7 @@ class Case:
         make_shapes: the shapes, in the order in which an optimizer gets them.
         flat_ceiling: whether the ceiling runs over one flat array of as many elements, instead of over arrays of these
             shapes. A bound for thousands of small tensors must not pay for their number.
-        caches: what lies in them when a step begins on the CPU (`bench.caches`).
+        caches: what lies in them when a step begins on the CPU (`bench.harness.cache_state`).
         groups: parameter groups that the tensors are dealt out to, the same number to each.
         series: the growth curve that it is a point of, and what lies on that curve's axis; None for most.
         share: of the time that a case is given.
@@ -109,18 +109,18 @@ CASES = {
     case.name: case
     for case in (
         Case("16M", "1 × 16M", partial(_equal, 1, 2**24)),
-        Case("gpt2", "GPT-2 124M, 148 tensors", shapes.gpt2),
+        Case("gpt2", "GPT-2 124M, 148 tensors", model_shapes.gpt2),
         Case("small", "10,000 × 64", partial(_equal, 10_000, 64), flat_ceiling=True, caches="used"),
         Case("small_cold", "10,000 × 64, caches emptied", partial(_equal, 10_000, 64), flat_ceiling=True),
         Case("256M", "1 × 256M", partial(_equal, 1, 2**28)),
-        Case("resnet50", "ResNet-50, 161 tensors", shapes.resnet50),
-        Case("vit_b", "ViT-B/16, 152 tensors", shapes.vit_b),
-        Case("moe", "Mixture of experts, 5,034 tensors", shapes.mixture_of_experts, flat_ceiling=True),
+        Case("resnet50", "ResNet-50, 161 tensors", model_shapes.resnet50),
+        Case("vit_b", "ViT-B/16, 152 tensors", model_shapes.vit_b),
+        Case("moe", "Mixture of experts, 5,034 tensors", model_shapes.mixture_of_experts, flat_ceiling=True),
         Case("groups", "465 groups of 1 × 64K", partial(_equal, 465, 2**16), groups=465),
         # 36 GiB for p, g, m and v of FusedRAdam and the ceiling.
-        Case("llama", "Llama-3.2-1B, 146 tensors", shapes.llama, shown=False),
+        Case("llama", "Llama-3.2-1B, 146 tensors", model_shapes.llama, shown=False),
         # 16-bit parameters and fp32 moments are 96 GB; in fp32 it fits no GPU.
-        Case("llama8b", "Llama-3-8B, 291 tensors", shapes.llama_8b, shown=False, dtypes=("bf16",)),
+        Case("llama8b", "Llama-3-8B, 291 tensors", model_shapes.llama_8b, shown=False, dtypes=("bf16",)),
         *_growth(),
         # Everything a run does, in a moment: for the tests.
         Case("tiny", "three small tensors", lambda: [(1000,), (3, 115), ()], shown=False),

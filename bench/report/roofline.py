@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench.style import INK, OURS, QUIET, clean, finish, labels, looks, pyplot
+from bench.report.plot_style import INK, OURS, QUIET, clean, finish, labels, looks, pyplot
 
 
 def draw(found: dict[str, Any], path: Path) -> bool:

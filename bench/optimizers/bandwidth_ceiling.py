@@ -1,4 +1,4 @@
-"""Compiles ceiling.cpp, when a benchmark first needs it, and calls it on lists of tensors."""
+"""Compiles bandwidth_ceiling.cpp, when a benchmark first needs it, and calls it on lists of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("ceiling.cpp")
+SOURCE = Path(__file__).with_name("bandwidth_ceiling.cpp")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
 
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Progressbar
 
-from bench.cases import chosen
-from bench.measure import Measurement, Plan, Progress
-from bench.peers import PEERS
-from bench.training import SHOWN, Trained
+from bench.harness.interleave import Measurement, Plan, Progress
+from bench.harness.training_steps import SHOWN, Trained
+from bench.optimizers.baselines import PEERS
+from bench.workloads.cases import chosen
 
 SUITES = [Path(__file__).with_name(name) for name in ("test_step.py", "test_training.py")]
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench import growth, roofline
-from bench.contestants import CONTESTANTS
-from bench.report import plain
-from bench.style import COLOURS, INK, QUIET, clean, finish, pyplot
+from bench.optimizers.candidates import CONTESTANTS
+from bench.report import roofline, scaling
+from bench.report.plot_style import COLOURS, INK, QUIET, clean, finish, pyplot
+from bench.report.tables import plain
 
 COLUMNS = 2
 
 
 def draw(found: dict[str, Any], folder: Path) -> list[str]:
     """Writes the pictures that there is something for, and returns their names."""
-    pictures = {"step.png": bars, "roofline.png": roofline.draw, "growth.png": growth.draw}
+    pictures = {"step.png": bars, "roofline.png": roofline.draw, "growth.png": scaling.draw}
     return [name for name, picture in pictures.items() if picture(found, folder / name)]
 
 

@@ -1,4 +1,4 @@
-"""A step in every stored form, by its bytes: ``python -m bench.forms``, half a minute.
+"""A step in every stored form, by its bytes: ``python -m bench.studies.state_formats``, half a minute.
 
 The forms of docs/precision.md over one tensor, in turns, and for each the bytes that an element has to move, its time,
 and that time against what the bytes say of the float32 step's. On the CPU and on a GPU (``--device cuda``).
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.gpu.clock import Clock, HostClock, current, host
-from bench.machine import commit, machine, versions
+from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam, available_backends
 from radam_fused.layout import ALIGNMENT
 

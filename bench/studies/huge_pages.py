@@ -1,8 +1,8 @@
-"""``python -m bench.huge_pages``: what huge pages bring FusedRAdam's own buffers (`radam_fused.memory`).
+"""``python -m bench.studies.huge_pages``: what huge pages bring FusedRAdam's own buffers (`radam_fused.memory`).
 
-Half of the optimizers get theirs without; all take turns, and ratios are those of a round, as in `bench.measure`. Linux
-only, and only where the system's transparent huge pages are set to "madvise": under "always" everybody has them, under
-"never" nobody.
+Half of the optimizers get theirs without; all take turns, and ratios are those of a round
+(`bench.harness.interleave`). Linux only, and only where the system's transparent huge pages are set to "madvise": under
+"always" everybody has them, under "never" nobody.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from bench.caches import before_step
-from bench.contestants import FIRST_STEPS
-from bench.peers import HYPERPARAMETERS
-from bench.results import quartiles
+from bench.harness.cache_state import before_step
+from bench.harness.results import quartiles
+from bench.optimizers.baselines import HYPERPARAMETERS
+from bench.optimizers.candidates import FIRST_STEPS
 from radam_fused import FusedRAdam, memory
 
 FORMS = {"tensors": False, "flatten": True}
@@ -85,7 +85,7 @@ def compare(elements: int, tensors: int, rounds: int) -> tuple[float, dict[str, 
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.huge_pages", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.huge_pages", description=__doc__)
     parser.add_argument("--elements", type=int, default=2**24)
     parser.add_argument("--tensors", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=30)

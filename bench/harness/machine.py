@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from bench.ceiling import compiler_version
+from bench.optimizers.bandwidth_ceiling import compiler_version
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def _read(path: str) -> str | None:
