@@ -65,8 +65,8 @@ paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on wher
 	$(PY) -m bench.paper $(if $(QUICK),--sizes quick) $(if $(RESULTS),--results $(RESULTS)) $(PAPER_ARGS)
 
 cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
-	$(PY) tests/cuda_code.py
-	$(PY) tests/cuda_build.py
+	$(PY) tests/codegen/cuda_code.py
+	$(PY) tests/packaging/cuda_build.py
 
 gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize forms bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))

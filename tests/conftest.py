@@ -13,9 +13,8 @@ if not HAS_GPU:  # before anything imports Triton: its kernels are then interpre
 
 import pytest  # noqa: E402
 
-from cuda_host import compile_walk  # noqa: E402
-
-BACKENDS = ("cpu", "triton", "reference")
+from tests.support.cuda_host import compile_walk  # noqa: E402
+from tests.support.helpers import BACKENDS  # noqa: E402
 
 
 @pytest.fixture(params=BACKENDS)

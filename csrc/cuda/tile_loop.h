@@ -1,5 +1,5 @@
 // The walk over the flat index space that a GPU makes, once for the device and for the host, whose tests run these very
-// lines block by block and thread by thread (tests/cuda_walk.cpp).
+// lines block by block and thread by thread (tests/support/cuda_walk.cpp).
 //
 // A tile is a stretch of kTile elements of one segment. Blocks take tiles in turn, threads share a tile's elements; no
 // thread needs another, so any number of either gives the same bits.

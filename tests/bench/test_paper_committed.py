@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
+
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
@@ -18,7 +20,6 @@ from bench.paper import run as runs
 from bench.paper.sizes import SIZES
 from bench.paper.units import Store, Unit
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "paper"
 REPORT = ROOT / "docs" / "paper.md"
 FIGURES = ("lengths", "figure8", "figure9", "approximation", "early", "gradients", "robustness", "choices")

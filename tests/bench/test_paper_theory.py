@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 
 pytest.importorskip("numpy")
 pytest.importorskip("rich")
@@ -17,7 +18,7 @@ import numpy as np
 from bench.paper import theory
 from radam_fused import rectification
 
-VECTORS = json.loads((Path(__file__).parents[1] / "golden" / "rectification.json").read_text())
+VECTORS = json.loads((ROOT / "tests" / "golden" / "rectification.json").read_text())
 PI = "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798"
 BETA2 = 0.999
 TIMES = [5, 10, 100, 1000]

@@ -4,9 +4,10 @@ import json
 import math
 import re
 import statistics
-from pathlib import Path
 
 import pytest
+
+from tests.support.paths import ROOT
 
 pytest.importorskip("rich")
 
@@ -45,9 +46,6 @@ def test_measures_and_writes(monkeypatch, tmp_path, capsys):
     numbers = json.loads((tmp_path / "new" / "scale.json").read_text())
     assert {name: len(times) for name, times in numbers["host ms"].items()} == dict.fromkeys(fsdp_scale.CONTESTANTS, 3)
     assert "torch.optim.AdamW(fused=True): " in capsys.readouterr().out
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def committed_rows(found):

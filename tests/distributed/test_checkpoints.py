@@ -32,6 +32,7 @@ from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.test_fsdp import PRECISIONS, sharded
 from tests.distributed.training import OPTIONS, Record, difference, net, train
+from tests.support.paths import ROOT
 
 BEFORE, AFTER = 5, 4
 """Steps before and after the checkpoint: RAdam rectifies from the sixth on."""
@@ -242,7 +243,7 @@ def refused(folder: Path, precision: str) -> bool:
 @pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
 @pytest.mark.parametrize("point", ["tensors", "metadata"])
 def test_killed_while_saving(point: str, precision: str, ranks: Ranks, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = [str(tmp_path), point, precision]
     processes = [
         subprocess.Popen([sys.executable, "-c", SCRIPT, str(rank), *arguments], env=environment) for rank in range(2)

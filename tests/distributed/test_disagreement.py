@@ -17,7 +17,7 @@ import tests.distributed.ranks as processes
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.training import OPTIONS
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 CLIP = {"max_grad_norm": 0.5}
 clipping = pytest.mark.parametrize("clip", [{}, CLIP], ids=["", "max_grad_norm"])

@@ -24,7 +24,7 @@ from radam_fused.layout import BEYOND, draws_from
 from radam_fused.sharded import stretches
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 FORMS: dict[str, dict[str, Any]] = {
     "stochastic": {"rounding": "stochastic"},

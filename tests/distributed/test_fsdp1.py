@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.training import mean_loss
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 BEFORE, AFTER = 7, 3
 FORMS: dict[str, dict[str, Any]] = {

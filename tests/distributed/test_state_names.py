@@ -30,7 +30,7 @@ from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.distributed.test_stored import FORMS, apart, local
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 ALL_FORMS: dict[str, dict[str, Any]] = {
     **FORMS,

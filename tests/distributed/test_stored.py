@@ -23,7 +23,7 @@ from radam_fused import FusedRAdam, placement
 from radam_fused.layout import draws_from, segment_starts
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 BEFORE, AFTER = 8, 4
 FORMS: dict[str, dict[str, Any]] = {

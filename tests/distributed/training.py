@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 STEPS = 8
 """RAdam rectifies from the sixth on."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-import helpers
-import test_bits
 from radam_fused import FusedRAdam
+from tests.kernels import test_bits
+from tests.support import helpers
+from tests.support.paths import ROOT
 
 GPU = "cuda"
-ENTRIES = int(re.search(r"kEntries = (\d+)", (Path(__file__).parents[2] / "csrc/cuda/table_cache.h").read_text())[1])
+ENTRIES = int(re.search(r"kEntries = (\d+)", (ROOT / "csrc/cuda/table_cache.h").read_text())[1])
 """Tables that the `cuda` backend keeps, a launch each: one launch more drops the least recent."""
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import same_bits
 from radam_fused import FusedRAdam, step_in_backward
+from tests.support.helpers import same_bits
 
 LAYERS = 16
 WIDTH = 1024

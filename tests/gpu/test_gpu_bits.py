@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-import test_bits
-from gpu import placement
-from helpers import LAYOUTS, one_ulp_up, same_bits
 from radam_fused import FusedRAdam
-from test_bits import HYPERPARAMETERS, PAIRS, SHORT, SPECIAL, assert_same
+from tests.gpu import placement
+from tests.kernels import test_bits
+from tests.kernels.test_bits import HYPERPARAMETERS, PAIRS, SHORT, SPECIAL, assert_same
+from tests.support.helpers import LAYOUTS, one_ulp_up, same_bits
 
 PAIR = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
 DTYPE = pytest.mark.parametrize("dtype", SHORT, ids=list(SHORT.values()))

@@ -23,7 +23,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from radam_fused import FusedRAdam
 from tests.distributed.test_fsdp import KINDS, PRECISIONS, backward, sharded
-from tests.distributed.test_pretrain import pretrain
 from tests.distributed.training import (
     OPTIONS,
     STEPS,
@@ -36,7 +35,8 @@ from tests.distributed.training import (
     repeat,
     train,
 )
-from tests.helpers import same_bits
+from tests.examples.test_pretrain import pretrain
+from tests.support.helpers import same_bits
 
 LIMIT = 0.05
 ON_ONE = ("one mesh", "mixed precision", "accumulation", "ddp", "ddp flatten")

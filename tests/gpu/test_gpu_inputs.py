@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from gpu import placement
 from radam_fused import FusedRAdam, available_backends
+from tests.gpu import placement
 
 SHAPES = [(1000,), (33, 17), ()]
 

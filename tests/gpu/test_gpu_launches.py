@@ -9,7 +9,7 @@ import torch
 
 from bench.gpu import traces
 from bench.gpu.cases import CASES
-from gpu import placement
+from tests.gpu import placement
 
 MODELS = {
     "1 tensor": [(100_003,)],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu import placement
 from radam_fused import FusedRAdam
+from tests.gpu import placement
 
 GIB = 2**30
 PERIOD = 1_000_003

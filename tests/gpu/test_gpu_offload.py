@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import test_bits
-from gpu import placement
 from radam_fused import FusedRAdam, offload
 from radam_fused.ops import Operators
+from tests.gpu import placement
+from tests.kernels import test_bits
 
 SHAPES = [(100_003,), (64,), (33, 17), ()]
 SLEEP = 400_000_000

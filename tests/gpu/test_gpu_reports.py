@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpu import placement
+from tests.gpu import placement
 
 SPANS = {"radam_fused.collect", "radam_fused.scalars", "radam_fused.rows", "radam_fused.step"}
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import test_device_rows as device_rows
-import test_squares as squares
 from bench.gpu import traces
-from cuda_host import twin
-from gpu import placement
-from helpers import same_bits
 from radam_fused.backends import triton_tables
 from radam_fused.layout import fingerprint
 from radam_fused.ops import OPERATORS
 from radam_fused.rectification import KINDS
-from test_bits import PAIRS, SHORT
-from test_zero_grads import ZERO
-from test_zero_grads import Problem as StepProblem
-from test_zero_grads import assert_same as assert_same_step
+from tests.gpu import placement
+from tests.kernels import test_device_rows as device_rows
+from tests.kernels import test_squares as squares
+from tests.kernels.test_bits import PAIRS, SHORT
+from tests.kernels.test_zero_grads import ZERO
+from tests.kernels.test_zero_grads import Problem as StepProblem
+from tests.kernels.test_zero_grads import assert_same as assert_same_step
+from tests.support.cuda_host import twin
+from tests.support.helpers import same_bits
 
 DTYPE = pytest.mark.parametrize("dtype", SHORT, ids=list(SHORT.values()))
 PAIR = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cuda_host import twin
-from forms import FORMS, Case, Form
-from helpers import one_ulp_up
 from radam_fused.ops import OPERATORS
+from tests.support.cuda_host import twin
+from tests.support.helpers import one_ulp_up
+from tests.support.state_formats import FORMS, Case, Form
 
 MANY = ["size_257", "size_3"] * 400
 """More addresses of gradients than a launch takes by value."""

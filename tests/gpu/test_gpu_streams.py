@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from gpu import placement
+from tests.gpu import placement
 
 SHAPES = [(100_003,), (64,), (33, 17)]
 SLEEP = 400_000_000

@@ -5,22 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from cuda_host import twin
-from gpu import placement
-from helpers import gradients, same_bits
 from radam_fused import available_backends, ops
 from radam_fused.backends import reference
 from radam_fused.layout import fingerprint, segment_starts
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rows import step_row
+from tests.gpu import placement
+from tests.support.cuda_host import twin
+from tests.support.helpers import gradients, same_bits
+from tests.support.paths import ROOT
 
-TESTS = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(
     available_backends()["cuda"] is not None, reason=f"cuda cannot run here: {available_backends()['cuda']}"
 )
@@ -59,12 +58,13 @@ class Problem:
 def test_any_grid_gives_the_same_bits(blocks: int) -> None:
     """In a process of its own: the library reads the number of blocks once."""
     code = (
-        "import sys, torch; sys.path[:0] = sys.argv[1:]; from gpu import placement as gpu; import test_bits as bits; "
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); "
+        "from tests.gpu import placement as gpu; from tests.kernels import test_bits as bits; "
         "pair = torch.bfloat16, torch.float32; "
         "bits.assert_same(gpu.train('cuda', *pair, steps=9), bits.train('reference', *pair, steps=9))"
     )
     environment = {**os.environ, "RADAM_FUSED_CUDA_BLOCKS": str(blocks)}
-    subprocess.run([sys.executable, "-c", code, TESTS, TESTS.parent], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True, env=environment)
 
 
 @pytest.mark.parametrize(

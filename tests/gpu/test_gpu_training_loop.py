@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.gpu import traces
-from gpu import placement
 from radam_fused import FusedRAdam
+from tests.gpu import placement
 
 REPLAYS = 1000
 BETA2 = (0.9, 0.99, 0.999, 0.9995, 0.9999, 0.99999, 0.999999)

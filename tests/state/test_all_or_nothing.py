@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import same_bits
-from interrupts import Interrupted, signal_at
 from radam_fused import FusedRAdam, memory, step_in_backward
+from tests.support.helpers import same_bits
+from tests.support.interrupts import Interrupted, signal_at
 
 # Python itself drops what a handler raises inside of a finalizer.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import same_bits
-from interrupts import Interrupted, signal_at
 from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.backends import reference
 from radam_fused.layout import fingerprint
 from radam_fused.rows import ADAPTIVE, Row
+from tests.support.helpers import same_bits
+from tests.support.interrupts import Interrupted, signal_at
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import same_bits
 from radam_fused import FusedRAdam
 from radam_fused.placement import Placement
+from tests.support.helpers import same_bits
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {},

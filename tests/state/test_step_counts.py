@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import same_bits
 from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.bucket import Bucket
 from radam_fused.ops import OPERATORS
+from tests.support.helpers import same_bits
 
 WAYS: dict[str, Callable[[Tensor, float], Any]] = {
     "fill_": lambda step, value: step.fill_(value),

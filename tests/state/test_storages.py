@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from helpers import same_bits
 from radam_fused import FusedRAdam
 from radam_fused.state import views
+from tests.support.helpers import same_bits
 
 
 def model(layers: int = 3, seed: int = 0) -> nn.Sequential:

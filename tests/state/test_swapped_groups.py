@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import same_bits
 from radam_fused import FusedRAdam
 from radam_fused.bucket import Bucket
+from tests.support.helpers import same_bits
 
 
 def parameters() -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 
 STEPS, SAVED_AT = 10, 4
 """RAdam rectifies from the sixth step on, so after the checkpoint."""

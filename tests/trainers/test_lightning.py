@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="requirements/dev.txt has it")
 import lightning
 
 from radam_fused import FusedRAdam
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, WORDS, differ, gpt2, weights
 
 

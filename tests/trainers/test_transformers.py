@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="requirements/dev.txt has it")
 import transformers
 
 from radam_fused import FusedRAdam
-from tests.helpers import same_bits
+from tests.support.helpers import same_bits
 from tests.trainers.small import OPTIONS, SAVED_AT, STEPS, Text, differ, gpt2, weights
 
 LIMIT = 0.7

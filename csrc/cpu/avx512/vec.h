@@ -1,6 +1,6 @@
 // Sixteen elements at once, in AVX-512: what update.h, numeric.h and stored.h do to one element, operation by
 // operation, for loops of which GCC makes too little by itself (docs/performance.md). The bits are theirs:
-// tests/test_stored_bits.py.
+// tests/kernels/test_stored_bits.py.
 //
 // Elements go in pairs of vectors, those of even place and those of odd place. Two neighbours of 16 bits are a word of
 // 32: one operation takes either out of it, and three put both back, where in order a vector would have to be spread

@@ -1,0 +1,388 @@
+"""Operators at their boundary: hostile arguments raise, name what is wrong, and nothing has been written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from radam_fused import FusedRAdam
+from radam_fused.layout import fingerprint
+from radam_fused.ops import OPERATORS
+from radam_fused.options import GROUP_DEFAULTS
+from radam_fused.rows import hyper, step_row
+from tests.support.helpers import same_bits
+
+LARGEST = 2**63 - 1
+LENGTH, CAPACITY = 4096, 4352
+Arguments = dict[str, Any]
+REFUSED = (RuntimeError, ValueError, TypeError)
+
+
+def freed(tensor: Tensor) -> Tensor:
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def shrunk(tensor: Tensor) -> Tensor:
+    """All but the last element are still there."""
+    tensor.untyped_storage().resize_((tensor.numel() - 1) * tensor.element_size())
+    return tensor
+
+
+def with_offset(tensor: Tensor) -> Tensor:
+    """A view that begins in the middle of its storage: once that is freed, it has an address all the same."""
+    return torch.cat([tensor, tensor])[tensor.numel() :]
+
+
+def arguments(moments: torch.dtype = torch.float32, param: torch.dtype = torch.float32, **given: Any) -> Arguments:
+    """A step over two parameters, the second one empty."""
+    params = [torch.linspace(-1.0, 1.0, LENGTH).to(param), torch.zeros(0, dtype=param)]
+    layouts = [fingerprint(p.shape, p.stride()) for p in params]
+    codes = moments == torch.int8
+    return {
+        "params": params,
+        "grads": [torch.full_like(p, 0.5) for p in params],
+        "exp_avg": torch.zeros(CAPACITY, dtype=moments),
+        "exp_avg_sq": torch.zeros(CAPACITY, dtype=torch.uint8 if codes else moments),
+        "segments": torch.tensor([[0, layouts[0]], [LENGTH, layouts[1]]]),
+        "row_of": torch.zeros(2, dtype=torch.int64),
+        "rows": torch.tensor([step_row(GROUP_DEFAULTS, 9)], dtype=torch.float64),
+        **({"scales": torch.zeros(2, CAPACITY // 256)} if codes else {}),
+        **given,
+    }
+
+
+def put(name: str, index: Any, value: int, **options: Any) -> Callable[[], Arguments]:
+    """One number of a table."""
+
+    def made() -> Arguments:
+        found = arguments(**options)
+        if name == "origins":
+            found["origins"] = torch.tensor([0, LENGTH])
+        found[name][index] = value
+        return found
+
+    return made
+
+
+def change(name: str, by: Callable[[Any], Any], **options: Any) -> Callable[[], Arguments]:
+    """One argument, or the first tensor of a list."""
+
+    def made() -> Arguments:
+        found = arguments(**options)
+        if isinstance(found[name], list):
+            found[name][0] = by(found[name][0])
+        else:
+            found[name] = by(found[name])
+        return found
+
+    return made
+
+
+def meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+HALVES = {"moments": torch.bfloat16, "param": torch.bfloat16}
+CODES = {"moments": torch.int8}
+ORIGINS = torch.tensor([0, LENGTH])
+
+STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
+    **{
+        f"start_{value}": (put("segments", (0, 0), value), "start")
+        for value in (-64, -(2**63), CAPACITY - LENGTH + 64, LARGEST, LARGEST - 63, LARGEST - 10, 2**62)
+    },
+    "start_of_an_empty_segment": (put("segments", (1, 0), CAPACITY + 64), "start"),
+    "start_of_codes_near_2^63": (put("segments", (0, 0), LARGEST // 256 * 256 - 256, **CODES), "start"),
+    "start_of_codes_between_blocks": (put("segments", (0, 0), 64, **CODES), "start|multiples of 256"),
+    **{f"row_{value}": (put("row_of", 0, value), "row") for value in (-1, 1, -(2**63), 10**12)},
+    "row_of_an_empty_segment": (put("row_of", 1, -1), "row"),
+    "no_rows": (change("rows", lambda rows: rows[:0]), "row"),
+    **{
+        f"origin_{value}": (put("origins", 0, value, **HALVES), "origin")
+        for value in (-1, -64, -(2**63), LARGEST, LARGEST - 63, LARGEST - LENGTH + 1)
+    },
+    "origin_-64_of_codes": (put("origins", 0, -64, **CODES), "origin"),
+    "origin_-64_of_rounded_parameters": (put("origins", 0, -64, param=torch.bfloat16, stochastic=True), "origin"),
+    "origins_int32": (change("origins", Tensor.int, origins=ORIGINS, **HALVES), "origins"),
+    "origins_too_few": (change("origins", lambda t: t[:1], origins=ORIGINS, **HALVES), "origins"),
+    "segments_int32": (change("segments", Tensor.int), "segments"),
+    "segments_of_three_columns": (change("segments", lambda t: t.repeat(1, 2)[:, :3].contiguous()), "segments"),
+    "segments_expanded": (change("segments", lambda t: t[:1].expand(2, 2)), "segments"),
+    "segments_too_few": (change("segments", lambda t: t[:1]), "one entry a segment"),
+    "row_of_int32": (change("row_of", Tensor.int), "row_of"),
+    "row_of_two_dimensions": (change("row_of", lambda t: t[:, None]), "row_of"),
+    "rows_float32": (change("rows", Tensor.float), "rows"),
+    "rows_of_ten_columns": (change("rows", lambda t: t[:, :-1].contiguous()), "rows"),
+    "rows_transposed": (change("rows", lambda t: t.expand(2, -1).t().contiguous().t()), "rows"),
+    "a_gradient_too_few": (lambda: arguments(grads=[torch.zeros(LENGTH)]), "grads|one entry"),
+    "a_parameter_too_few": (lambda: arguments(params=[torch.zeros(LENGTH)]), "one entry|grads has 2 tensors"),
+    **{
+        f"meta_{name}": (change(name, meta, **options), "on meta|on one device")
+        for name, options in {
+            **{key: {} for key in ("params", "grads", "exp_avg", "exp_avg_sq", "segments", "row_of", "rows")},
+            "origins": {**HALVES, "origins": ORIGINS},
+            "scales": CODES,
+            "residue": {"param": torch.bfloat16, "residue": torch.zeros(CAPACITY)},
+        }.items()
+    },
+    "meta_but_for_the_moments": (
+        lambda: arguments(params=[torch.zeros(LENGTH, device="meta")] * 2, grads=[torch.zeros(0, device="meta")] * 2),
+        "on meta|on one device",
+    ),
+    **{
+        f"freed_{name}": (change(name, freed, **options), f"{named}|storage")
+        for name, (named, options) in {
+            "params": ("parameter", {}),
+            "grads": ("gradient", {}),
+            **{name: (name, {}) for name in ("exp_avg", "exp_avg_sq", "segments", "row_of", "rows")},
+            "scales": ("scales", CODES),
+            "residue": ("residue", {"param": torch.bfloat16, "residue": torch.zeros(CAPACITY)}),
+            "origins": ("origins", {**HALVES, "origins": ORIGINS.clone()}),
+        }.items()
+    },
+    "freed_parameter_with_an_offset": (change("params", lambda p: freed(with_offset(p))), "storage"),
+    "freed_gradient_with_an_offset": (change("grads", lambda g: freed(with_offset(g))), "storage"),
+    "freed_expanded_gradient": (change("grads", lambda g: freed(g[:1].clone().expand(LENGTH))), "storage"),
+    "shrunk_parameter": (change("params", shrunk), "storage"),
+    "shrunk_gradient": (change("grads", shrunk), "storage"),
+    "shrunk_moments": (change("exp_avg_sq", shrunk), "storage"),
+    "shrunk_transposed_gradient": (
+        lambda: arguments(
+            params=[torch.zeros(64, 64), torch.zeros(0)],
+            grads=[shrunk(torch.zeros(64, 64).t()), torch.zeros(0)],
+            segments=torch.tensor([[0, fingerprint([64, 64], [64, 1])], [LENGTH, fingerprint([0], [1])]]),
+        ),
+        "storage",
+    ),
+    "short_first_moment": (change("exp_avg", lambda m: m[:-64]), "exp_avg"),
+    "short_second_moment": (change("exp_avg_sq", lambda v: v[:64]), "exp_avg"),
+    "both_moments_short": (
+        lambda: arguments(exp_avg=torch.zeros(LENGTH - 64), exp_avg_sq=torch.zeros(LENGTH - 64)),
+        "start",
+    ),
+    "expanded_moments": (change("exp_avg", lambda m: m[:1].expand(CAPACITY)), "exp_avg"),
+    "moments_of_two_dimensions": (change("exp_avg", lambda m: m.view(-1, 64)), "exp_avg"),
+    "one_buffer_for_both_moments": (
+        lambda: (lambda m: arguments(exp_avg=m, exp_avg_sq=m))(torch.zeros(CAPACITY)),
+        "must not share memory",
+    ),
+    "moments_that_overlap": (
+        lambda: (lambda m: arguments(exp_avg=m[:CAPACITY], exp_avg_sq=m[64:]))(torch.zeros(CAPACITY + 64)),
+        "must not share memory",
+    ),
+    "short_scales": (change("scales", lambda s: s[:, :-1].contiguous(), **CODES), "scales"),
+    "flat_scales": (change("scales", torch.flatten, **CODES), "scales"),
+    "no_scales": (lambda: arguments(**CODES, scales=None), "scales"),
+    "short_residue": (lambda: arguments(param=torch.bfloat16, residue=torch.zeros(64)), "residue"),
+    "integer_residue": (lambda: arguments(param=torch.bfloat16, residue=torch.zeros(CAPACITY).int()), "residue"),
+    "expanded_parameter": (
+        lambda: arguments(
+            params=[torch.zeros(1).expand(LENGTH), torch.zeros(0)],
+            segments=torch.tensor([[0, fingerprint([LENGTH], [0])], [LENGTH, fingerprint([0], [1])]]),
+        ),
+        "share memory",
+    ),
+    "mkldnn_parameter": (change("params", Tensor.to_mkldnn), "layout|Mkldnn"),
+    "sparse_parameter": (change("params", Tensor.to_sparse), "layout|Sparse"),
+    "sparse_gradient": (change("grads", Tensor.to_sparse), "sparse|Sparse"),
+    "integer_parameter": (change("params", Tensor.int), "dtype|int32"),
+    "float8_gradient": (change("grads", lambda g: g.to(torch.float8_e4m3fn)), "dtype|float8"),
+    "longer_gradient": (change("grads", lambda g: torch.zeros(LENGTH + 1)), "shape"),
+    "other_parameter_dtype": (change("params", Tensor.half), "dtype|must be torch.float16"),
+}
+
+
+def written(found: Arguments) -> list[Tensor]:
+    """What a step writes, as far as there is memory for it."""
+    tensors = [*found["params"], *found["grads"], *(found.get(k) for k in ("exp_avg", "exp_avg_sq", "scales"))]
+    tensors = [t for t in (*tensors, found.get("residue")) if t is not None and t.layout == torch.strided]
+    return [t for t in tensors if not t.is_meta and t.untyped_storage().nbytes() >= t.numel() * t.element_size()]
+
+
+@pytest.mark.parametrize("made", STEPS.values(), ids=list(STEPS))
+def test_step_refuses(made: tuple[Callable[[], Arguments], str], backend: str) -> None:
+    make, message = made
+    found = make()
+    before = [t.clone() for t in written(found)]
+    with pytest.raises(REFUSED, match=message):
+        OPERATORS[backend].step(**found)
+    assert all(torch.equal(a, b) for a, b in zip(before, written(found), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "origin"),
+    [
+        ({}, 0, None),
+        ({}, CAPACITY - LENGTH, None),
+        (HALVES, CAPACITY - LENGTH, 0),
+        (HALVES, 0, LARGEST - LENGTH),
+        (CODES, 256, 2**40),
+        ({"param": torch.bfloat16, "stochastic": True}, 64, 2**38 - 64),
+    ],
+    ids=["at_0", "at_the_end", "halves_at_the_end", "largest_origin", "codes", "rounded_parameters"],
+)
+def test_what_is_just_allowed_is_done(options: dict, start: int, origin: int | None, backend: str) -> None:
+    """The negative control: the same arguments, as large as they may be, are stepped, with the bits of reference."""
+    results = []
+    for which in (backend, "reference"):
+        found = arguments(**options)
+        found["segments"][:, 0] = torch.tensor([start, CAPACITY])
+        if origin is not None:
+            found["origins"] = torch.tensor([origin, 0])
+        before = [t.clone() for t in written(found)]
+        OPERATORS[which].step(**found)
+        results.append(written(found))
+        assert not torch.equal(before[0], results[-1][0])
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_call_with_nothing_but_meta_tensors_does_nothing(backend: str) -> None:
+    """What torch asks of a fake kernel: shapes alone, whatever the tables hold."""
+    real = arguments()
+    moved = {k: [*map(meta, v)] if isinstance(v, list) else meta(v) for k, v in real.items()}
+    OPERATORS[backend].step(**{**moved, "segments": real["segments"], "row_of": real["row_of"]})
+    assert OPERATORS[backend].squares(moved["grads"]).is_meta
+
+
+SQUARES: dict[str, tuple[Callable[[], list[Tensor]], str]] = {
+    "none": (list, "at least one|no tensor arguments"),
+    "meta_second": (lambda: [torch.ones(4), torch.ones(4, device="meta")], "on meta"),
+    "meta_first": (lambda: [torch.ones(4, device="meta"), torch.ones(4)], "on cpu|on meta"),
+    "integers": (lambda: [torch.ones(4, dtype=torch.int32)], "float32"),
+    "complex": (lambda: [torch.ones(4, dtype=torch.complex64)], "float32"),
+    "two_dtypes": (lambda: [torch.ones(4), torch.ones(4).double()], "dtype|float32"),
+    "sparse": (lambda: [torch.ones(4), torch.ones(4).to_sparse()], "layout|Sparse"),
+    "mkldnn": (lambda: [torch.ones(4).to_mkldnn()], "layout|Mkldnn"),
+    "freed": (lambda: [torch.ones(3), freed(torch.ones(64))], "storage"),
+    "freed_with_an_offset": (lambda: [freed(with_offset(torch.ones(64)))], "storage"),
+    "freed_and_expanded": (lambda: [freed(torch.ones(1).expand(64))], "storage"),
+    "shrunk": (lambda: [shrunk(torch.ones(5000))], "storage"),
+}
+
+
+@pytest.mark.parametrize("made", SQUARES.values(), ids=list(SQUARES))
+def test_squares_refuse(made: tuple[Callable[[], list[Tensor]], str], backend: str) -> None:
+    grads = made[0]()
+    with pytest.raises(REFUSED, match=made[1]):
+        OPERATORS[backend].squares(grads)
+
+
+def rows_arguments(**given: Any) -> Arguments:
+    """The rows of one group, which two segments take."""
+    return {
+        "hyper": torch.tensor([hyper(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64),
+        "pairs": torch.tensor([[0, 0]]),
+        "counted": torch.ones(2),
+        "steps": torch.zeros(2),
+        "taken": torch.zeros(2, dtype=torch.float64),
+        "lr": None,
+        "squares": None,
+        "max_grad_norm": 0.0,
+        "grad_scale": None,
+        "found_inf": None,
+        **given,
+    }
+
+
+OPTIONAL = {
+    "lr": torch.ones(1),
+    "squares": torch.ones(1, 1024, dtype=torch.float64),
+    "grad_scale": torch.ones(1),
+    "found_inf": torch.zeros(1),
+}
+ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
+    **{
+        f"pairs_{group}_{segment}": (
+            lambda group=group, segment=segment: rows_arguments(pairs=torch.tensor([[0, 1], [group, segment]])),
+            "row 1 names",
+        )
+        for group, segment in ((-1, 0), (1, 0), (0, -1), (0, 2), (0, -(2**63)), (LARGEST, 0))
+    },
+    "pairs_float32": (lambda: rows_arguments(pairs=torch.zeros(1, 2)), "pairs"),
+    "pairs_of_three_columns": (lambda: rows_arguments(pairs=torch.zeros(1, 3, dtype=torch.int64)), "pairs"),
+    "pairs_strided": (lambda: rows_arguments(pairs=torch.zeros(2, 3, dtype=torch.int64).t()[:, :2]), "pairs"),
+    "hyper_of_15_columns": (lambda: rows_arguments(hyper=torch.zeros(1, 15, dtype=torch.float64)), "hyper"),
+    "hyper_strided": (lambda: rows_arguments(hyper=torch.zeros(16, 2, dtype=torch.float64).t()), "hyper"),
+    "hyper_float32": (lambda: rows_arguments(hyper=torch.zeros(1, 16)), "hyper"),
+    "hyper_of_no_group": (lambda: rows_arguments(hyper=torch.zeros(0, 16, dtype=torch.float64)), "row 0 names"),
+    "counted_short": (lambda: rows_arguments(counted=torch.ones(1)), "counted"),
+    "counted_long": (lambda: rows_arguments(counted=torch.ones(3)), "counted"),
+    "steps_float64": (lambda: rows_arguments(steps=torch.zeros(2).double()), "steps"),
+    "steps_expanded": (lambda: rows_arguments(steps=torch.zeros(1).expand(2)), "steps"),
+    "taken_float32": (lambda: rows_arguments(taken=torch.zeros(2)), "taken"),
+    "taken_short": (lambda: rows_arguments(taken=torch.zeros(1, dtype=torch.float64)), "taken"),
+    "taken_expanded": (lambda: rows_arguments(taken=torch.zeros(1, dtype=torch.float64).expand(2)), "taken"),
+    "lr_of_two_groups": (lambda: rows_arguments(lr=torch.ones(2)), "lr"),
+    "lr_integer": (lambda: rows_arguments(lr=torch.ones(1, dtype=torch.int64)), "lr"),
+    "lr_half": (lambda: rows_arguments(lr=torch.ones(1).half()), "lr"),
+    "lr_of_two_dimensions": (lambda: rows_arguments(lr=torch.ones(1, 1)), "lr"),
+    "squares_1023": (lambda: rows_arguments(squares=torch.ones(1, 1023).double()), "squares"),
+    "squares_strided": (lambda: rows_arguments(squares=torch.ones(1024, 2).double().t()), "squares"),
+    "grad_scale_of_two": (lambda: rows_arguments(grad_scale=torch.ones(2)), "grad_scale"),
+    "grad_scale_float64": (lambda: rows_arguments(grad_scale=torch.ones(1).double()), "grad_scale"),
+    "found_inf_empty": (lambda: rows_arguments(found_inf=torch.zeros(0)), "found_inf"),
+    **{
+        f"meta_{name}": (
+            lambda name=name: (lambda a: {**a, name: meta(a[name])})(rows_arguments(**OPTIONAL)),
+            "on meta|on cpu",
+        )
+        for name in ("hyper", "pairs", "counted", "steps", "taken", *OPTIONAL)
+    },
+    **{
+        f"freed_{name}": (
+            lambda name=name: (lambda a: {**a, name: freed(a[name].clone())})(rows_arguments(**OPTIONAL)),
+            "storage",
+        )
+        for name in ("hyper", "pairs", "counted", "steps", "taken", *OPTIONAL)
+    },
+}
+
+
+@pytest.mark.parametrize("made", ROWS.values(), ids=list(ROWS))
+def test_rows_refuse(made: tuple[Callable[[], Arguments], str], backend: str) -> None:
+    make, message = made
+    found = make()
+    there = not found["steps"].is_meta and found["steps"].untyped_storage().nbytes() > 0
+    before = found["steps"].clone() if there else None
+    with pytest.raises(REFUSED, match=message):
+        OPERATORS[backend].rows(*found.values())
+    assert before is None or torch.equal(found["steps"], before)
+
+
+def test_rows_of_good_arguments_count(backend: str) -> None:
+    """The negative control."""
+    found = rows_arguments(**OPTIONAL)
+    rows, _ = OPERATORS[backend].rows(*found.values())
+    assert rows.isfinite().all()
+    assert found["steps"].tolist() == found["taken"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("offset", [False, True], ids=["at_0", "with_an_offset"])
+@pytest.mark.parametrize("what", ["parameter", "gradient"])
+@pytest.mark.parametrize("count", [2, 40])
+def test_a_freed_storage_is_named_by_a_step(what: str, offset: bool, count: int, backend: str) -> None:
+    """As code that shards parameters frees them; what shares the launch is not stepped, and a later step is done."""
+    values = [torch.linspace(0.0, 1.0, 70) for _ in range(count)]
+    params = [torch.nn.Parameter(with_offset(v) if offset else v.clone()) for v in values]
+    optimizer = FusedRAdam([(f"w{k}", p) for k, p in enumerate(params)], lr=0.1, backend=backend)
+    for p in params:
+        p.grad = with_offset(torch.ones(70)) if offset else torch.ones(70)
+    optimizer.step()
+    before = [p.detach().clone() for p in params]
+    victim = params[1] if what == "parameter" else params[1].grad
+    kept = victim.detach().clone()
+    freed(victim)
+    with pytest.raises(REFUSED, match=f"{'gradient of ' * (what == 'gradient')}parameter 'w1'.* storage"):
+        optimizer.step()
+    assert all(torch.equal(p, b) for k, (p, b) in enumerate(zip(params, before, strict=True)) if k != 1)
+    assert [optimizer.state[p]["step"].item() for p in params] == [1.0] * count
+    storage = victim.untyped_storage()
+    storage.resize_(kept.numel() * kept.element_size() * (2 if offset else 1))
+    victim.detach().copy_(kept)
+    optimizer.step()
+    assert all(not torch.equal(p, b) for p, b in zip(params, before, strict=True))

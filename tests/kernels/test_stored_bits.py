@@ -1,0 +1,203 @@
+"""Every stored form gives the same bits in every backend that runs here, whatever the threads and instruction sets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from radam_fused.rows import Row
+from tests.support.helpers import LAYOUTS
+from tests.support.paths import ROOT
+from tests.support.state_formats import FORMS, Case, Form
+
+ops = torch.ops.radam_fused
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[Form, list[Tensor]]:
+    """What ``reference`` gives, computed once a form."""
+    return {}
+
+
+def layouts_of(form: Form) -> list[str]:
+    """Of every layout one parameter; of most forms none that takes long."""
+    return [name for name in LAYOUTS if name != "size_50021" or form in FORMS[::4]]
+
+
+def reference(expected: dict[Form, list[Tensor]], form: Form) -> list[Tensor]:
+    if form not in expected:
+        expected[form] = Case(form, layouts_of(form)).run(ops.step_reference)
+    return expected[form]
+
+
+def differing(case: Case, theirs: list[Tensor]) -> list[str]:
+    pairs = zip(case.names(), case.bits(), theirs, strict=True)
+    return [name for name, a, b in pairs if not torch.equal(a, b)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_cpu_equals_reference(form: Form, expected: dict) -> None:
+    theirs = reference(expected, form)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        case = Case(form, layouts_of(form))
+        case.run(ops.step_native)
+        assert differing(case, theirs) == []
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.grad == torch.bfloat16], ids=str)
+def test_one_bit_is_noticed(form: Form, expected: dict) -> None:
+    """The negative control: one bit of one element of the state before the last step shows."""
+    theirs = reference(expected, form)
+    case = Case(form, layouts_of(form))
+    case.run(ops.step_native, steps=6)
+    whole = case.exp_avg_sq if case.residue is None else case.residue
+    place = case.segments[case.layouts.index("size_4097"), 0] + 17
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    whole.view(integers[whole.element_size()])[place] ^= 1 << (8 * whole.element_size() - 3)
+    case.run(ops.step_native, steps=(7, 7))
+    assert {"exp_avg_sq", "residue"} & set(differing(case, theirs))
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.master], ids=str)
+def test_parameters_written_between_steps(form: Form) -> None:
+    """Infinities that somebody writes beside whatever is kept of another value: steps that hold leave them."""
+    cases = []
+    for step in (ops.step_native, ops.step_reference):
+        case = Case(form, layouts_of(form))
+        generator = torch.Generator().manual_seed(0)
+        case.residue.view(torch.int16).random_(-(2**14), 2**14, generator=generator)
+        for p in case.params:
+            p[torch.rand(p.shape, generator=generator) < 0.1] *= float("inf")
+        cases.append((case, case.run(step, steps=4)))
+    (case, _), (_, theirs) = cases
+    assert differing(case, theirs) == []
+    assert any(p.isinf().any() for p in case.params)
+
+
+SPECIAL = [0.0, -0.0, 1.0, -1.5, 1e-45, -1e-40, 6e-8, 65504.0, 65519.0]
+TOO_LARGE = [65520.0, 1e38, -3e38, float("inf"), -float("inf"), float("nan")]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_special_values(form: Form) -> None:
+    """NaN, infinities, subnormals and signed zeros in parameter and gradient, in half of the blocks."""
+    results = []
+    for step in (ops.step_native, ops.step_reference, None):
+        case = Case(form, ["size_4097"])
+        values = torch.tensor(SPECIAL).repeat(500)[:4097]
+        values[2048:] = torch.tensor(SPECIAL + TOO_LARGE).repeat(200)[:2049]
+        case.params[0].copy_(values)
+        for t in (1, 9):
+            grads = [torch.cat([half.roll(5 * t) for half in values.split(2048)]).to(form.grad)]
+            if step is None:  # the negative control: one gradient is another number
+                grads[0][3] += 1.0
+            buffers = case.exp_avg, case.exp_avg_sq, case.segments, torch.tensor([2]), case.rows(t)
+            stored = case.scales, case.residue, form.stochastic, case.origins
+            (step or ops.step_native)(case.params, grads, *buffers, False, *stored)
+        results.append(case.bits())
+    names = case.names()
+    assert [name for name, a, b in zip(names, *results[:2], strict=True) if not torch.equal(a, b)] == []
+    assert any(not torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
+    assert case.params[0].isnan().any()
+    assert case.params[0].isfinite().any()
+
+
+DRAWING = [form for form in FORMS if form.stochastic or form.state != torch.float32]
+
+
+@pytest.mark.parametrize("form", DRAWING[::4], ids=str)
+@pytest.mark.parametrize("column", ["seed", "step"])
+def test_draws_go_by_seed_and_step(form: Form, column: str, expected: dict) -> None:
+    case = Case(form, layouts_of(form))
+    rows = case.rows
+
+    def other(t: int) -> Tensor:
+        table = rows(t)
+        table[:, Row._fields.index(column)] += 1
+        return table
+
+    case.rows = other  # type: ignore[method-assign]
+    case.run(ops.step_native)
+    assert differing(case, reference(expected, form))
+
+
+@pytest.mark.parametrize("form", DRAWING[::4], ids=str)
+def test_draws_go_by_the_origin_alone(form: Form) -> None:
+    """State that lies elsewhere, with the same origins, comes out the same; other origins draw other numbers."""
+    layouts = ["size_4097", "matrix"]
+    results = []
+    anywhere = (1 << 45) + 5, 8199
+    for shift, origins in ((0, (256, 8192)), (512, (256, 8192)), (0, (8192, 256)), (256, anywhere)):
+        case = Case(form, layouts, first=256 + shift)
+        case.origins = torch.tensor(origins)
+        case.run(ops.step_native)
+        reference = Case(form, layouts, first=256 + shift)
+        reference.origins = torch.tensor(origins)
+        reference.run(ops.step_reference)
+        assert differing(case, reference.bits()) == []
+        start = case.segments[:, 0].tolist()
+        results.append([p.clone() for p in case.params] + [case.exp_avg_sq[s : s + 33 * 17] for s in start])
+    assert all(map(torch.equal, results[0], results[1]))
+    assert not all(map(torch.equal, results[0], results[2]))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict) -> None:
+    chosen = FORMS[::5]
+    script = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
+        "from tests.kernels import test_stored_bits as t; from tests.support import state_formats as forms; "
+        "out = [forms.Case(f, t.layouts_of(f)).run(torch.ops.radam_fused.step_native) for f in forms.FORMS[::5]]; "
+        "torch.save((C.instruction_set(), out), sys.argv[2])"
+    )
+    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
+    path = tmp_path / "out.pt"
+    subprocess.run([sys.executable, "-c", script, str(ROOT), str(path)], check=True)
+    used, out = torch.load(path)
+    assert used == isa
+    for form, found in zip(chosen, out, strict=True):
+        assert all(map(torch.equal, found, reference(expected, form))), str(form)
+
+
+BROKEN = {
+    "codes_without_scales": (torch.int8, {"scales": None}, "scales"),
+    "scales_without_codes": (torch.bfloat16, {"scales": torch.zeros(2, 1)}, "scales"),
+    "scales_of_another_size": (torch.int8, {"scales": torch.zeros(2, 1)}, "scales must be"),
+    "residue_of_another_size": (torch.bfloat16, {"residue": torch.zeros(3)}, "residue must be"),
+    "residue_of_another_dtype": (torch.bfloat16, {"residue": "float16"}, "residue"),
+    "residue_and_stochastic": (torch.bfloat16, {"residue": "float32", "stochastic": True}, "stochastic"),
+    "second_moment_of_another_dtype": (torch.bfloat16, {"exp_avg_sq": torch.float32}, "exp_avg|no form"),
+    "origins_of_another_size": (torch.bfloat16, {"origins": torch.zeros(9, dtype=torch.int64)}, "origins"),
+}
+
+
+@pytest.mark.parametrize("op", ["native", "reference", "triton"])
+@pytest.mark.parametrize(("state", "change", "message"), BROKEN.values(), ids=list(BROKEN))
+def test_forms_that_do_not_go_together(op: str, state: torch.dtype, change: dict, message: str) -> None:
+    """Refused before anything is written."""
+    case = Case(Form(torch.bfloat16, torch.bfloat16, state), ["size_4097", "matrix"])
+    length = case.exp_avg.numel()
+    given = {"scales": case.scales, "residue": None, "stochastic": False, "origins": None, **change}
+    if isinstance(given["residue"], str):
+        given["residue"] = torch.zeros(length, dtype=getattr(torch, given["residue"]))
+    exp_avg_sq = case.exp_avg_sq.to(given.pop("exp_avg_sq")) if "exp_avg_sq" in given else case.exp_avg_sq
+    before = case.bits()
+    step = getattr(ops, f"step_{op}")
+    grads = [torch.ones_like(p) for p in case.params]
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        step(case.params, grads, case.exp_avg, exp_avg_sq, case.segments, case.row_of, case.rows(9), **given)
+    assert differing(case, before) == []

@@ -1,0 +1,213 @@
+"""The CUDA kernels' bodies on the host: compiles cuda_walk*.cpp and offers them as operators, on CPU tensors.
+
+The tables and the walk over tiles are the lines that the GPU runs; what differs is that blocks and threads come one
+after the other, in an order and number of the caller's choice.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from radam_fused.checks import check_gradients, overlaps_itself
+from radam_fused.layout import PARTIAL_SUMS
+from radam_fused.rows import Row
+from tests.support.paths import ROOT
+
+HERE = Path(__file__).parent
+NUMERIC_FLAGS = ("-ffp-contract=off", "-fno-fast-math")
+NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""The extension's own numbering (csrc/numerics/dtypes.h)."""
+MOMENTS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+MASTERS = {torch.float32: 1, torch.int16: 2, torch.bfloat16: 3, torch.float16: 3}
+"""The same of forms (csrc/numerics/quantization.h); without a residue 0."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the walk is made; none of it may change a bit."""
+
+    blocks: int = 1
+    threads: int = 128
+    backwards: bool = False
+    """Last block and last thread first."""
+    in_tables: bool = False
+    """Rows and gradients' addresses in tables, as when there are too many to go by value."""
+    skipped: int = -1
+    """For negative controls: the thread (counted over all blocks) that does not run."""
+    only_block: int = -1
+    """The block that runs alone, where the others would take long."""
+
+
+class _HostTensor(ctypes.Structure):
+    _fields_ = (
+        ("param", ctypes.c_void_p),
+        ("grad", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("start", "row", "grad_dtype", "dim", "origin")),
+        *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("size", "param_stride", "grad_stride")),
+    )
+
+
+class _HostState(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("exp_avg", "exp_avg_sq", "scales", "sq_scales", "residue")),
+        *((name, ctypes.c_int64) for name in ("param_dtype", "moments", "master", "stochastic")),
+    )
+
+
+class _RowsArguments(ctypes.Structure):
+    """As csrc/numerics/scalars_op.h has it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("hyper", "pairs")),
+        ("row_count", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("counted", "steps", "taken")),
+        ("segment_count", ctypes.c_int64),
+        ("lr", ctypes.c_void_p),
+        ("lr_stride", ctypes.c_int64),
+        ("lr_is_double", ctypes.c_bool),
+        ("squares", ctypes.c_void_p),
+        ("square_count", ctypes.c_int64),
+        ("max_grad_norm", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("grad_scale", "found_inf", "rows", "norm")),
+    )
+
+
+def longs(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    values = tuple(values)
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def twin(tensor: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """A copy with the same strides and offset in a storage of its own, gaps and misalignment included."""
+    original = tensor.untyped_storage()
+    storage = torch.UntypedStorage(original.nbytes(), device=device).copy_(original)
+    empty = torch.empty(0, dtype=tensor.dtype, device=device)
+    return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def compiler() -> list[str]:
+    """The C++ compiler of this machine, with its arguments."""
+    return shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
+
+
+def compile_walk(folder: Path) -> ctypes.CDLL:
+    """The walk as a shared library, compiled under the numeric contract."""
+    library = folder / "walk.so"
+    flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
+    sources = [str(HERE / name) for name in ("cuda_walk.cpp", "cuda_walk_rows.cpp", "cuda_walk_stored.cpp")]
+    command = [*compiler(), *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", str(library)]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
+    """A step as `radam_fused.ops` describes it."""
+
+    def step(
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        segments: Tensor,
+        row_of: Tensor,
+        rows: Tensor,
+        zero_grads: bool = False,
+        scales: Tensor | None = None,
+        residue: Tensor | None = None,
+        stochastic: bool = False,
+        origins: Tensor | None = None,
+    ) -> None:
+        check_gradients(params, grads)
+        param_dtype = params[0].dtype
+        state = _HostState(
+            *(exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
+            *(None, None) if scales is None else (scales[0].data_ptr(), scales[1].data_ptr()),
+            None if residue is None else residue.data_ptr(),
+            *(NUMBERS[param_dtype], MOMENTS[exp_avg.dtype], 0 if residue is None else MASTERS[residue.dtype]),
+            stochastic and param_dtype.itemsize == 2,
+        )
+        drawn = segments[:, 0].tolist() if origins is None else origins.tolist()
+        starts, which = segments[:, 0].tolist(), row_of.tolist()
+        tensors = (_HostTensor * len(params))()
+        for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            where = (param.data_ptr(), grad.data_ptr(), starts[k], which[k])
+            layout = (longs(param.shape), longs(param.stride()), longs(grad.stride()))
+            tensors[k] = _HostTensor(*where, NUMBERS[grad.dtype], param.dim(), drawn[k], *layout)
+        library.radam_fused_walk(
+            tensors,
+            ctypes.c_int64(len(params)),
+            ctypes.byref(state),
+            ctypes.c_void_p(rows.data_ptr()),
+            ctypes.c_int64(rows.shape[0]),
+            ctypes.c_int64(zero_grads),
+            longs(astuple(geometry)),
+        )
+        for grad in grads if zero_grads else ():
+            if overlaps_itself(grad):  # the kernel leaves them to the operator (csrc/args/step_args.h)
+                grad.zero_()
+
+    return step
+
+
+def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Tensor]], Tensor]:
+    """Squares as `radam_fused.ops` describes them."""
+
+    def squares(grads: list[Tensor]) -> Tensor:
+        tensors = (_HostTensor * len(grads))()
+        for k, grad in enumerate(grads):
+            strides = longs(grad.stride())
+            layout = (longs(grad.shape), strides, strides)
+            tensors[k] = _HostTensor(None, grad.data_ptr(), 0, 0, NUMBERS[grad.dtype], grad.dim(), 0, *layout)
+        sums = torch.full((PARTIAL_SUMS,), -1.0, dtype=torch.float64)
+        library.radam_fused_squares(
+            tensors,
+            ctypes.c_int64(len(grads)),
+            ctypes.c_int64(NUMBERS[grads[0].dtype]),
+            ctypes.c_void_p(sums.data_ptr()),
+            longs(astuple(geometry)),
+        )
+        return sums
+
+    return squares
+
+
+def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Rows as `radam_fused.ops` describes them."""
+
+    def rows(
+        hyper: Tensor,
+        pairs: Tensor,
+        counted: Tensor,
+        steps: Tensor,
+        taken: Tensor,
+        lr: Tensor | None,
+        squares: Tensor | None,
+        max_grad_norm: float,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        def at(tensor: Tensor | None) -> int | None:
+            return None if tensor is None else tensor.data_ptr()
+
+        made = torch.full((len(pairs), len(Row._fields)), -1.0, dtype=torch.float64)
+        norm = torch.full((), -1.0, dtype=torch.float64)
+        arguments = _RowsArguments(
+            *(at(hyper), at(pairs), len(pairs), at(counted), at(steps), at(taken), len(steps)),
+            *(at(lr), 0 if lr is None else lr.stride(0), lr is not None and lr.dtype == torch.float64),
+            *(at(squares), 0 if squares is None else len(squares), max_grad_norm),
+            *map(at, (grad_scale, found_inf, made, norm)),
+        )
+        library.radam_fused_rows(ctypes.byref(arguments), longs(astuple(geometry)))
+        return made, norm
+
+    return rows

@@ -1,0 +1,81 @@
+// Runs the body of the CUDA kernel on the host, block by block and thread by thread: tests/support/cuda_host.py
+// compiles this file and calls it through ctypes. Tables and walk are the ones that the GPU gets
+// (csrc/cuda/launch_table.h, csrc/cuda/tile_loop.h).
+#include "cuda_walk.h"
+
+namespace radam_fused {
+namespace {
+
+using LargeStep = Large<StepTables>;
+
+template <int Threads, typename P, typename G, typename Arguments>
+void run_threads(const Arguments& arguments, const Geometry& geometry) {
+  const int64_t all = geometry.blocks * Threads;
+  const int64_t begin = geometry.only_block < 0 ? 0 : geometry.only_block * Threads;
+  const int64_t end = geometry.only_block < 0 ? all : begin + Threads;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t thread = geometry.backwards ? all - 1 - i : i;
+    if (thread == geometry.skipped) continue;
+    walk_tiles<Threads, P, G>(arguments,
+                              Place{uint32_t(thread / Threads), uint32_t(geometry.blocks), uint32_t(thread % Threads)});
+  }
+}
+
+template <typename P, typename G>
+void run(const LargeStep& arguments, const Geometry& geometry) {
+  geometry.threads == 32 ? run_threads<32, P, G>(arguments, geometry) : run_threads<128, P, G>(arguments, geometry);
+}
+
+template <typename P>
+void run_for(int grad_dtype, const LargeStep& arguments, const Geometry& geometry) {
+  grad_dtype == kFloat32   ? run<P, float>(arguments, geometry)
+  : grad_dtype == kFloat16 ? run<P, float16>(arguments, geometry)
+                           : run<P, bfloat16>(arguments, geometry);
+}
+
+void run(int param_dtype, int grad_dtype, const LargeStep& arguments, const Geometry& geometry) {
+  param_dtype == kFloat64   ? run<double, double>(arguments, geometry)
+  : param_dtype == kFloat32 ? run_for<float>(grad_dtype, arguments, geometry)
+  : param_dtype == kFloat16 ? run_for<float16>(grad_dtype, arguments, geometry)
+                            : run_for<bfloat16>(grad_dtype, arguments, geometry);
+}
+
+}  // namespace
+}  // namespace radam_fused
+
+extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const radam_fused::HostState* state,
+                                 const double* rows, int64_t row_count, int64_t zero_grads,
+                                 const radam_fused::Geometry* geometry) {
+  using namespace radam_fused;
+  std::vector<Segment> segments;
+  std::vector<Strides> strides(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const HostTensor& tensor = tensors[i];
+    if (tensor.numel() == 0) continue;
+    const Shape grad{tensor.size, tensor.grad_stride, tensor.dim};
+    const bool is_plain = plain({tensor.size, tensor.param_stride, tensor.dim}, grad, strides[i]);
+    segments.push_back({tensor.param, tensor.grad, tensor.start, tensor.numel(), tensor.row, int(tensor.grad_dtype),
+                        is_plain ? nullptr : &strides[i], overlaps_itself(grad), tensor.origin});
+  }
+  const Forms forms = state->forms();
+  const std::vector<unsigned char> rounded = round_rows(rows, row_count, forms.param_dtype);
+  const HostLaunch launch{forms, state->buffers, rows, rounded, zero_grads != 0, *geometry};
+  for (const int grad_dtype : gradient_dtypes(segments)) {
+    if (forms.plain()) {
+      launch.start<LargeStep>(segments, grad_dtype, [&](const LargeStep& arguments) {
+        run(forms.param_dtype, grad_dtype, arguments, *geometry);
+      });
+    } else {
+      launch.start<Small<StoredTables>>(
+          segments, grad_dtype, [&](const Small<StoredTables>& arguments) { run_stored(arguments, *geometry); });
+    }
+  }
+}
+
+// Where the element at a position lies in its parameter and its gradient, as `strides` describes them.
+extern "C" void radam_fused_locate(const int64_t* strides, int64_t position, int64_t bits, int64_t* found) {
+  using namespace radam_fused;
+  const Offsets at = bits == 32 ? locate(strides, uint32_t(position)) : locate(strides, uint64_t(position));
+  found[0] = at.param;
+  found[1] = at.grad;
+}
