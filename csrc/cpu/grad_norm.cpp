@@ -8,7 +8,7 @@
 #include "args/grad_norm_args.h"
 #include "cpu/grad_norm_kernel.h"
 #include "cpu/strided_copy.h"
-#include "cuda/grad_norm.h"
+#include "numerics/grad_norm_order.h"
 
 namespace radam_fused {
 namespace {

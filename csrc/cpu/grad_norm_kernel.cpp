@@ -2,8 +2,9 @@
 
 #include "cpu/cpu_capability.h"
 #include "cpu/prefetch.h"
-#include "cuda/grad_norm.h"
 #include "numerics/dtypes.h"
+#include "numerics/grad_norm_order.h"
+#include "numerics/thread_group.h"
 
 namespace radam_fused {
 namespace {

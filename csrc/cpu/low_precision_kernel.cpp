@@ -6,6 +6,8 @@
 
 #include "cpu/cpu_capability.h"
 #include "cpu/prefetch.h"
+#include "numerics/philox.h"
+#include "numerics/quantization.h"
 
 namespace radam_fused {
 namespace {

@@ -1,8 +1,10 @@
 // radam_fused::squares_native on NVIDIA GPUs: one launch, on the current stream. Nothing here waits for the device.
-#include "cuda/grad_norm.h"
 #include "args/grad_norm_args.h"
+#include "cuda/kernels.h"
+#include "cuda/launch_table.h"
 #include "cuda/stream.h"
 #include "cuda/table_cache.h"
+#include "numerics/grad_norm_order.h"
 
 #include <torch/csrc/stable/ops.h>
 

@@ -4,25 +4,10 @@
 #pragma once
 
 #include "cuda/tile_loop.h"
+#include "numerics/grad_norm_order.h"
 #include "numerics/thread_group.h"
 
 namespace radam_fused {
-
-constexpr int kPartialSums = 1024;
-constexpr int kLanes = kTile;
-
-RADAM_HD int64_t first_tile_of(int64_t sum, int64_t tiles) { return sum * tiles / kPartialSums; }
-
-// Exact in float64 but for the square itself, whatever the gradient is stored as.
-template <typename G>
-RADAM_HD double square(G stored) {
-  const double value = double(widen(stored));
-  return value * value;
-}
-
-struct alignas(16) SquaresTables : TileTables {
-  double* sums;  // written: kPartialSums of them
-};
 
 // A thread's lanes: Runs of N neighbours, as wide as an access, kThreads * N lanes apart.
 template <typename G>

@@ -3,8 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/grad_norm.h"
-#include "cuda/low_precision_tile_loop.h"
+#include "cuda/launch_args.h"
+#include "cuda/low_precision_args.h"
 #include "numerics/scalars_op.h"
 
 namespace radam_fused {
@@ -31,8 +31,5 @@ cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& argume
 cudaError_t launch_stored(const StoredStep& arguments, int device, cudaStream_t stream);
 cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device, cudaStream_t stream);
 cudaError_t launch_rows(const RowsArguments& arguments, cudaStream_t stream);
-
-// The GPU architectures that this library holds machine code for, as in "800,900".
-const char* architectures();
 
 }  // namespace radam_fused

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdlib>
 
-#include "cuda/tile_loop.h"
+#include "cuda/launch_args.h"
 
 namespace radam_fused {
 

@@ -2,10 +2,35 @@
 // Arguments take 4 KB at most; of a bucket with more rows and gradients than that the others lie in tables.
 #include "cuda/kernels.h"
 #include "cuda/launch_config.cuh"
-#include "cuda/warp.cuh"
+#include "cuda/low_precision_tile_loop.h"
 
 namespace radam_fused {
 namespace {
+
+// A warp whose lanes work in phases, each with a state in its registers.
+struct Warp {
+  Lane lane;
+
+  template <typename Phase>
+  RADAM_HD void operator()(const Phase& phase) {
+#if defined(__CUDA_ARCH__)
+    phase(int(threadIdx.x % kWarp), lane);
+#endif
+  }
+
+  // Of all lanes' magnitudes.
+  RADAM_HD uint32_t largest() const {
+    uint32_t largest = lane.values.largest;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    largest = __reduce_max_sync(~0u, largest);
+#elif defined(__CUDA_ARCH__)
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      largest = max(largest, __shfl_xor_sync(~0u, largest, distance));
+    }
+#endif
+    return largest;
+  }
+};
 
 // The blocks that an SM is promised to hold: 512 threads of at most 128 registers.
 constexpr int kStoredBlocksPerSM = 4;

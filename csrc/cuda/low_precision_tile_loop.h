@@ -5,6 +5,7 @@
 // parameter, gradient and residue are, a launch says, so that all threads go the same way.
 #pragma once
 
+#include "cuda/low_precision_args.h"
 #include "cuda/low_precision_update.h"
 #include "cuda/tile_loop.h"
 
@@ -12,15 +13,6 @@ namespace radam_fused {
 
 constexpr int kWarp = 32;  // lanes
 static_assert(kWarp * kShare == kBlockElements, "a warp covers a block");
-
-// What a step over stored forms is given besides.
-struct alignas(16) StoredTables : StepTables {
-  float* scales;
-  float* sq_scales;
-  char* residue;
-  Forms forms;
-  int grad_dtype;
-};
 
 // What a lane keeps from one phase to the next.
 struct Lane {

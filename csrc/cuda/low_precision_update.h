@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/packed.h"
+#include "numerics/quantization.h"
 #include "numerics/state_format.h"
 
 namespace radam_fused {

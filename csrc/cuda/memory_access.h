@@ -10,6 +10,8 @@ namespace radam_fused {
 
 constexpr int kAccess = 16;  // bytes
 
+RADAM_HD bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kAccess == 0; }
+
 #if defined(__CUDACC__)
 using Quad = uint4;
 #else

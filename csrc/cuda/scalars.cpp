@@ -1,6 +1,7 @@
 // radam_fused::rows_native on NVIDIA GPUs: one launch of one block, on the current stream. Nothing here waits for the
 // device, and what a graph captures refers to nothing but the arguments and results.
 #include "args/scalars_args.h"
+#include "cuda/kernels.h"
 #include "cuda/stream.h"
 
 namespace radam_fused {

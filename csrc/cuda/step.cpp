@@ -1,6 +1,8 @@
 // radam_fused::step_native on NVIDIA GPUs: one launch a bucket and gradient dtype, on the current stream. Nothing here
 // waits for the device.
 #include "args/step_args.h"
+#include "cuda/kernels.h"
+#include "cuda/launch_table.h"
 #include "cuda/stream.h"
 #include "cuda/table_cache.h"
 

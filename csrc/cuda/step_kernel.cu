@@ -1,4 +1,5 @@
 // The step's kernel for every pair of dtypes.
+#include "cuda/architectures.h"
 #include "cuda/kernels.h"
 #include "cuda/launch_config.cuh"
 #include "cuda/step_kernel.cuh"

@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/kernels.h"
+#include "cuda/architectures.h"
 
 namespace radam_fused {
 

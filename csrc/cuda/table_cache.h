@@ -8,7 +8,7 @@
 #include <list>
 #include <mutex>
 
-#include "cuda/launch_table.h"
+#include "cuda/segment_table.h"
 
 namespace radam_fused {
 

@@ -5,61 +5,12 @@
 // thread needs another, so any number of either gives the same bits.
 #pragma once
 
+#include "cuda/launch_args.h"
 #include "cuda/memory_access.h"
+#include "numerics/grad_norm_order.h"
 #include "numerics/radam_update.h"
 
 namespace radam_fused {
-
-constexpr int kTile = 1024;     // elements
-constexpr int kThreads = 128;   // a block
-constexpr int32_t kPlain = -1;  // for TileSegment::strides
-
-// A segment as it lies in the table on the device. It stays from step to step; the gradient's address does not.
-struct alignas(16) TileSegment {
-  void* param;
-  int64_t start;  // of its moments in the flat buffers, in elements
-  int64_t length;
-  uint32_t first_tile;
-  uint32_t row;
-  // Where its strides are described: the number of dimensions, then size, parameter stride and gradient stride of each,
-  // inner dimension first. kPlain when parameter, gradient and moments share one dense order.
-  int32_t strides;
-  uint16_t aligned;  // whether parameter and state allow 16-byte accesses
-  uint16_t
-      overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
-  int64_t origin;   // the place that its first element's random numbers are drawn for
-};
-
-// What every walk is given. The segments and their tiles stay from step to step; the addresses of the gradients, one a
-// segment, change, and go by value while they fit.
-struct alignas(16) TileTables {
-  const TileSegment* segments;
-  const int64_t* strides;
-  const int32_t* tile_segment;  // which segment each tile belongs to
-  const unsigned char* grads;   // in device memory, or null: in by_value, grads_at bytes in
-  uint32_t grads_at;
-  uint32_t tiles;
-};
-
-// What a step is given besides. Rows that the host has made go by value too while they fit, already rounded.
-struct alignas(16) StepTables : TileTables {
-  void* exp_avg;
-  void* exp_avg_sq;
-  const double* rows;  // float64 in device memory, or null: rounded, at the beginning of by_value
-  uint32_t zero_grads;
-};
-
-// A kernel's only argument. 4 KB are what every CUDA allows, 32,764 bytes what CUDA 12.1 does from sm_70 on.
-template <typename Tables, int Bytes>
-struct LaunchArguments : Tables {
-  static constexpr size_t kCapacity = Bytes - sizeof(Tables);
-  alignas(16) unsigned char by_value[kCapacity];
-};
-
-template <typename Tables>
-using Small = LaunchArguments<Tables, 4096>;
-template <typename Tables>
-using Large = LaunchArguments<Tables, 32752>;
 
 struct Place {
   uint32_t block, blocks, thread;
@@ -202,8 +153,6 @@ RADAM_HD void walk_strided(const Tile<P, G>& tile, int64_t offset, int length, c
     action.template runs<1, 1>(one, 0, 0);
   }
 }
-
-RADAM_HD bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kAccess == 0; }
 
 // A tile's place in its segment.
 struct Stretch {

@@ -3,20 +3,10 @@
 // of radam_fused/backends/reference_stored.py, operation by operation.
 #pragma once
 
-#include "numerics/philox.h"
 #include "numerics/radam_update.h"
 
 namespace radam_fused {
 
-// How both moments are stored: in float32; in bfloat16; in float16, as HalfRoot and HalfFirst have them; or in 8 bits,
-// kBlockElements of them to a scale, as RootCode and FirstCode have them.
-enum class Moments : int { kFloat32, kBFloat16, kFloat16, kInt8 };
-
-// What is kept beside a 16-bit parameter: nothing; a copy in float32; the 16 bits that make it one (beside bfloat16);
-// or a compensation in the parameter's own dtype.
-enum class Master : int { kNone, kFloat32, kSplit, kKahan };
-
-constexpr int kBlockElements = 256;
 constexpr uint32_t kMagnitude = 0x7fffffffu, kInfinity = 0x7f800000u, kQuietNan = 0x7fc00000u;
 
 // Rounds up in magnitude with the probability that makes the mean exact; `draw` is 16 random bits.

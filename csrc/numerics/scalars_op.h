@@ -2,8 +2,9 @@
 // row by the steps taken so far, then the count of this one.
 #pragma once
 
-#include "cuda/grad_norm.h"
+#include "numerics/grad_norm_order.h"
 #include "numerics/scalars.h"
+#include "numerics/thread_group.h"
 
 namespace radam_fused {
 

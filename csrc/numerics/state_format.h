@@ -2,9 +2,18 @@
 #pragma once
 
 #include "numerics/dtypes.h"
-#include "numerics/quantization.h"
 
 namespace radam_fused {
+
+// How both moments are stored: in float32; in bfloat16; in float16, as HalfRoot and HalfFirst have them; or in 8 bits,
+// kBlockElements of them to a scale, as RootCode and FirstCode have them.
+enum class Moments : int { kFloat32, kBFloat16, kFloat16, kInt8 };
+
+// What is kept beside a 16-bit parameter: nothing; a copy in float32; the 16 bits that make it one (beside bfloat16);
+// or a compensation in the parameter's own dtype.
+enum class Master : int { kNone, kFloat32, kSplit, kKahan };
+
+constexpr int kBlockElements = 256;
 
 struct Forms {
   int param_dtype = kUnsupported;

@@ -1,6 +1,8 @@
 // The AVX-512 twins of csrc/cpu/avx512/vec.h and draw_lanes.h beside what they are twins of, for
 // tests/kernels/test_lanes.py: each function fills `ours` sixteen elements at a time and `theirs` one by one.
+#include "cpu/avx512/philox.h"
 #include "cpu/avx512/quantization.h"
+#include "cpu/avx512/update.h"
 
 namespace radam_fused {
 namespace {

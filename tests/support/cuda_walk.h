@@ -3,6 +3,7 @@
 
 #include "cuda/grad_norm.h"
 #include "cuda/launch_table.h"
+#include "cuda/low_precision_tile_loop.h"
 
 namespace radam_fused {
 

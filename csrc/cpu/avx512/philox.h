@@ -2,6 +2,8 @@
 #pragma once
 
 #include "cpu/avx512/vec.h"
+#include "numerics/philox.h"
+#include "numerics/state_format.h"
 
 #if RADAM_X86
 namespace radam_fused::lanes {

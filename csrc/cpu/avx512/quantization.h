@@ -2,7 +2,7 @@
 // float16 of them: HalfRoot and HalfFirst.
 #pragma once
 
-#include "cpu/avx512/update.h"
+#include "cpu/avx512/vec.h"
 
 #if RADAM_X86
 namespace radam_fused::lanes {

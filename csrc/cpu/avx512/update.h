@@ -1,12 +1,12 @@
 // A step of sixteen elements at once, in AVX-512: update.h, and the parameter as stored.h has it.
 #pragma once
 
-#include "cpu/avx512/philox.h"
+#include "cpu/avx512/vec.h"
+#include "numerics/radam_update.h"
+#include "numerics/state_format.h"
 
 #if RADAM_X86
 namespace radam_fused::lanes {
-
-RADAM_LANES F root_of(F v) { return _mm512_sqrt_ps(v); }
 
 RADAM_LANES F second_moment(F v, F g, const Row<float>& row) {
   const F square = _mm512_mul_ps(_mm512_mul_ps(all(row.one_minus_beta2), g), g);
@@ -46,16 +46,6 @@ template <bool kRoot>
 RADAM_LANES void step(Pair& x, const Pair& g, Pair& m, Pair& v, Pair& root, const Row<float>& row, bool compensated) {
   step<kRoot>(x.even, g.even, m.even, v.even, root.even, row, compensated);
   step<kRoot>(x.odd, g.odd, m.odd, v.odd, root.odd, row, compensated);
-}
-
-RADAM_LANES Pair product(const Pair& a, const Pair& b) {
-  return {_mm512_mul_ps(a.even, b.even), _mm512_mul_ps(a.odd, b.odd)};
-}
-RADAM_LANES Pair sum(const Pair& a, const Pair& b) {
-  return {_mm512_add_ps(a.even, b.even), _mm512_add_ps(a.odd, b.odd)};
-}
-RADAM_LANES Pair difference(const Pair& a, const Pair& b) {
-  return {_mm512_sub_ps(a.even, b.even), _mm512_sub_ps(a.odd, b.odd)};
 }
 
 // from_master
@@ -105,8 +95,8 @@ RADAM_LANES void compensate(void* p, void* residue, const Pair& decrease, int i)
             narrowed(P{}, {unless_infinite(stored.even, rest.even), unless_infinite(stored.odd, rest.odd)}));
 }
 
-template <typename P>
-RADAM_LANES void write_as(void* p, void* residue, const Forms& forms, const Pair& x, const Draws& draws, int i) {
+template <typename P, typename Random>
+RADAM_LANES void write_as(void* p, void* residue, const Forms& forms, const Pair& x, const Random& draws, int i) {
   if (forms.master == Master::kKahan) {
     compensate<P>(p, residue, x, i);
   } else if (forms.master == Master::kFloat32) {
@@ -131,7 +121,9 @@ RADAM_LANES void split(void* p, void* residue, const Pair& x, int i) {
   set_words(residue, i, low);
 }
 
-RADAM_LANES void write_parameter(void* p, void* residue, const Forms& forms, const Pair& x, const Draws& draws, int i) {
+template <typename Random>
+RADAM_LANES void write_parameter(void* p, void* residue, const Forms& forms, const Pair& x, const Random& draws,
+                                 int i) {
   if (forms.master == Master::kSplit) {
     split(p, residue, x, i);
   } else if (forms.param_dtype == kBFloat16) {
@@ -144,7 +136,8 @@ RADAM_LANES void write_parameter(void* p, void* residue, const Forms& forms, con
 }
 
 // A step that holds leaves the parameter bit for bit; a copy takes over what somebody has written to it.
-RADAM_LANES void write_or_hold(void* p, void* residue, const Forms& forms, const Pair& x, const Draws& draws,
+template <typename Random>
+RADAM_LANES void write_or_hold(void* p, void* residue, const Forms& forms, const Pair& x, const Random& draws,
                                const Row<float>& row, int i) {
   if (row.direction != Direction::kHold) {
     write_parameter(p, residue, forms, x, draws, i);

@@ -8,7 +8,8 @@
 #pragma once
 
 #include "cpu/cpu_capability.h"
-#include "numerics/state_format.h"
+#include "numerics/dtypes.h"
+#include "numerics/quantization.h"
 
 #if RADAM_X86
 #include "cpu/avx512/intrinsics.h"
@@ -154,6 +155,18 @@ RADAM_LANES U drawn(float16, const Pair& x, U draws) {
 RADAM_LANES U others(U draws) {
   const U swapped = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
   return _mm512_shuffle_epi8(draws, swapped);
+}
+
+RADAM_LANES F root_of(F v) { return _mm512_sqrt_ps(v); }
+
+RADAM_LANES Pair product(const Pair& a, const Pair& b) {
+  return {_mm512_mul_ps(a.even, b.even), _mm512_mul_ps(a.odd, b.odd)};
+}
+RADAM_LANES Pair sum(const Pair& a, const Pair& b) {
+  return {_mm512_add_ps(a.even, b.even), _mm512_add_ps(a.odd, b.odd)};
+}
+RADAM_LANES Pair difference(const Pair& a, const Pair& b) {
+  return {_mm512_sub_ps(a.even, b.even), _mm512_sub_ps(a.odd, b.odd)};
 }
 
 }  // namespace radam_fused::lanes

@@ -1,8 +1,9 @@
 // The Python face of the CUDA library: importing radam_fused._C_cuda registers the operator for CUDA tensors; the
 // module itself tells what it was built for.
 #include <Python.h>
+#include <cuda_runtime_api.h>
 
-#include "cuda/kernels.h"
+#include "cuda/architectures.h"
 
 namespace {
 
