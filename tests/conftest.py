@@ -16,6 +16,9 @@ import pytest  # noqa: E402
 from tests.support.cuda_host import compile_walk  # noqa: E402
 from tests.support.helpers import BACKENDS  # noqa: E402
 
+pytest_plugins = ["tests.support.offloaded"]
+"""Modules whose fixtures every test may use."""
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
