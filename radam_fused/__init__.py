@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from . import rectification, schedules
 from .backends import available_backends
-from .backward import step_in_backward
+from .gradient_release import step_in_backward
 from .optimizer import FusedRAdam
 
 __version__ = version("radam_fused")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .sharded import local
+from .dtensor import local
 from .tensor_kinds import is_fake
 
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -17,19 +17,10 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
-from . import compiled
-from .amp import asked_of_another, unscale
 from .backends import check_name
-from .checkpoint import check_state_dict, pack, unwrap, wrap
-from .differentiable import step as differentiable_step
-from .forms import Storage
-from .global_norm import GlobalNorm
-from .groups import check_new_group
-from .launches import check_launch
-from .launches import squares as gradient_squares
-from .launching import choose_scalars, run
+from .backends.offload import check_offload
 from .modes import fake_mode_of, in_own_modes
-from .offload import check_offload
+from .numerics.state_format import Storage
 from .option_hints import explained
 from .options import (
     GROUP_DEFAULTS,
@@ -40,17 +31,26 @@ from .options import (
     check_wide,
     refuse_with_differentiable,
 )
-from .parts import WHOLE, sharing_group
-from .parts import given as given_to
-from .placement import Placement
-from .reports import NOTHING, RectificationState, observable, rectification_state, span
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars
-from .separate import SeparatePlacement
+from .param_groups import check_new_group
+from .state.bucket_manager import Placement
+from .state.checkpoint import check_state_dict, pack, unwrap, wrap
+from .state.per_param import SeparatePlacement
 from .state.transaction import Transaction
+from .step import compiled
+from .step.differentiable import step as differentiable_step
+from .step.grad_norm import GlobalNorm
+from .step.grad_scaler import asked_of_another, unscale
 from .step.interrupts import Deferred
+from .step.launch import check_launch
+from .step.launch import squares as gradient_squares
+from .step.parts import WHOLE, sharing_group
+from .step.parts import given as given_to
+from .step.profiling import NOTHING, RectificationState, observable, rectification_state, span
+from .step.run import choose_scalars, run
+from .step.scalars import DeviceScalars, DeviceTables, HostScalars, Scalars
 
 if TYPE_CHECKING:
-    from .backward import Hooks
+    from .gradient_release import Hooks
 
 
 class FusedRAdam(Optimizer):
@@ -375,7 +375,7 @@ class FusedRAdam(Optimizer):
 
     @_disable_dynamo
     def rectification_state(self) -> list[RectificationState]:
-        """For logging: t, rho_t, r_t and the branch of each group's last step, see `radam_fused.reports`."""
+        """For logging: t, rho_t, r_t and the branch of each group's last step, see `radam_fused.step.profiling`."""
         return rectification_state(self.param_groups, self.state)
 
     @_disable_dynamo

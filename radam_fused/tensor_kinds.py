@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
-from .sharded import local
+from .dtensor import local
 
 _NO_DISPATCH = Tensor.__torch_dispatch__
 

@@ -25,9 +25,9 @@ from bench.gpu.cases import CASES, DTYPES, pass_bytes
 from bench.gpu.clock import Clock
 from bench.workloads.cases import Case
 from radam_fused import available_backends
-from radam_fused.backends import triton as backend
+from radam_fused.backends.triton import step as backend
 
-# Constants of radam_fused.backends.triton.
+# Constants of radam_fused.backends.triton.step.
 GRID = {"TILE": (512, 1024, 2048, 4096), "WARPS": (4, 8), "PROGRAMS_PER_SM": (4, 8, 16, 32)}
 SHOWN = 8
 """Settings of each case that are printed."""

@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 
 from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam
-from radam_fused.layout import segment_starts
+from radam_fused.numerics.layout import segment_starts
 
 LAYERS, WIDTH, KEYS, HIDDEN, VOCABULARY = 80, 8192, 1024, 28_672, 128_256
 """Llama-3-70B: 64 heads of 128, 8 of them for keys and values."""

@@ -1,4 +1,4 @@
-"""``python -m bench.studies.huge_pages``: what huge pages bring FusedRAdam's own buffers (`radam_fused.memory`).
+"""``python -m bench.studies.huge_pages``: what huge pages bring FusedRAdam's own buffers (`radam_fused.state.memory`).
 
 Half of the optimizers get theirs without; all take turns, and ratios are those of a round
 (`bench.harness.interleave`). Linux only, and only where the system's transparent huge pages are set to "madvise": under
@@ -21,7 +21,8 @@ from bench.harness.cache_state import before_step
 from bench.harness.results import quartiles
 from bench.optimizers.baselines import HYPERPARAMETERS
 from bench.optimizers.candidates import FIRST_STEPS
-from radam_fused import FusedRAdam, memory
+from radam_fused import FusedRAdam
+from radam_fused.state import memory
 
 FORMS = {"tensors": False, "flatten": True}
 

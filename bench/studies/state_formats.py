@@ -20,7 +20,7 @@ import torch
 from bench.gpu.clock import Clock, HostClock, current, host
 from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam, available_backends
-from radam_fused.layout import ALIGNMENT
+from radam_fused.numerics.layout import ALIGNMENT
 
 ROUNDS, FIRST = 30, 7
 """Steps that are timed, and those before: RAdam rectifies from the sixth on."""

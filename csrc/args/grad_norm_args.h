@@ -16,7 +16,7 @@ struct Gradients {
   Scratch<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
 };
 
-// Raises for the first tensor that does not fit (radam_fused/ops.py, squares).
+// Raises for the first tensor that does not fit (radam_fused/backends/ops.py, squares).
 Gradients read_gradients(const TensorList& grads);
 
 }  // namespace radam_fused

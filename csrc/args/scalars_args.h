@@ -18,7 +18,7 @@ struct RowTable {
   torch::stable::Tensor norm;
 };
 
-// Raises for the first argument that does not fit (radam_fused/ops.py, rows). The values of `pairs` are looked at where
+// Raises for the first argument that does not fit (radam_fused/backends/ops.py, rows). The values of `pairs` are looked at where
 // they are on the CPU; on a GPU nobody can without waiting for it.
 RowTable prepare_rows(const torch::stable::Tensor& hyper, const torch::stable::Tensor& pairs,
                       const torch::stable::Tensor& counted, const torch::stable::Tensor& steps,

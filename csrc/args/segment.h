@@ -47,7 +47,7 @@ struct Shape {
   int64_t dim;
 };
 
-// What tells two layouts apart (FNV-1a over sizes and strides); the twin of `fingerprint` in radam_fused/layout.py.
+// What tells two layouts apart (FNV-1a over sizes and strides); the twin of `fingerprint` in radam_fused/numerics/layout.py.
 inline int64_t fingerprint(const Shape& shape) {
   uint64_t hash = 14695981039346656037u;
   for (int64_t d = 0; d < shape.dim; ++d) {
@@ -89,7 +89,7 @@ inline bool overlaps_itself(const Shape& shape) {
 
 // Fills `strides` and returns false, or returns true when both tensors are plain arrays in one dense order.
 // The moments lie in a dense parameter's own order, and in row-major order for any other parameter
-// (radam_fused/layout.py, moment_strides).
+// (radam_fused/numerics/layout.py, moment_strides).
 inline bool plain(const Shape& param, const Shape& grad, Strides& strides) {
   std::vector<int64_t> order = memory_order(param);
   const bool dense = is_dense(param, order);

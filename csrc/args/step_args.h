@@ -40,7 +40,7 @@ struct Launch {
   std::vector<size_t> overlapping;  // which gradients' elements share memory, by their place in the list
 };
 
-// Raises for the first argument that does not fit (radam_fused/ops.py says what does). Parameters, gradients and
+// Raises for the first argument that does not fit (radam_fused/backends/ops.py says what does). Parameters, gradients and
 // moments lie on one device, the rows there or on the CPU, the rest on the CPU.
 Launch prepare(const TensorList& params, const TensorList& grads, const StateTensors& state,
                const TableTensors& tables);

@@ -7,7 +7,7 @@
 
 namespace radam_fused {
 
-// The arguments are those of the operator `step_described` (radam_fused/ops.py).
+// The arguments are those of the operator `step_described` (radam_fused/backends/ops.py).
 void step_described(const torch::stable::Tensor& described, int param_dtype, const torch::stable::Tensor& exp_avg,
                     const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
                     const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows, bool zero_grads,

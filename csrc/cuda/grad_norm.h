@@ -1,5 +1,5 @@
 // The sum of the squares of a list of gradients, in an order that does not depend on who adds what
-// (radam_fused/ops.py, squares): tiles are numbered over the list, partial sum s takes the tiles from s * tiles / 1024
+// (radam_fused/backends/ops.py, squares): tiles are numbered over the list, partial sum s takes the tiles from s * tiles / 1024
 // up to (s + 1) * tiles / 1024 and adds their elements, each in its own lane; then the lanes are halved.
 #pragma once
 

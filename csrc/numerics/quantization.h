@@ -1,6 +1,6 @@
 // The stored forms of moments, master weights and parameters in fewer bits than the arithmetic has: how one element is
 // read from them and written to them, once for the host and the device (docs/precision.md has the formulae). The twin
-// of radam_fused/backends/reference_stored.py, operation by operation.
+// of radam_fused/backends/reference/low_precision.py, operation by operation.
 #pragma once
 
 #include "numerics/radam_update.h"

@@ -9,7 +9,7 @@
 
 namespace radam_fused {
 
-// Columns of a row of the rows table, which Python fills (radam_fused/rows.py, class Row).
+// Columns of a row of the rows table, which Python fills (radam_fused/numerics/scalars.py, class Row).
 constexpr int kRowColumns = 11;
 
 // What a parameter of the stored type P computes in, which is also what its moments are stored in.

@@ -66,7 +66,7 @@ RADAM_HD double exact_variance(double rho) {
 // rectification= of a parameter group, as radam_fused/rectification.py numbers the KINDS.
 constexpr double kExact = 1.0, kNone = 2.0;
 
-// A line of the hyper table (radam_fused/rows.py, class Hyper).
+// A line of the hyper table (radam_fused/numerics/scalars.py, class Hyper).
 struct Hyper {
   double lr, one_minus_beta1, decay_rate1, beta2, one_minus_beta2, decay_rate2, rho_inf, limit_variance, rho_threshold,
       eps, coupled_decay, decoupled_decay, sign, unrectified, kind, seed;
@@ -87,7 +87,7 @@ struct Common {
   bool skip;
 };
 
-// The row of a group's parameters that take their step t at this learning rate (radam_fused/rows.py, step_row).
+// The row of a group's parameters that take their step t at this learning rate (radam_fused/numerics/scalars.py, step_row).
 RADAM_HD void write_row(double* columns, const Hyper& h, double t, double lr, const Common& common) {
   const double c1 = one_minus_exp(t * h.decay_rate1);
   const double c2 = one_minus_exp(t * h.decay_rate2);

@@ -1,4 +1,4 @@
-// The rows of a step, made where its tensors are (radam_fused/ops.py, rows): first the norm of the gradients, then each
+// The rows of a step, made where its tensors are (radam_fused/backends/ops.py, rows): first the norm of the gradients, then each
 // row by the steps taken so far, then the count of this one.
 #pragma once
 

@@ -1,4 +1,4 @@
-// In which forms a launch finds its state (radam_fused/forms.py).
+// In which forms a launch finds its state (radam_fused/numerics/state_format.py).
 #pragma once
 
 #include "numerics/dtypes.h"

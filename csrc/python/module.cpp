@@ -1,6 +1,6 @@
 // The Python face of the extension. Importing radam_fused._C loads the library, whose static initialisers register the
 // operators; the module itself holds loops over parameters that every step makes and Python would make slowly
-// (radam_fused/host.py has the same in Python).
+// (radam_fused/cpp_helpers.py has the same in Python).
 #include <Python.h>
 
 #include <cstdint>

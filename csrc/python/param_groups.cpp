@@ -1,4 +1,4 @@
-// The rows of a step from the optimizer's param_groups: `step_row` of radam_fused/rows.py by `write_row`, which gives
+// The rows of a step from the optimizer's param_groups: `step_row` of radam_fused/numerics/scalars.py by `write_row`, which gives
 // the same bits. A row takes Python some 3 us, and six times that where a training step has emptied the caches.
 #include "python/param_groups.h"
 

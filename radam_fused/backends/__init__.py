@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 
-from . import cpu, cuda, reference, triton
+from . import cpu
+from . import native as cuda
+from .reference import step as reference
+from .triton import step as triton
 
 NAMES = ("auto", "cuda", "triton", "cpu", "reference")
 ENVIRONMENT_VARIABLE = "RADAM_FUSED_BACKEND"

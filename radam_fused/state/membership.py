@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bucket import Bucket
-from ..checkpoint import has_state
-from ..checks import check_disjoint, check_gradients, may_step
-from ..flat import check_not_shared
-from ..groups import group_names
-from ..sharded import refuse_flatten
+from ..dtensor import refuse_flatten
+from ..numerics.tensor_checks import check_disjoint, check_gradients, may_step
+from ..param_groups import group_names
+from .bucket import Bucket
+from .checkpoint import has_state
+from .flat_buffers import check_not_shared
 
 
 def members_of(groups: list[dict[str, Any]]) -> list[tuple[Tensor, int]]:

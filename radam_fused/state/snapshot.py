@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..host import HAS_LOOPS, unchanged
+from ..cpp_helpers import HAS_LOOPS, unchanged
 
 
 class Snapshot:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..host import HAS_LOOPS, counts_shown, upload
+from ..cpp_helpers import HAS_LOOPS, counts_shown, upload
 from ..modes import real
 from ..tensor_kinds import is_fake
 from .views import own_view

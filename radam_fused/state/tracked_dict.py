@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..precision import NAMES
+from .codec import NAMES
 
 TRACKED = NAMES | {"step"}
 """The keys of an entry that a step reads. Whatever else user code keeps there is its own affair."""
@@ -27,7 +27,7 @@ class Edits:
 
 
 class Owner(Protocol):
-    """What an entry shows the buffers of: `radam_fused.bucket.Bucket`."""
+    """What an entry shows the buffers of: `radam_fused.state.bucket.Bucket`."""
 
     def release(self) -> None:
         """Lets go of the buffers."""

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch._C import _storage_Use_Count
 
-from ..host import DESCRIBES, describe_views, views_in_place
+from ..cpp_helpers import DESCRIBES, describe_views, views_in_place
+from ..dtensor import is_sharded, local
 from ..modes import real
-from ..sharded import is_sharded, local
 
 LOOKED_AT = 512
 """Up to so many tensors, all of most models, every one is looked at in every step."""

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..layout import fingerprint
 from ..modes import real
-from ..rows import RowTable
+from ..numerics.layout import fingerprint
+from ..numerics.scalars import RowTable
 
 if TYPE_CHECKING:
-    from ..addresses import Addresses
-    from ..bucket import Bucket
-    from ..overlaps import Places
+    from ..numerics.overlaps import Places
+    from ..state.bucket import Bucket
+    from .pointer_table import Addresses
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Plan:
     places: Places | None = None
     """Where the parameters are stored, as of when it was last found that none shares memory with another."""
     addresses: Addresses | Literal[False] | None = None
-    """See `radam_fused.addresses`; False where there is not that way, None until a step asks."""
+    """See `radam_fused.step.pointer_table`; False where there is not that way, None until a step asks."""
 
 
 def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:

@@ -12,7 +12,7 @@ pytest.importorskip("rich")
 import torch
 
 from bench.studies import huge_pages
-from radam_fused import memory
+from radam_fused.state import memory
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="Linux only")
 

@@ -15,14 +15,14 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from radam_fused.backends.triton import PLAIN_REGISTERS, SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
-from radam_fused.backends.triton_kernel import step_kernel
-from radam_fused.backends.triton_rows import BLOCK, COUNT_BLOCK
-from radam_fused.backends.triton_rows_kernel import rows_kernel
-from radam_fused.backends.triton_squares import REGISTERS
-from radam_fused.backends.triton_squares_kernel import squares_kernel
-from radam_fused.backends.triton_stored_kernel import stored_step_kernel
-from radam_fused.layout import PARTIAL_SUMS
+from radam_fused.backends.triton.grad_norm import REGISTERS
+from radam_fused.backends.triton.grad_norm_kernel import squares_kernel
+from radam_fused.backends.triton.low_precision_kernel import stored_step_kernel
+from radam_fused.backends.triton.scalars import BLOCK, COUNT_BLOCK
+from radam_fused.backends.triton.scalars_kernel import rows_kernel
+from radam_fused.backends.triton.step import PLAIN_REGISTERS, SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
+from radam_fused.backends.triton.step_kernel import step_kernel
+from radam_fused.numerics.layout import PARTIAL_SUMS
 
 STORED = {"fp32": tl.float32, "fp64": tl.float64, "fp16": tl.float16, "bf16": tl.int16}
 

@@ -22,8 +22,8 @@ import torch
 import triton
 
 import radam_fused
-from radam_fused.backends import triton_compiler
-from radam_fused.backends.triton_compiler import fuses
+from radam_fused.backends.triton import compat as triton_compiler
+from radam_fused.backends.triton.compat import fuses
 
 COMPILE = Path(__file__).parent / "compile_triton.py"
 TOOLS = Path(__import__("triton").__file__).parent / "backends" / "nvidia" / "bin"

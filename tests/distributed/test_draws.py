@@ -20,8 +20,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from radam_fused import FusedRAdam, step_in_backward
-from radam_fused.layout import BEYOND, draws_from
-from radam_fused.sharded import stretches
+from radam_fused.dtensor import stretches
+from radam_fused.numerics.layout import BEYOND, draws_from
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.support.helpers import same_bits

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer, _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
-from radam_fused import FusedRAdam, parts
+from radam_fused import FusedRAdam
+from radam_fused.step import parts
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.training import OPTIONS, batch, mean_loss, net
 

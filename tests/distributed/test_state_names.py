@@ -190,7 +190,7 @@ def test_whole_tensors(form: str, to: str, ranks: Ranks) -> None:
 
 def old_names(form: str) -> tuple[list[Tensor], list[Tensor]]:
     """A state_dict with the names that state_dict() gave before: ratios and roots for codes, a master for low bits."""
-    from radam_fused.precision import RATIO, _values, wrapped
+    from radam_fused.state.codec import RATIO, _values, wrapped
 
     model, optimizer = made(form)
     train(model, optimizer, range(BEFORE))

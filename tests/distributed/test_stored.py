@@ -19,8 +19,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from radam_fused import FusedRAdam, placement
-from radam_fused.layout import draws_from, segment_starts
+from radam_fused import FusedRAdam
+from radam_fused.numerics.layout import draws_from, segment_starts
+from radam_fused.state import bucket_manager as placement
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.support.helpers import same_bits

@@ -37,7 +37,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     """A kernel that is interpreted proves nothing about a GPU."""
-    from radam_fused.backends import triton
+    from radam_fused.backends.triton import step as triton
 
     assert not triton.interpreted(), "TRITON_INTERPRET is set: unset it for tests/gpu"
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused import FusedRAdam, offload
-from radam_fused.ops import Operators
+from radam_fused import FusedRAdam
+from radam_fused.backends import offload
+from radam_fused.backends.ops import Operators
 from tests.gpu import placement
 from tests.kernels import test_bits
 

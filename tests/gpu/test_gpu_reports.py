@@ -7,7 +7,7 @@ import torch
 
 from tests.gpu import placement
 
-SPANS = {"radam_fused.collect", "radam_fused.scalars", "radam_fused.rows", "radam_fused.step"}
+SPANS = {"radam_fused.collect", "radam_fused.step.scalars", "radam_fused.numerics.scalars", "radam_fused.step"}
 
 
 def test_nvtx_ranges_only_when_asked_for(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:

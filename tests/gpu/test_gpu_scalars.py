@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bench.gpu import traces
-from radam_fused.backends import triton_tables
-from radam_fused.layout import fingerprint
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.backends.triton import tables as triton_tables
+from radam_fused.numerics.layout import fingerprint
 from radam_fused.rectification import KINDS
 from tests.gpu import placement
 from tests.kernels import test_device_rows as device_rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
 from tests.support.cuda_host import twin
 from tests.support.helpers import one_ulp_up
 from tests.support.state_formats import FORMS, Case, Form

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused import available_backends, ops
-from radam_fused.backends import reference
-from radam_fused.layout import fingerprint, segment_starts
+from radam_fused import available_backends
+from radam_fused.backends import ops
+from radam_fused.backends.reference import step as reference
+from radam_fused.numerics.layout import fingerprint, segment_starts
+from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import step_row
 from tests.gpu import placement
 from tests.support.cuda_host import twin
 from tests.support.helpers import gradients, same_bits

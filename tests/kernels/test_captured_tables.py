@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from radam_fused.backends import triton_tables
-from radam_fused.backends.triton_tables import Table
+from radam_fused.backends.triton import tables as triton_tables
+from radam_fused.backends.triton.tables import Table
 from tests.support.cuda_host import compiler
 from tests.support.paths import ROOT
 

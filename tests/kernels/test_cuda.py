@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused import FusedRAdam, available_backends, ops
-from radam_fused.backends import reference
-from radam_fused.layout import fingerprint
+from radam_fused import FusedRAdam, available_backends
+from radam_fused.backends import ops
+from radam_fused.backends.reference import step as reference
+from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import step_row
 from tests.kernels.test_bits import PAIRS, SHORT, assert_same, train
 from tests.support.cuda_host import Geometry, host_step, twin
 from tests.support.helpers import filled, gradients, one_ulp_up, same_bits

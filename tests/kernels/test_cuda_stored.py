@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.backends import reference
-from radam_fused.layout import fingerprint
+from radam_fused.backends.reference import step as reference
+from radam_fused.numerics.layout import fingerprint
 from tests.support.cuda_host import Geometry, host_step, twin
 from tests.support.helpers import LAYOUTS, gradients
 from tests.support.paths import ROOT

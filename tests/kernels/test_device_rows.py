@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.numerics.scalars import SKIP, Hyper, Row, hyper, step_row
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import KINDS
-from radam_fused.rows import SKIP, Hyper, Row, hyper, step_row
 from tests.support.cuda_host import Geometry, host_rows
 from tests.support.helpers import same_bits
 

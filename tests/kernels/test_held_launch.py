@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from radam_fused.host import DESCRIBES
+from radam_fused.cpp_helpers import DESCRIBES
 from tests.support.cuda_host import compiler
 
 HERE = Path(__file__).parent
@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import torch
 from radam_fused import addresses, ops
-from radam_fused.layout import fingerprint
+from radam_fused.numerics.layout import fingerprint
 
 library = ctypes.PyDLL(sys.argv[1])  # whose functions keep the interpreter's lock
 library.is_launching.restype = library.has_waited_in_vain.restype = ctypes.c_bool

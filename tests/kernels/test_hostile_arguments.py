@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from radam_fused import FusedRAdam
-from radam_fused.layout import fingerprint
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.scalars import hyper, step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import hyper, step_row
 from tests.support.helpers import same_bits
 
 LARGEST = 2**63 - 1

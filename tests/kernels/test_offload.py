@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam, offload, transfer
-from radam_fused.layout import moment_strides
+from radam_fused import FusedRAdam
+from radam_fused.backends import offload
+from radam_fused.backends import staging as transfer
+from radam_fused.numerics.layout import moment_strides
 from tests.kernels import test_bits
 from tests.support.helpers import LAYOUTS, filled, gradients, one_ulp_up, same_bits
 from tests.support.offloaded import SMALL, model, results, same, train

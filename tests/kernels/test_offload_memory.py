@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from radam_fused import offload
+from radam_fused.backends import offload
 from tests.support.offloaded import SHAPES, SMALL, Count, model, results, same, train
 
 

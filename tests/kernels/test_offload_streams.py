@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused import FusedRAdam, offload, transfer
+from radam_fused import FusedRAdam
+from radam_fused.backends import offload
+from radam_fused.backends import staging as transfer
 from tests.support.fake_streams import Event, Stream, World
 from tests.support.helpers import gradients, same_bits
 

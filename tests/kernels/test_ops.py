@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from radam_fused.layout import fingerprint
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import step_row
 from tests.support.helpers import filled, same_bits
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.rows import Row
+from radam_fused.numerics.scalars import Row
 from tests.support.helpers import LAYOUTS
 from tests.support.paths import ROOT
 from tests.support.state_formats import FORMS, Case, Form

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.backends import triton
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.backends.triton import step as triton
 from tests.support.state_formats import FORMS, Case, Form
 
 TRITON, REFERENCE = OPERATORS["triton"].step, OPERATORS["reference"].step

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.backends import triton_tables
-from radam_fused.layout import fingerprint, segment_starts
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.backends.triton import tables as triton_tables
+from radam_fused.numerics.layout import fingerprint, segment_starts
+from radam_fused.numerics.scalars import SKIP, hyper, step_row
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import KINDS
-from radam_fused.rows import SKIP, hyper, step_row
 from tests.support.helpers import LAYOUTS, filled, noise, one_ulp_up, same_bits
 
 TRITON, REFERENCE = OPERATORS["triton"], OPERATORS["reference"]

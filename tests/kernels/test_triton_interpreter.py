@@ -9,7 +9,8 @@ import torch
 from triton.runtime import interpreter
 
 from radam_fused import FusedRAdam
-from radam_fused.backends import triton, triton_interpreter
+from radam_fused.backends.triton import interpreter as triton_interpreter
+from radam_fused.backends.triton import step as triton
 from tests.support.helpers import same_bits
 
 

@@ -28,7 +28,7 @@ torch.cuda.device_of = lambda tensor: __import__("contextlib").nullcontext()
 {launch}
 """
 STEP = """
-from radam_fused.layout import fingerprint
+from radam_fused.numerics.layout import fingerprint
 state, dtype = torch.{state}, torch.{dtype}
 backend.step(
     [torch.ones(4096, dtype=dtype)], [torch.ones(4096, dtype=dtype)],

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.layout import fingerprint, segment_starts
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.numerics.layout import fingerprint, segment_starts
+from radam_fused.numerics.scalars import HOLD, SKIP, step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import HOLD, SKIP, step_row
 from tests.kernels.test_bits import PAIRS, SHORT, _threads, expanded  # noqa: F401  (the fixture restores the thread count)
 from tests.support.cuda_host import Geometry, host_step, twin
 from tests.support.helpers import LAYOUTS, filled, gradients, one_ulp_up, same_bits

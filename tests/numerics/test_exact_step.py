@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from radam_fused.backends import triton
-from radam_fused.backends.reference_stored import join, low_bits, to_parameter
-from radam_fused.layout import fingerprint
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.backends.reference.low_precision import join, low_bits, to_parameter
+from radam_fused.backends.triton import step as triton
+from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import step_row
 from tests.support.cuda_host import Geometry, host_step
 from tests.support.helpers import same_bits
 

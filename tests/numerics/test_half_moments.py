@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from radam_fused.backends import reference_stored as stored
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.backends.reference import low_precision as stored
+from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import step_row
 from tests.support.cuda_host import Geometry, host_step
 from tests.support.helpers import same_bits
 from tests.support.state_formats import Case, Form

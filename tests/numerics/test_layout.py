@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radam_fused.bucket import Bucket
-from radam_fused.layout import ALIGNMENT, SMALL, SMALL_ALIGNMENT, is_dense, moment_strides, segment_starts
+from radam_fused.numerics.layout import ALIGNMENT, SMALL, SMALL_ALIGNMENT, is_dense, moment_strides, segment_starts
+from radam_fused.state.bucket import Bucket
 from tests.support.helpers import LAYOUTS
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused import rows
+from radam_fused.numerics import scalars as rows
+from radam_fused.numerics.scalars import ADAPTIVE, HOLD, MOMENTUM, RowTable, step_row
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import rectification
-from radam_fused.rows import ADAPTIVE, HOLD, MOMENTUM, RowTable, step_row
 from tests.support.helpers import same_bits
 
 

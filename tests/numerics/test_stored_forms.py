@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from radam_fused.backends import reference_stored as stored
+from radam_fused.backends.reference import low_precision as stored
 from tests.support.helpers import same_bits
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

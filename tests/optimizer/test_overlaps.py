@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam, overlaps, step_in_backward
+from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.numerics import overlaps
 from tests.support.helpers import same_bits
 
 N = 1 << 18

@@ -27,12 +27,12 @@ from hypothesis.stateful import (
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam, step_in_backward
-from radam_fused.backward import StepInBackward
-from radam_fused.scalars import DeviceScalars
+from radam_fused.backends.staging import Transfer
+from radam_fused.gradient_release import StepInBackward
 from radam_fused.state.step_counts import StepCounts
 from radam_fused.state.tracked_dict import ParameterState
 from radam_fused.state.views import ShownViews
-from radam_fused.transfer import Transfer
+from radam_fused.step.scalars import DeviceScalars
 from tests.support.helpers import same_bits
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose

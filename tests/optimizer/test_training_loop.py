@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam, offload
+from radam_fused import FusedRAdam
+from radam_fused.backends import offload
 from tests.support.training_steps import TOLERANCE, deviation, noise
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from radam_fused import available_backends, backends
-from radam_fused.backends import backend_for, cuda
+from radam_fused.backends import backend_for
+from radam_fused.backends import native as cuda
 
 B200, H100, L40, A100, ORIN, V100, RTX5090 = (10, 0), (9, 0), (8, 9), (8, 0), (8, 7), (7, 0), (12, 0)
 

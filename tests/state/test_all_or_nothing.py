@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam, memory, step_in_backward
+from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.state import memory
 from tests.support.helpers import same_bits
 from tests.support.interrupts import Interrupted, signal_at
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam, step_in_backward
-from radam_fused.backends import reference
-from radam_fused.layout import fingerprint
-from radam_fused.rows import ADAPTIVE, Row
+from radam_fused.backends.reference import step as reference
+from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.scalars import ADAPTIVE, Row
 from tests.support.helpers import same_bits
 from tests.support.interrupts import Interrupted, signal_at
 

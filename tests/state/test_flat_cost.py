@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
-from radam_fused.flat import LOOKED_AT
+from radam_fused.state.flat_buffers import LOOKED_AT
 from tests.support.flat_pairs import small, train
 
 

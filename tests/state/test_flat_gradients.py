@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from radam_fused.flat import SAMPLE
+from radam_fused.state.flat_buffers import SAMPLE
 from tests.support.flat_pairs import (
     MANY,
     assert_side_by_side,
@@ -187,7 +187,7 @@ def test_float32_gradient_of_a_16_bit_parameter_is_refused() -> None:
 
 @pytest.fixture
 def _counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radam_fused.flat.LOOKED_AT", 0)
+    monkeypatch.setattr("radam_fused.state.flat_buffers.LOOKED_AT", 0)
 
 
 @pytest.mark.usefixtures("_counted")

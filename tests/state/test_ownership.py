@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from radam_fused.placement import Placement
+from radam_fused.state.bucket_manager import Placement
 from tests.support.helpers import same_bits
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam, step_in_backward
-from radam_fused.backends.reference_stored import to_parameter
+from radam_fused.backends.reference.low_precision import to_parameter
 from tests.support.helpers import same_bits
 from tests.support.paths import ROOT
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam, step_in_backward
-from radam_fused.bucket import Bucket
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.state.bucket import Bucket
 from tests.support.helpers import same_bits
 
 WAYS: dict[str, Callable[[Tensor, float], Any]] = {
@@ -150,8 +150,8 @@ def test_stochastic_rounding_draws_anew_beyond_what_float32_holds() -> None:
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_rows_operator_keeps_exact_counts(backend: str) -> None:
+    from radam_fused.numerics.scalars import Row, hyper
     from radam_fused.options import GROUP_DEFAULTS
-    from radam_fused.rows import Row, hyper
 
     table = torch.tensor([hyper(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64)
     taken = torch.tensor([BIG, BIG + 1.0, 7.0], dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from radam_fused.bucket import Bucket
+from radam_fused.state.bucket import Bucket
 from tests.support.helpers import same_bits
 
 

@@ -12,7 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused import FusedRAdam, captures, compiled, host, scalars, step_in_backward
+from radam_fused import FusedRAdam, step_in_backward
+from radam_fused import cpp_helpers as host
+from radam_fused import device as captures
+from radam_fused.step import compiled, scalars
 from tests.support.fake_captures import Device, Graph
 from tests.support.helpers import same_bits
 

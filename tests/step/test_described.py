@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-from radam_fused import FusedRAdam, launching
-from radam_fused.addresses import BRIEF
-from radam_fused.host import DESCRIBES
-from radam_fused.launches import Launch
+from radam_fused import FusedRAdam
+from radam_fused.cpp_helpers import DESCRIBES
+from radam_fused.step import run as launching
+from radam_fused.step.launch import Launch
+from radam_fused.step.pointer_table import BRIEF
 from tests.support.helpers import same_bits
 
 STEPS = 8

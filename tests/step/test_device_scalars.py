@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
-from radam_fused.ops import OPERATORS
+from radam_fused.backends.ops import OPERATORS
+from radam_fused.numerics.scalars import ADAPTIVE, Row, hyper, step_row
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import ADAPTIVE, Row, hyper, step_row
 from tests.support.helpers import same_bits
 
 BETA2 = (0.9, 0.99, 0.999, 0.9995, 0.9999, 0.99999, 0.999999)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from radam_fused import FusedRAdam, memory
+from radam_fused import FusedRAdam
+from radam_fused.state import memory
 
 ELEMENTS = 16_000_000
 SCRIPT = """

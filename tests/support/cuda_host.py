@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from radam_fused.checks import check_gradients, overlaps_itself
-from radam_fused.layout import PARTIAL_SUMS
-from radam_fused.rows import Row
+from radam_fused.numerics.layout import PARTIAL_SUMS
+from radam_fused.numerics.scalars import Row
+from radam_fused.numerics.tensor_checks import check_gradients, overlaps_itself
 from tests.support.paths import ROOT
 
 HERE = Path(__file__).parent
@@ -111,7 +111,7 @@ def compile_walk(folder: Path) -> ctypes.CDLL:
 
 
 def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
-    """A step as `radam_fused.ops` describes it."""
+    """A step as `radam_fused.backends.ops` describes it."""
 
     def step(
         params: list[Tensor],
@@ -160,7 +160,7 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
 
 
 def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Tensor]], Tensor]:
-    """Squares as `radam_fused.ops` describes them."""
+    """Squares as `radam_fused.backends.ops` describes them."""
 
     def squares(grads: list[Tensor]) -> Tensor:
         tensors = (_HostTensor * len(grads))()
@@ -182,7 +182,7 @@ def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Ten
 
 
 def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Rows as `radam_fused.ops` describes them."""
+    """Rows as `radam_fused.backends.ops` describes them."""
 
     def rows(
         hyper: Tensor,

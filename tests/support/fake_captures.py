@@ -19,8 +19,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from radam_fused import bucket, captures, placement, scalars, separate
-from radam_fused.state import step_counts
+from radam_fused import device as captures
+from radam_fused.state import bucket, step_counts
+from radam_fused.state import bucket_manager as placement
+from radam_fused.state import per_param as separate
+from radam_fused.step import scalars
 
 
 def spoil(tensor: Tensor) -> None:
@@ -76,7 +79,7 @@ class Device(TorchDispatchMode):
             self._storages.append(StorageWeakRef(tensor.untyped_storage()))
 
     def upload(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """`radam_fused.host.upload`: its copy is made at once, or in every replay."""
+        """`radam_fused.cpp_helpers.upload`: its copy is made at once, or in every replay."""
         with _disable_current_modes():  # this is what is done, not what is recorded
             return self._upload(tensor)
 

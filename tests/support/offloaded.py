@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from radam_fused import FusedRAdam, offload, transfer
+from radam_fused import FusedRAdam
+from radam_fused.backends import offload
+from radam_fused.backends import staging as transfer
 from tests.support.helpers import gradients, same_bits
 
 Results = tuple[list[Tensor], list[Tensor]]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from radam_fused.forms import residue_dtype, second_dtype
-from radam_fused.layout import ALIGNMENT, fingerprint
+from radam_fused.numerics.layout import ALIGNMENT, fingerprint
+from radam_fused.numerics.scalars import SKIP, step_row
+from radam_fused.numerics.state_format import residue_dtype, second_dtype
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rows import SKIP, step_row
 from tests.support.helpers import LAYOUTS, bits, filled, gradients
 
 SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "int8"}

@@ -1,0 +1,320 @@
+"""``offload=True``: moments in the host's memory, and the step computed there, whatever device the parameters are on.
+
+Parameters and gradients come down chunk by chunk into a ring of staging slots; the host steps each chunk in place with
+the ``cpu`` backend, against the moments where they lie; the parameters go up again. While the host computes one chunk,
+the next is on its way down and the last on its way up (transfer.py). On CPU parameters the same code runs with ordinary
+memory, so that all of it but the streams is tested on any machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..modes import real
+from ..numerics.layout import fingerprint, is_dense
+from ..numerics.scalars import SKIP, Row
+from ..numerics.tensor_checks import check_gradients, check_layouts, check_stored
+from ..tensor_kinds import is_fake
+from . import ENVIRONMENT_VARIABLE, backend_for
+from .fake_tensors import called_with_fakes
+from .ops import OPERATORS, Operators
+from .staging import Slot, transfer_for
+
+SLOT_BYTES = 64 * 2**20
+"""Staging memory of a chunk: 32 MiB of parameters, and gradients of the same dtype. A copy of this size takes a
+millisecond or two, hundreds of times what it takes to start one."""
+SLOTS = 3
+"""One slot on its way down, one being computed, one on its way up."""
+STAGED_ALIGNMENT = 64
+"""Staged tensors start at multiples of this many bytes: vector accesses, and views of every dtype."""
+DEVICES = ("cpu", "cuda")
+
+
+def check_offload(backend: str, flatten: bool, capturable: bool, state_dtype: torch.dtype) -> None:
+    """Raises ValueError for an option that does not go with ``offload=True``.
+
+    Args:
+        backend: what `radam_fused.backends.check_name` returned.
+        flatten: as `FusedRAdam` takes it.
+        capturable: likewise.
+        state_dtype: likewise.
+    """
+    if state_dtype == torch.int8:
+        raise ValueError(
+            "state_dtype = torch.int8: must be torch.float32, bfloat16 or float16 with offload=True, whose chunks are "
+            "no whole blocks of codes"
+        )
+    if backend not in ("auto", "cpu"):
+        raise ValueError(
+            f"backend = {backend!r} (the argument's or {ENVIRONMENT_VARIABLE}'s): must be 'auto' or 'cpu' with "
+            "offload=True, which computes the step on the host"
+        )
+    if flatten:
+        raise ValueError(
+            "flatten = True: must be False with offload=True, which stages parameters and gradients in large chunks "
+            "anyway; flat buffers would only take memory on the device"
+        )
+    check_capturable("capturable", capturable)
+
+
+def check_capturable(name: str, capturable: bool) -> None:
+    """Raises ValueError where a CUDA graph is to capture a step of the host."""
+    if capturable:
+        raise ValueError(f"{name} = True: must be False with offload=True, as a CUDA graph cannot capture the host")
+
+
+def check_device(param: Tensor, name: str) -> None:
+    """Raises ValueError for a parameter that cannot be staged."""
+    if param.device.type not in DEVICES:
+        raise ValueError(f"{name} is on {param.device}: must be on one of {DEVICES} with offload=True")
+
+
+class Piece(NamedTuple):
+    """A part of a parameter that is staged in one go."""
+
+    param: Tensor
+    """A view whose row-major order is that of the moments."""
+    grad: Tensor
+    """The same elements of the gradient."""
+    start: int
+    """Where the moments of its first element lie in the flat buffers."""
+    row: int
+    ahead: int
+    """How far ahead of there its random numbers begin."""
+
+
+def in_order_of_moments(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of both whose row-major order is that of the moments; flat where both are plain arrays in that order."""
+    param, grad = param.detach(), grad.detach()
+    if not param.is_contiguous() and is_dense(param):
+        order = sorted(range(param.dim()), key=param.stride, reverse=True)
+        param, grad = param.permute(order), grad.permute(order)
+    if param.is_contiguous() and grad.is_contiguous():
+        return param.view(-1), grad.view(-1)
+    return param, grad
+
+
+def aligned(nbytes: int) -> int:
+    """That many bytes, rounded up to where the next staged tensor may start."""
+    return -(-nbytes // STAGED_ALIGNMENT) * STAGED_ALIGNMENT
+
+
+def staged_bytes(param: Tensor, grad: Tensor) -> int:
+    """What a parameter and its gradient take of a slot."""
+    return aligned(param.numel() * param.element_size()) + aligned(grad.numel() * grad.element_size())
+
+
+def chunks(wholes: Iterable[Piece], capacity: int) -> Iterator[list[Piece]]:
+    """Pieces of whole parameters in lists of at most `capacity` staged bytes.
+
+    What does not fit is cut along its outermost dimension, and within its rows where not even one of them fits a slot.
+
+    Args:
+        wholes: one a parameter.
+        capacity: at least 192, the bytes of one element of each.
+    """
+    chunk: list[Piece] = []
+    used = 0
+    for whole in wholes:
+        waiting = [whole] if whole.param.numel() else []
+        while waiting:
+            piece = waiting.pop()
+            param, grad, start, row, ahead = piece
+            room = (capacity - used - 2 * STAGED_ALIGNMENT) // (param.element_size() + grad.element_size())
+            if param.numel() > room:
+                inner = param[:1].numel() if param.dim() else 1
+                fitting = max(room, 0) // inner
+                if chunk and (fitting == 0 or 4 * used > 3 * capacity):
+                    yield chunk  # rather than a sliver at its end
+                    chunk, used = [], 0
+                    waiting.append(piece)
+                    continue
+                if fitting == 0:
+                    waiting += [
+                        Piece(param[i], grad[i], start + i * inner, row, ahead) for i in reversed(range(len(param)))
+                    ]
+                    continue
+                waiting.append(Piece(param[fitting:], grad[fitting:], start + fitting * inner, row, ahead))
+                piece = Piece(param[:fitting], grad[:fitting], start, row, ahead)
+            chunk.append(piece)
+            used += staged_bytes(piece.param, piece.grad)
+    if chunk:
+        yield chunk
+
+
+class Chunk:
+    """Pieces, and their places in a slot: one behind the other, flat, in the order of the moments.
+
+    Attributes:
+        slot: the slot.
+        params, grads: the staged tensors, 1-d, as the step operator takes them.
+        segments, row_of, origins: its tables for them.
+    """
+
+    def __init__(self, pieces: Sequence[Piece], slot: Slot) -> None:
+        self.slot = slot
+        self._pieces = pieces
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        at = 0
+        for piece in pieces:
+            for staged, tensor in ((self.params, piece.param), (self.grads, piece.grad)):
+                end = at + tensor.numel() * tensor.element_size()
+                staged.append(slot.memory[at:end].view(tensor.dtype))
+                at = aligned(end)
+        layouts = [(piece.start, fingerprint([piece.param.numel()], [1])) for piece in pieces]
+        with real():
+            self._tables(layouts, pieces)
+
+    def _tables(self, layouts: list[tuple[int, int]], pieces: Sequence[Piece]) -> None:
+        self.segments = torch.tensor(layouts, dtype=torch.int64, device="cpu")
+        origins = [piece.start + piece.ahead for piece in pieces]
+        self.origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
+        self.row_of = torch.tensor([piece.row for piece in pieces], dtype=torch.int64, device="cpu")
+
+    def down(self) -> list[tuple[Tensor, Tensor]]:
+        """Targets and sources of the way down."""
+        params = [(shaped(to, piece.param), piece.param) for to, piece in zip(self.params, self._pieces, strict=True)]
+        grads = [(shaped(to, piece.grad), piece.grad) for to, piece in zip(self.grads, self._pieces, strict=True)]
+        return params + grads
+
+    def up(self) -> list[tuple[Tensor, Tensor]]:
+        """Targets and sources of the way up: the parameters."""
+        return [(piece.param, shaped(of, piece.param)) for of, piece in zip(self.params, self._pieces, strict=True)]
+
+
+def shaped(staged: Tensor, tensor: Tensor) -> Tensor:
+    """A staged tensor in the shape of what it is a copy of."""
+    return staged if tensor.dim() == 1 else staged.view(tensor.shape)
+
+
+class Offloader:
+    """Steps the parameters of one device on the host.
+
+    Args:
+        device: the parameters'.
+        backend: ``"auto"`` or ``"cpu"``.
+    """
+
+    def __init__(self, device: torch.device, backend: str) -> None:
+        self._device = device
+        self._host = OPERATORS[backend_for("cpu", backend)]
+        self._transfer = transfer_for(device)
+        self._ring: list[Slot] = []
+
+    @property
+    def operators(self) -> Operators:
+        """The operators of a bucket whose moments and step counts lie in the host's memory."""
+        return Operators(step=self.step, squares=self._squares, rows=self._host.rows)
+
+    @property
+    def staging_bytes(self) -> int:
+        """How much staging memory is held."""
+        return sum(slot.memory.numel() for slot in self._ring)
+
+    def _squares(self, grads: list[Tensor]) -> Tensor:
+        """The squares operator of the device, where the gradients are: 8 KiB come down instead of all of them."""
+        squares = OPERATORS[backend_for(self._device.type, "auto")].squares
+        return called_with_fakes(squares)(grads) if is_fake(grads[0]) else squares(grads)
+
+    def step(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        segments: Tensor,
+        row_of: Tensor,
+        rows: Tensor,
+        zero_grads: bool = False,
+        scales: Tensor | None = None,
+        residue: Tensor | None = None,
+        stochastic: bool = False,
+        origins: Tensor | None = None,
+    ) -> None:
+        """The step operator (`radam_fused.backends.ops`), for moments on the CPU. Returns when the moments are written.
+
+        The current stream waits for the parameters to be written, and is where the gradients are zeroed.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: a parameter or a gradient that does not fit, before anything is
+                written.
+        """
+        with real():
+            self._check(params, grads, exp_avg, segments)
+        with real():
+            starts, row_indices = segments[:, 0].tolist(), row_of.tolist()
+            drawn = starts if origins is None else origins.tolist()
+            skipped = not is_fake(rows) and bool((rows[:, Row._fields.index("direction")] == SKIP).all())
+        if not skipped:
+            self._reserve(params, grads)
+            wholes = (
+                Piece(*in_order_of_moments(param, grad), start, row, origin - start)
+                for param, grad, start, row, origin in zip(params, grads, starts, row_indices, drawn, strict=True)
+            )
+            self._walk(wholes, (exp_avg, exp_avg_sq), rows, (scales, residue, stochastic))
+        if zero_grads and grads:
+            torch._foreach_zero_([without_repeats(grad) for grad in grads])
+
+    def _check(self, params: list[Tensor], grads: list[Tensor], exp_avg: Tensor, segments: Tensor) -> None:
+        check_layouts(params, segments, exp_avg.dtype)
+        check_gradients(params, grads)
+        for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            if not is_fake(param):
+                check_stored(**{f"parameter {index}": param, f"gradient of parameter {index}": grad})
+            if param.device != self._device or param.dtype != params[0].dtype:
+                raise ValueError(
+                    f"tensor {index} of the lists is {param.dtype} on {param.device}: "
+                    f"must be {params[0].dtype} on {self._device}, as its bucket is"
+                )
+
+    def _reserve(self, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Makes the ring large enough for the step, before it has written anything: no more than `SLOTS` slots."""
+        need = sum(map(staged_bytes, params, grads)) + 2 * STAGED_ALIGNMENT
+        count = 1 if need <= SLOT_BYTES else SLOTS
+        held = self._ring[0].memory.numel() if self._ring else 0
+        if held < min(need, SLOT_BYTES) or len(self._ring) < count:
+            self._ring = []  # first: the old one's memory may serve for the new one
+            self._ring = [self._transfer.slot(max(held, min(need, SLOT_BYTES))) for _ in range(count)]
+
+    def _walk(
+        self, wholes: Iterable[Piece], moments: tuple[Tensor, Tensor], rows: Tensor, forms: tuple[Any, ...]
+    ) -> None:
+        """All chunks down, through the operator, and up; the host prepares one while others are under way."""
+        transfer = self._transfer
+        under_way: deque[Chunk] = deque()
+
+        def compute() -> None:
+            chunk = under_way.popleft()
+            transfer.wait(chunk.slot)
+            tables = chunk.segments, chunk.row_of, rows
+            step = called_with_fakes(self._host.step) if is_fake(moments[0]) else self._host.step
+            step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.origins)
+            transfer.up(chunk.slot, chunk.up())
+
+        transfer.begin()
+        try:
+            for number, pieces in enumerate(chunks(wholes, self._ring[0].memory.numel())):
+                chunk = Chunk(pieces, self._ring[number % len(self._ring)])
+                transfer.down(chunk.slot, chunk.down())
+                under_way.append(chunk)
+                if len(under_way) == len(self._ring):  # the next one takes the slot of the first
+                    compute()
+            while under_way:
+                compute()
+        finally:
+            transfer.finish()
+
+
+def without_repeats(grad: Tensor) -> Tensor:
+    """A gradient with each place in memory once, for one that was expanded: a view to be written."""
+    grad = grad.detach()
+    for dim, stride in enumerate(grad.stride()):
+        if stride == 0 and grad.shape[dim] > 1:
+            grad = grad.narrow(dim, 0, 1)
+    return grad

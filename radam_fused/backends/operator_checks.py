@@ -1,0 +1,227 @@
+"""What the operators written in Python ask of their arguments, before they write anything: `radam_fused.backends.ops`.
+
+The C++ operators ask the same: csrc/args/step_args.cpp (step), csrc/args/grad_norm_args.cpp (squares),
+csrc/args/scalars_args.cpp (rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..numerics.layout import PARTIAL_SUMS
+from ..numerics.scalars import Hyper, Row
+from ..numerics.state_format import check_forms
+from ..numerics.tensor_checks import (
+    HALF_OR_SINGLE,
+    check_gradients,
+    check_layouts,
+    check_stored,
+    is_stored,
+    overlaps_itself,
+)
+
+_LARGEST = 2**63 - 1
+_GRADIENTS = (*HALF_OR_SINGLE, torch.float64)
+
+
+def check_tables(
+    count: int, exp_avg: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor, origins: Tensor | None
+) -> None:
+    """Raises for tables of a step that cannot be read, with as many segments as there are parameters.
+
+    Raises:
+        ValueError: another shape, dtype or device, or a freed storage.
+    """
+    wanted = {"segments": (segments, (count, 2)), "row_of": (row_of, (count,))}
+    if origins is not None:
+        wanted["origins"] = origins, (count,)
+    for name, (table, shape) in wanted.items():
+        if (
+            table.shape != shape
+            or table.dtype != torch.int64
+            or table.device.type != "cpu"
+            or not table.is_contiguous()
+        ):
+            raise ValueError(
+                f"{name} is {table.dtype} of shape {tuple(table.shape)} on {table.device}: must be contiguous int64 of "
+                f"shape {shape} on the CPU, one entry a segment"
+            )
+    columns = len(Row._fields)
+    if rows.dtype != torch.float64 or rows.dim() != 2 or rows.shape[1] != columns or not rows.is_contiguous():
+        raise ValueError(
+            f"rows is {rows.dtype} of shape {tuple(rows.shape)} and strides {rows.stride()}: "
+            f"must be contiguous float64 of shape (rows, {columns})"
+        )
+    if rows.device != exp_avg.device and rows.device.type != "cpu":
+        raise ValueError(f"rows is on {rows.device}: must be on the CPU or on {exp_avg.device}, as exp_avg is")
+    check_stored(segments=segments, row_of=row_of, rows=rows, origins=origins)
+
+
+def check_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    state: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    tables: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    stochastic: bool,
+    alignment: int = 1,
+) -> bool:
+    """Raises for the first argument of a step that does not fit; returns whether the state is stored plainly.
+
+    Args:
+        params: the step's list of parameters.
+        grads: the step's list of gradients.
+        state: ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``residue``.
+        tables: ``segments``, ``row_of``, ``rows`` and ``origins``.
+        stochastic: the step's.
+        alignment: of which number of elements starts are to be multiples.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: with the argument, its value and what is allowed.
+    """
+    exp_avg, exp_avg_sq, scales, residue = state
+    segments, row_of, rows, origins = tables
+    if len(params) != len(grads):
+        raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
+    check_tables(len(params), exp_avg, segments, row_of, rows, origins)
+    _check_buffers(exp_avg, exp_avg_sq)
+    for i, param in enumerate(params):
+        if param.layout != torch.strided or param.device != exp_avg.device or param.dtype != params[0].dtype:
+            raise ValueError(
+                f"tensor {i} of the lists is {param.dtype} on {param.device} with layout {param.layout}: "
+                f"must be {params[0].dtype} on {exp_avg.device} with layout torch.strided"
+            )
+        if param.numel() and overlaps_itself(param):
+            raise ValueError(
+                f"tensor {i} of the lists: the parameter is expanded (strides {tuple(param.stride())}): "
+                "several of its elements share memory"
+            )
+    check_layouts(params, segments, exp_avg.dtype)
+    check_gradients(params, grads)
+    check_stored(
+        **{f"parameter {i}": param for i, param in enumerate(params)},
+        **{f"gradient {i}": grad for i, grad in enumerate(grads)},
+    )
+    check_stored(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, scales=scales, residue=residue)
+    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic, origins)
+    drawn = segments[:, 0] if origins is None else origins
+    numbers = zip(segments[:, 0].tolist(), row_of.tolist(), drawn.tolist(), strict=True)
+    for i, (param, (start, row, origin)) in enumerate(zip(params, numbers, strict=True)):
+        _check_segment(i, param.numel(), start, row, origin, exp_avg.numel(), len(rows), alignment)
+    return plain
+
+
+def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+    for name, buffer in (("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        if buffer.shape != (exp_avg.numel(),) or buffer.device != exp_avg.device or not buffer.is_contiguous():
+            raise ValueError(
+                f"{name} is of shape {tuple(buffer.shape)} and strides {buffer.stride()} on {buffer.device}: exp_avg "
+                f"and exp_avg_sq must be flat buffers of one size ({exp_avg.numel()}), dtype and device "
+                f"({exp_avg.device})"
+            )
+    check_stored(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+    spans = sorted((b.data_ptr(), b.data_ptr() + b.numel() * b.element_size()) for b in (exp_avg, exp_avg_sq))
+    if spans[0][1] > spans[1][0]:
+        raise ValueError("exp_avg and exp_avg_sq must not share memory")
+
+
+def _check_segment(
+    i: int, numel: int, start: int, row: int, origin: int, capacity: int, rows: int, alignment: int
+) -> None:
+    if not 0 <= start <= capacity - numel or start % alignment:
+        raise ValueError(
+            f"tensor {i} of the lists: start {start} with {numel} elements out of the buffer of {capacity}, "
+            f"or not a multiple of {alignment}"
+        )
+    if not 0 <= row < rows:
+        raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
+    if not 0 <= origin <= _LARGEST - numel:
+        raise ValueError(f"tensor {i} of the lists: origin {origin} out of the range from 0 to {_LARGEST - numel}")
+
+
+def check_squares(grads: Sequence[Tensor]) -> None:
+    """Raises for the first gradient that cannot be squared beside the first.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: no gradient at all, or one of another layout, dtype or device, or freed.
+    """
+    if not grads:
+        raise ValueError("grads must have at least one tensor")
+    first = grads[0]
+    if first.dtype not in _GRADIENTS:
+        raise TypeError(f"gradient 0 is {first.dtype}: must be one of {_GRADIENTS}")
+    for i, grad in enumerate(grads):
+        if grad.layout != torch.strided:
+            raise RuntimeError(f"gradient {i} has layout {grad.layout}: must be torch.strided")
+        if grad.dtype != first.dtype or grad.device != first.device:
+            raise ValueError(
+                f"gradient {i} is {grad.dtype} on {grad.device}: must be {first.dtype} on {first.device}, as the first"
+            )
+        if not is_stored(grad):
+            check_stored(**{f"gradient {i}": grad})
+
+
+def check_rows(
+    hyper: Tensor,
+    pairs: Tensor,
+    counted: Tensor,
+    steps: Tensor,
+    taken: Tensor,
+    lr: Tensor | None,
+    squares: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """Raises for the first argument of the rows operator that does not fit.
+
+    What ``pairs`` holds is looked at on the CPU alone: elsewhere that would be to wait for the device.
+
+    Raises:
+        ValueError: with the argument, its value and what is allowed.
+    """
+    groups, segments = hyper.shape[0] if hyper.dim() else 0, steps.numel()
+    _require("hyper", hyper, hyper.device, (torch.float64,), (groups, len(Hyper._fields)))
+    _require("pairs", pairs, hyper.device, (torch.int64,), (pairs.shape[0] if pairs.dim() else 0, 2))
+    _require("steps", steps, hyper.device, (torch.float32,), (segments,))
+    _require("taken", taken, hyper.device, (torch.float64,), (segments,))
+    _require("counted", counted, hyper.device, (torch.float32,), (segments,))
+    if lr is not None:
+        _require("lr", lr, hyper.device, (torch.float32, torch.float64), (groups,), contiguous=False)
+    if squares is not None:
+        lines = squares.shape[0] if squares.dim() else 0
+        _require("squares", squares, hyper.device, (torch.float64,), (lines, PARTIAL_SUMS))
+    for name, tensor in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+        if tensor is not None:
+            one = tuple(tensor.shape) if tensor.numel() == 1 else (1,)
+            _require(name, tensor, hyper.device, (torch.float32,), one, contiguous=False)
+    if pairs.device.type == "cpu":
+        for row, (group, segment) in enumerate(pairs.tolist()):
+            if not (0 <= group < groups and 0 <= segment < segments):
+                raise ValueError(
+                    f"pairs: row {row} names group {group} of {groups} and segment {segment} of {segments}"
+                )
+
+
+def _require(
+    name: str,
+    tensor: Tensor,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int, ...],
+    contiguous: bool = True,
+) -> None:
+    if (
+        tensor.layout != torch.strided
+        or tensor.device != device
+        or tensor.dtype not in dtypes
+        or tensor.shape != shape
+        or (contiguous and not tensor.is_contiguous())
+    ):
+        allowed = " or ".join(map(str, dtypes))
+        raise ValueError(
+            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device} with layout {tensor.layout}: "
+            f"must be {'contiguous ' if contiguous else ''}{allowed} of shape {shape} on {device}"
+        )
+    check_stored(**{name: tensor})

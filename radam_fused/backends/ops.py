@@ -1,0 +1,200 @@
+"""The operators: three of them, in three implementations, chosen by name rather than by device.
+
+``radam_fused::step_native`` is C++ and CUDA (csrc/, a library for either device), ``radam_fused::step_triton`` a Triton
+kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` and ``rows_*``.
+
+**step** updates the segments of one bucket in place:
+
+======================  ====================================================================================
+``params``              n tensors of one dtype and device: float32, float64, float16 or bfloat16
+``grads``               the same shapes in any layout; float64 for float64 parameters, else any of the others
+``exp_avg``             flat moments: float32 (float64 for float64 parameters), bfloat16, float16, or int8 codes
+``exp_avg_sq``          the same of the second moment; uint8 codes beside int8. In float16 both are as
+                        docs/precision.md says: m / sqrt(v), and the fourth root of v
+``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
+                        `radam_fused.numerics.layout.fingerprint` of the parameter that they were laid out for
+``row_of``              int64 (n) on the CPU: which row each segment takes
+``rows``                float64 (rows, 11), on the CPU or with the moments: as `numerics.scalars.Row`
+``zero_grads``          whether to leave zeros in the gradients, also where a row says to skip the step
+``scales``              float32 (2, length / 256) of int8 moments, whose segments start at multiples of 256; else None
+``residue``             flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
+                        bfloat16, or Kahan compensations of the parameters' dtype; or None
+``stochastic``          whether parameters of 16 bits without a residue are rounded so
+``origins``             int64 (n) on the CPU: which random numbers each segment draws, from this one on, where its
+                        state or parameter is rounded stochastically; None for those from its start on
+======================  ====================================================================================
+
+It raises before it has written anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for
+int8 moments; origins go from 0 up to 2^63 - 1 less the segment's elements, in Triton and CUDA as multiples of 64, in
+CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of ``rows`` are not
+checked.
+
+**squares** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
+that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
+gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the tiles
+from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its tiles, in
+order, in lane i, then the second half of the 1,024 lanes to the first, again and again, until one is left.
+
+**rows** makes the rows of a step on the device, all tensors on one, and counts the step:
+
+======================  ====================================================================================
+``hyper``               float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of every parameter group
+``pairs``               int64 (rows, 2): each row's group, and a segment whose step count it goes by
+``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
+``steps``               float32 (n), written: ``taken`` rounded, as ``optimizer.state`` shows it; where it is another
+                        value, user code has written that, and it replaces the count
+``taken``               float64 (n), written: how many steps each segment has taken; ``counted`` is added
+``lr``                  float32 or float64 (groups), or None for the ones in ``hyper``
+``squares``             float64 (k, 1024), what **squares** has found over all buckets, or None for no clipping
+``max_grad_norm``       to what the gradients' norm is clipped, as by `torch.nn.utils.clip_grad_norm_`
+``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
+``found_inf``           float32, one element: other than 0 skips the step and counts none; or None
+======================  ====================================================================================
+
+It returns ``rows`` for **step**, and the norm of the unscaled gradients as a float64 scalar, 0 without ``squares``:
+the halves of each line of ``squares`` added as above, then the lines in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cpp_helpers import DESCRIBES
+from ..numerics.layout import PARTIAL_SUMS
+from ..numerics.scalars import Row
+from . import cpu
+from . import native as cuda
+from .reference import scalars as reference_rows
+from .reference import step as reference
+from .triton import grad_norm as triton_squares
+from .triton import scalars as triton_rows
+from .triton import step as triton
+
+_SCHEMAS = {
+    "step": (
+        "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, "
+        "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False, Tensor(e!)? scales=None, "
+        "Tensor(f!)? residue=None, bool stochastic=False, Tensor? origins=None) -> ()"
+    ),
+    "squares": "(Tensor[] grads) -> Tensor",
+    "rows": (
+        "(Tensor hyper, Tensor pairs, Tensor counted, Tensor(a!) steps, Tensor(b!) taken, Tensor? lr, Tensor? squares, "
+        "float max_grad_norm, Tensor? grad_scale, Tensor? found_inf) -> (Tensor, Tensor)"
+    ),
+}
+
+META = torch.device("meta")
+_library = torch.library.Library("radam_fused", "FRAGMENT")
+
+
+def _fake_step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    segments: Tensor,
+    row_of: Tensor,
+    rows: Tensor,
+    zero_grads: bool = False,
+    scales: Tensor | None = None,
+    residue: Tensor | None = None,
+    stochastic: bool = False,
+    origins: Tensor | None = None,
+) -> None:
+    if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
+        raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    device = exp_avg.device
+    lists = {f"{name}[{i}]": t for name, ts in (("params", params), ("grads", grads)) for i, t in enumerate(ts)}
+    _check_devices(device, **lists, exp_avg_sq=exp_avg_sq, scales=scales, residue=residue)
+    host = torch.device("cpu")
+    for name, table in (("segments", segments), ("row_of", row_of), ("origins", origins), ("rows", rows)):
+        if table is not None and table.device not in ((host, device) if name == "rows" or device == META else (host,)):
+            raise ValueError(f"{name} is on {table.device}: must be on the CPU{' or with exp_avg' * (name == 'rows')}")
+
+
+def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
+    """A tensor of the meta device among real ones brings a real call to a fake kernel, which must not pass for one."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}: must be on one device with the others, {device}")
+
+
+def _fake_squares(grads: list[Tensor]) -> Tensor:
+    _check_devices(grads[0].device, **{f"grads[{i}]": grad for i, grad in enumerate(grads)})
+    return grads[0].new_empty(PARTIAL_SUMS, dtype=torch.float64)
+
+
+def _fake_rows(
+    hyper: Tensor,
+    pairs: Tensor,
+    counted: Tensor,
+    steps: Tensor,
+    taken: Tensor,
+    lr: Tensor | None,
+    squares: Tensor | None,
+    max_grad_norm: float,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    others = {"lr": lr, "squares": squares, "grad_scale": grad_scale, "found_inf": found_inf}
+    _check_devices(hyper.device, pairs=pairs, counted=counted, steps=steps, taken=taken, **others)
+    return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
+
+
+# The step of CUDA by addresses that radam_fused._C.describe has filled in (csrc/args/step_args.h, Described); the
+# CPU's is no operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
+# (addresses.py).
+_library.define(
+    "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
+    "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
+    "bool stochastic, Tensor? origins) -> ()"
+)
+
+_FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
+_PYTHON = {
+    "reference": {"step": reference.step, "squares": reference_rows.squares, "rows": reference_rows.rows},
+    "triton": {"step": triton.step, "squares": triton_squares.squares, "rows": triton_rows.rows},
+}
+
+for _kind, _schema in _SCHEMAS.items():
+    for _implementation in ("native", "triton", "reference"):
+        _name = f"{_kind}_{_implementation}"
+        _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(f"radam_fused::{_name}", _FAKES[_kind], lib=_library)
+    _library.impl(f"{_kind}_reference", _PYTHON["reference"][_kind], "CompositeExplicitAutograd")
+    for _key in ("CPU", "CUDA"):
+        _library.impl(f"{_kind}_triton", _PYTHON["triton"][_kind], _key)
+cpu.load()
+cuda.load()
+
+
+class Operators(NamedTuple):
+    """What one implementation offers."""
+
+    step: Callable[..., None]
+    squares: Callable[[list[Tensor]], Tensor]
+    rows: Callable[..., tuple[Tensor, Tensor]]
+    by_addresses: bool = False
+    """Whether a step may go that way: `radam_fused.step.pointer_table`."""
+
+
+def _operators(implementation: str) -> Operators:
+    return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
+
+
+_native = _operators("native")._replace(by_addresses=DESCRIBES)
+NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""``param_dtype`` of ``step_described``: csrc/numerics/dtypes.h."""
+NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
+"""``device_type`` of `radam_fused.cpp_helpers.describe`: torch's own numbers."""
+OPERATORS: dict[str, Operators] = {
+    "cuda": _native,
+    "cpu": _native,
+    "triton": _operators("triton"),
+    "reference": _operators("reference"),
+}
+"""The operators that a backend's step calls."""

@@ -1,0 +1,1 @@
+"""The backend on plain torch operations, which all others are compared with bit for bit."""

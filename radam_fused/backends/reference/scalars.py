@@ -1,0 +1,158 @@
+"""The ``reference`` backend's rows and norm, in plain torch: what a step's scalars are when a device makes them.
+
+Elementwise over the rows, with the operations of `radam_fused.rectification` in their order, so that host and device
+give the same bits. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cpp_helpers import upload
+from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
+from ...numerics.scalars import ADAPTIVE, HOLD, SKIP, Hyper
+from ...rectification import KINDS, SERIES, SERIES_FROM
+from ..operator_checks import check_rows, check_squares
+from .update import square_root
+
+
+def squares(grads: list[Tensor]) -> Tensor:
+    """``radam_fused::squares_reference``; what it returns is said in `radam_fused.backends.ops`."""
+    check_squares(grads)
+    device = grads[0].device
+    tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
+    bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS
+    busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
+    begin, end, place = (upload(index, tiles.device) for index in (bounds[busy], bounds[busy + 1], busy))
+    lanes = torch.zeros(len(busy), NORM_TILE, dtype=torch.float64, device=device)
+    for k in range(-(-len(tiles) // PARTIAL_SUMS)):
+        tile = begin + k
+        taken = tiles[tile.clamp(max=len(tiles) - 1)]
+        lanes = torch.where((tile < end)[:, None], lanes + taken * taken, lanes)
+    return torch.zeros(PARTIAL_SUMS, dtype=torch.float64, device=device).index_copy(0, place, halve(lanes))
+
+
+def _tiles(grad: Tensor) -> Tensor:
+    """A gradient's elements in memory order (row-major where it has gaps), float64, in rows of `NORM_TILE`."""
+    grad = grad.detach()
+    flat = grad.as_strided((grad.numel(),), (1,)) if is_dense(grad) else grad.reshape(-1)
+    return torch.nn.functional.pad(flat.double(), (0, -grad.numel() % NORM_TILE)).reshape(-1, NORM_TILE)
+
+
+def halve(values: Tensor) -> Tensor:
+    """The sum over the last dimension, a power of two, as a tree: the second half is added to the first, and so on."""
+    while (half := values.shape[-1] // 2) > 0:
+        values = values[..., :half] + values[..., half:]
+    return values[..., 0]
+
+
+def rows(
+    hyper: Tensor,
+    pairs: Tensor,
+    counted: Tensor,
+    steps: Tensor,
+    taken: Tensor,
+    lr: Tensor | None,
+    squares: Tensor | None,
+    max_grad_norm: float,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``radam_fused::rows_reference``; arguments and results as `radam_fused.backends.ops` says."""
+    check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
+    group, leader = pairs.unbind(1)
+    columns: Any = hyper[group].unbind(1)
+    h: Any = Hyper(*columns)
+    before = torch.where(steps == taken.float(), taken, steps.double())  # a count that user code has written
+    t = before[leader] + 1.0
+    rate = h.lr if lr is None else lr.double()[group]
+    c1, c2 = one_minus_exp(t * h.decay_rate1), one_minus_exp(t * h.decay_rate2)
+    adam = h.kind == float(KINDS.index("none"))
+    rho_t = rho(t, c2, h)
+    rectified = adam | (rho_t > h.rho_threshold)
+    r_t = torch.where(adam, 1.0, rectification(rho_t, h))
+    root_c2 = square_root(c2)
+    held = torch.where(h.unrectified == HOLD, 0.0, rate / c1)
+    alpha = torch.where(rectified, rate * r_t * root_c2 / c1, held)
+    direction = torch.where(rectified, ADAPTIVE, h.unrectified)
+
+    factor, norm = h.sign, torch.zeros((), dtype=torch.float64, device=hyper.device)
+    scale = None if grad_scale is None else grad_scale.double().reshape(())
+    if squares is not None:
+        for partial in halve(squares):
+            norm = norm + partial
+        norm = square_root(norm)
+        if scale is not None:
+            norm = norm / scale
+        # torch.nn.utils.clip_grad_norm_ writes a quotient, which torch computes as a reciprocal and a product.
+        coefficient = (norm + 1e-6).reciprocal() * max_grad_norm
+        factor = factor * torch.where(coefficient > 1.0, 1.0, coefficient)
+    if scale is not None:
+        factor = factor / scale
+    counts = counted
+    if found_inf is not None:
+        skip = found_inf.reshape(()) != 0
+        direction = torch.where(skip, SKIP, direction)
+        counts = torch.where(skip, 0.0, counted)
+    taken.copy_(before + counts)
+    steps.copy_(taken)
+    eps = torch.where(adam, h.eps * root_c2, h.eps)
+    row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
+    row += [rate * h.decoupled_decay, alpha, factor, direction, t, h.seed]
+    return torch.stack(row, dim=1), norm
+
+
+def one_minus_exp(y: Tensor) -> Tensor:
+    """`radam_fused.rectification.one_minus_exp`."""
+    half = y.clamp(max=40.0) * 0.0078125
+    square = half * half
+    tail = torch.full_like(y, 13.0)
+    for odd in (11.0, 9.0, 7.0, 5.0, 3.0, 1.0):
+        tail = odd + square / tail
+    tanh = half / tail
+    e = 2.0 * tanh / (1.0 + tanh)
+    for _ in range(6):
+        e = e + e * (1.0 - e)
+    return e
+
+
+def _langevin(y: Tensor) -> Tensor:
+    square = y * y
+    tail = torch.full_like(y, 21.0)
+    for odd in (19.0, 17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0):
+        tail = odd + square / tail
+    return y / tail
+
+
+def rho(t: Tensor, c2: Tensor, h: Any) -> Tensor:
+    """`radam_fused.rectification.rho`, with ``c2 = 1 - beta2^t`` and a `Hyper` of columns."""
+    y = t * h.decay_rate2
+    early = t + _langevin(0.5 * h.decay_rate2) - t * _langevin(0.5 * y)
+    late = h.rho_inf - 2.0 * t * ((1.0 - c2) / c2)
+    return torch.where(y < 2.0, early, late)
+
+
+def rectification(rho_t: Tensor, h: Any) -> Tensor:
+    """r_t of the first order or exact, meaningless where ``rho_t`` is not above the threshold."""
+    limit = h.rho_inf
+    first_order = ((rho_t - 4.0) / (limit - 4.0)) * ((rho_t - 2.0) / (limit - 2.0)) * (limit / rho_t)
+    exact = h.limit_variance / _exact_variance(rho_t)
+    return square_root(torch.where(h.kind == float(KINDS.index("exact")), exact, first_order))
+
+
+def _exact_variance(rho: Tensor) -> Tensor:
+    """`radam_fused.rectification.exact_variance` for rho > 4, whose recurrence is then at most 23 steps long."""
+    steps = ((SERIES_FROM - rho) / 2.0).clamp(min=0.0).ceil()
+    at = rho + 2.0 * steps
+    tail = torch.zeros_like(rho)
+    for coefficient in reversed(SERIES):
+        tail = (tail + coefficient) / at
+    value = (1.0 + tail) / (2.0 * at)
+    for k in range(22, -1, -1):
+        at = rho + 2.0 * k
+        before = at / ((at - 1.0) * (at - 1.0)) * (1.0 / (at - 2.0) + value * (at / (at + 2.0)) * at)
+        value = torch.where(k < steps, before, value)
+    return value

@@ -1,0 +1,64 @@
+"""The ``reference`` backend: plain torch operations, one a line of the numeric contract. The oracle of all tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...numerics.layout import moment_strides
+from ...numerics.scalars import Row
+from ...numerics.tensor_checks import one_of_each
+from ..operator_checks import check_step
+from .low_precision import Stored
+from .update import update_by_device, update_by_host
+
+
+def unavailable() -> str | None:
+    """Why this backend cannot run here, or None if it can: it always can."""
+    return None
+
+
+def step(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    segments: Tensor,
+    row_of: Tensor,
+    rows: Tensor,
+    zero_grads: bool = False,
+    scales: Tensor | None = None,
+    residue: Tensor | None = None,
+    stochastic: bool = False,
+    origins: Tensor | None = None,
+) -> None:
+    """``radam_fused::step_reference``; arguments and errors as `radam_fused.backends.ops` says."""
+    state, tables = (exp_avg, exp_avg_sq, scales, residue), (segments, row_of, rows, origins)
+    plain = check_step(params, grads, state, tables, stochastic)
+    zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
+    on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
+    rounded = rows.to(exp_avg.dtype if plain else torch.float32)  # once: the rounded numbers decide every branch
+    table = rounded.tolist() if on_host else rounded.unbind(0)
+    update = update_by_host if on_host else update_by_device
+    draws_from = segments[:, 0] if origins is None else origins
+    places = zip(segments[:, 0].tolist(), draws_from.tolist(), row_of.tolist(), strict=True)
+    # Everything that needs memory comes before the first write: without memory nothing is stepped.
+    new_m, new_v = exp_avg.clone(), exp_avg_sq.clone()
+    new = new_m, new_v, None if scales is None else scales.clone(), None if residue is None else residue.clone()
+    results: list[tuple[Tensor | None, Tensor | None]] = list(zip(state, new, strict=True))
+    for param, grad, (start, origin, index) in zip(params, grads, places, strict=True):
+        p, g = param.detach(), grad.detach()
+        strides = moment_strides(param)
+        result = torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device).copy_(p)
+        results.append((p, result))
+        if not plain:
+            row = rows[index].to(exp_avg.device)
+            Stored(p, g, new, start, origin, row, stochastic).update(result)
+            continue
+        m, v = (moments.as_strided(param.shape, strides, start) for moments in (new_m, new_v))
+        update(result, g, m, v, Row(*table[index]))
+    for target, values in results:
+        if target is not None and values is not None:
+            target.copy_(values)
+    for grad in zeroed:
+        grad.zero_()

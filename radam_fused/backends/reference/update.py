@@ -1,0 +1,76 @@
+"""The ``reference`` backend's element: plain torch operations, one a line of the numeric contract (docs/design.md)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...numerics.scalars import ADAPTIVE, HOLD, SKIP, Row
+
+
+def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) -> None:
+    """One parameter's update in place, in the moments' dtype; every line is one rounded operation, or several."""
+    if row.direction == SKIP:
+        return
+    p = param.to(m.dtype)
+    g = grad.to(m.dtype)
+    if row.grad_factor != 1.0:
+        g = g * row.grad_factor
+    if row.coupled_decay != 0.0:
+        g = g + p * row.coupled_decay
+    m.copy_(m + (g - m) * row.one_minus_beta1)
+    square = (g * row.one_minus_beta2) * g
+    if row.beta2 >= 0.5:
+        v.copy_(v + (square - v * row.one_minus_beta2))
+    else:
+        v.copy_(v * row.beta2 + square)
+    if row.direction == HOLD:
+        return
+    d = m / (square_root(v) + row.eps) if row.direction == ADAPTIVE else m
+    if row.decay != 0.0:
+        param.copy_(p - (p * row.decay + d * row.alpha))
+    else:
+        param.copy_(p - d * row.alpha)
+
+
+def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any) -> None:
+    """The same by a row of tensors with one element, of the moments' dtype; the device decides between the branches."""
+    p = param.to(m.dtype)
+    m_next, v_next, d = advance(p, grad.to(m.dtype), m, v, row)
+    p_next = (p - decrease(p, d, row)).to(param.dtype)
+    skip = row.direction == SKIP
+    m.copy_(torch.where(skip, m, m_next))
+    v.copy_(torch.where(skip, v, v_next))
+    param.copy_(torch.where(skip | (row.direction == HOLD), param, p_next))
+
+
+def advance(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Both moments after a step by a row of tensors, and the update's direction."""
+    g = g * row.grad_factor
+    g = torch.where(row.coupled_decay != 0.0, g + p * row.coupled_decay, g)
+    m = m + (g - m) * row.one_minus_beta1
+    square = (g * row.one_minus_beta2) * g
+    by_difference = v + (square - v * row.one_minus_beta2)
+    v = torch.where(row.beta2 >= 0.5, by_difference, v * row.beta2 + square)
+    return m, v, torch.where(row.direction == ADAPTIVE, m / (square_root(v) + row.eps), m)
+
+
+def decrease(p: Tensor, d: Tensor, row: Any) -> Tensor:
+    """What a step takes from the parameter; without decay no product with it, which may be infinite."""
+    return torch.where(row.decay != 0.0, p * row.decay + d * row.alpha, d * row.alpha)
+
+
+def square_root(v: Tensor) -> Tensor:
+    """The correctly rounded square root, as IEEE 754 asks; torch.sqrt on the CPU may be MKL's, off by one ulp at times.
+
+    A float32's root lies further from the midpoint of two float32 than a float64 root's error, so rounding that twice
+    is rounding it once. For float64 itself the C library has the correct one.
+    """
+    if v.dtype == torch.float32:
+        return torch.sqrt(v.double()).float()
+    if v.device.type != "cpu":
+        return torch.sqrt(v)
+    return v.clone().apply_(lambda x: math.sqrt(x) if x >= 0.0 else math.nan)

@@ -1,0 +1,86 @@
+"""The ``triton`` backend's partial sums of squares: describes the gradients and starts the kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
+from ..operator_checks import check_squares
+from .compat import register_limit
+from .segments import ALIGNED
+from .step import WARPS, require, stored
+from .tables import Table, facts, on_device
+
+COLUMNS = 6
+"""Of the segment table; the kernel names them."""
+REGISTERS = 128
+"""A thread's: 16 warps a multiprocessor. Left alone, the assembler goes for 20, and spills for some dtypes."""
+INTERPRETED_PROGRAMS = 1
+"""One takes all sums: the interpreter pays for each program."""
+
+
+def squares(grads: list[Tensor]) -> Tensor:
+    """``radam_fused::squares_triton``; what it returns is said in `radam_fused.backends.ops`."""
+    from .grad_norm_kernel import squares_kernel
+
+    first = grads[0]
+    require("squares", first.device)
+    lengths = tuple(map(Tensor.numel, grads))
+    tiles = sum(-(-length // NORM_TILE) for length in lengths)
+    with torch.cuda.device_of(first):
+        place = "squares", first.dtype, lengths
+        (table,) = on_device(first.device, [Table(lambda: _table(grads, tiles), place, facts(grads))])
+        sums = first.new_empty(PARTIAL_SUMS, dtype=torch.float64)
+        squares_kernel[(PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS,)](
+            table[2 * PARTIAL_SUMS :],
+            table,
+            table,  # the walks lie behind the segments
+            sums,
+            tiles,
+            GRAD=stored(first.dtype),
+            SUMS=PARTIAL_SUMS,
+            num_warps=WARPS,
+            enable_fp_fusion=False,
+            **register_limit(REGISTERS),
+        )
+    return sums
+
+
+def _table(grads: list[Tensor], tiles: int) -> Tensor:
+    """Each sum's share of the segments, then the segments, then the walks of those with gaps.
+
+    Made and checked again when an address, a shape or a dtype has changed (`triton_tables.facts`).
+    """
+    check_squares(grads)
+    filled = [grad for grad in grads if grad.numel()]
+    counts = [-(-grad.numel() // NORM_TILE) for grad in filled]
+    walks_at = 2 * PARTIAL_SUMS + COLUMNS * len(filled)
+    table: list[int] = []
+    walks: list[int] = []
+    firsts: list[int] = []
+    tile = 0
+    for grad, count in zip(filled, counts, strict=True):
+        plain = is_dense(grad)
+        full = grad.numel() // NORM_TILE if plain and grad.data_ptr() % ALIGNED == 0 else 0
+        table += (grad.data_ptr(), grad.numel(), tile, count, full, -1 if plain else walks_at + len(walks))
+        if not plain:
+            walks.append(grad.dim())
+            for size, stride in zip(reversed(grad.shape), reversed(grad.stride()), strict=True):
+                walks += (size, stride)
+        firsts.append(tile)
+        tile += count
+    return torch.cat(
+        [
+            _shares(torch.tensor(firsts, dtype=torch.int64, device="cpu"), tiles),
+            torch.tensor(table + walks, dtype=torch.int64, device="cpu"),
+        ]
+    )
+
+
+def _shares(firsts: Tensor, tiles: int) -> Tensor:
+    """The segments that each sum's tiles belong to, from the first up to but without the second."""
+    bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * tiles // PARTIAL_SUMS
+    begin, end = bounds[:-1], bounds[1:]
+    share = torch.stack([torch.searchsorted(firsts, begin, right=True) - 1, torch.searchsorted(firsts, end)], dim=1)
+    return torch.where((begin < end)[:, None], share, 0).reshape(-1)

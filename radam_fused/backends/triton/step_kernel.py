@@ -1,0 +1,189 @@
+"""The Triton kernel: the numeric contract over the segment table, one launch for a whole bucket.
+
+A persistent grid walks tiles; a tile belongs to one segment. Full tiles of plain, 16-byte aligned segments go without a
+mask, which is what gives 128-bit accesses; ragged ends, misaligned views and strided tensors take the general path.
+16-bit values are rounded in integer arithmetic or by exact casts, so that the interpreter gives the GPU's bits.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+COLUMNS = tl.constexpr(9)
+"""Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk, origin."""
+ROW_COLUMNS = tl.constexpr(11)
+"""Of the rows table: `radam_fused.numerics.scalars.Row`."""
+ADAPTIVE = tl.constexpr(1.0)
+HOLD = tl.constexpr(2.0)
+SKIP = tl.constexpr(3.0)
+
+
+@triton.jit
+def widen(stored, COMPUTE: tl.constexpr):
+    """A stored value in the dtype of the computation, exactly."""
+    if stored.dtype == tl.int16:  # a bfloat16, loaded as its bits
+        return (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(COMPUTE)
+    else:
+        return stored.to(COMPUTE)
+
+
+@triton.jit
+def narrow(value, STORED: tl.constexpr):
+    """A computed value as it is stored, rounded to nearest even."""
+    if STORED == tl.int16:  # a bfloat16: round to nearest even by hand, for the interpreter's cast truncates
+        bits = value.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+        return tl.where(is_nan, 0x7FC0, rounded).to(tl.int16)
+    else:
+        return value.to(STORED)
+
+
+@triton.jit
+def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+    """Both moments after the step, and the update's direction d."""
+    # The rows are float64; this is where they are rounded, once, to the dtype of the computation.
+    one_minus_beta1 = tl.load(row_ptr + 0).to(COMPUTE)
+    beta2 = tl.load(row_ptr + 1).to(COMPUTE)
+    one_minus_beta2 = tl.load(row_ptr + 2).to(COMPUTE)
+    eps = tl.load(row_ptr + 3).to(COMPUTE)
+    coupled_decay = tl.load(row_ptr + 4).to(COMPUTE)
+    grad_factor = tl.load(row_ptr + 7).to(COMPUTE)
+    direction = tl.load(row_ptr + 8)
+
+    g = g * grad_factor
+    g = tl.where(coupled_decay != 0, g + coupled_decay * p, g)
+    m = m + one_minus_beta1 * (g - m)
+    # From beta2 = 1/2 on v is moved by what it lacks: csrc/numerics/radam_update.h, second_moment. One product of v
+    # serves both ways.
+    by_difference = beta2 >= 0.5
+    product = tl.where(by_difference, one_minus_beta2, beta2) * v
+    square = (one_minus_beta2 * g) * g
+    v = tl.where(by_difference, v, product) + tl.where(by_difference, square - product, square)
+    if COMPUTE == tl.float64:
+        adaptive = m / (tl.sqrt(v) + eps)
+    else:
+        adaptive = tl.math.div_rn(m, tl.math.sqrt_rn(v) + eps)
+    return m, v, tl.where(direction == ADAPTIVE, adaptive, m)
+
+
+@triton.jit
+def decrease(p, d, row_ptr, COMPUTE: tl.constexpr):
+    """What the step takes from the parameter; without decay no product with it, which may be infinite."""
+    decay = tl.load(row_ptr + 5).to(COMPUTE)
+    step = tl.load(row_ptr + 6).to(COMPUTE) * d
+    return tl.where(decay != 0, decay * p + step, step)
+
+
+@triton.jit
+def update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+    """Parameter and both moments after the step."""
+    direction = tl.load(row_ptr + 8)
+    m, v, d = advance(p, g, m, v, row_ptr, COMPUTE)
+    return tl.where(direction == HOLD, p, p - decrease(p, d, row_ptr, COMPUTE)), m, v
+
+
+@triton.jit
+def strided(position, walk_ptr):
+    """Offsets of parameter and gradient elements from their positions in the order of the moments."""
+    p_index = tl.zeros_like(position)
+    g_index = tl.zeros_like(position)
+    for d in range(tl.load(walk_ptr)):
+        size = tl.load(walk_ptr + 1 + 3 * d)
+        index = position % size
+        position = position // size
+        p_index += index * tl.load(walk_ptr + 2 + 3 * d)
+        g_index += index * tl.load(walk_ptr + 3 + 3 * d)
+    return p_index, g_index
+
+
+@triton.jit
+def zero(segment_ptr, tile, walks_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr):
+    """Leaves zeros in a tile of a gradient, by the same two paths; reads its segment again, to spare registers."""
+    g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
+    offset = (tile - tl.load(segment_ptr + 5)) * TILE
+    count = tl.minimum(tl.load(segment_ptr + 3) - offset, TILE).to(tl.int32)
+    aligned = tl.load(segment_ptr + 6)
+    walk = tl.load(segment_ptr + 7)
+    if (aligned != 0) & (count == TILE):
+        tl.store(tl.multiple_of(g_ptr + offset, 16) + tl.arange(0, TILE), tl.zeros([TILE], GRAD))
+    else:
+        for begin in range(0, count, SLICE):
+            lane = begin + tl.arange(0, SLICE)
+            g_index = offset + lane
+            if walk >= 0:
+                _, g_index = strided(g_index, walks_ptr + walk)
+            tl.store(g_ptr + g_index, tl.zeros([SLICE], GRAD), mask=lane < count)
+
+
+@triton.jit
+def step_kernel(
+    segments_ptr,  # int64 (n, COLUMNS)
+    tile_segment_ptr,  # int32 (tiles): which segment a tile belongs to
+    walks_ptr,  # int64: for each strided segment its number of dimensions, then (size, param, grad stride) inner first
+    rows_ptr,  # float64 (rows, ROW_COLUMNS)
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    tiles,
+    PARAM: tl.constexpr,
+    GRAD: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    TILE: tl.constexpr,
+    SLICE: tl.constexpr,
+    ZERO_GRADS: tl.constexpr,
+):
+    """One step over every tile; TILE elements of a full tile at once, SLICE at a time of any other."""
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * COLUMNS
+        p_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(PARAM))
+        g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
+        start = tl.load(segment_ptr + 2)
+        length = tl.load(segment_ptr + 3)
+        row_ptr = rows_ptr + tl.load(segment_ptr + 4) * ROW_COLUMNS
+        offset = (tile - tl.load(segment_ptr + 5)) * TILE
+        aligned = tl.load(segment_ptr + 6)
+        # Segments start at multiples of 64 elements and tiles are whole, so the moments are always aligned.
+        m_ptr = tl.multiple_of(exp_avg_ptr + start + offset, 16)
+        v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16)
+
+        # A tile of a step that is skipped counts as empty, which needs no further branch around the two paths.
+        left = tl.where(tl.load(row_ptr + 8) == SKIP, 0, tl.minimum(length - offset, TILE)).to(tl.int32)
+
+        if (aligned != 0) & (left == TILE):
+            lane = tl.arange(0, TILE)
+            p_at = tl.multiple_of(p_ptr + offset, 16) + lane
+            g_at = tl.multiple_of(g_ptr + offset, 16) + lane
+            p = tl.load(p_at)
+            g = tl.load(g_at)
+            m = tl.load(m_ptr + lane)
+            v = tl.load(v_ptr + lane)
+            p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            tl.store(p_at, narrow(p_new, PARAM))
+            tl.store(m_ptr + lane, m)
+            tl.store(v_ptr + lane, v)
+        else:
+            walk = tl.load(segment_ptr + 7)
+            # One element a thread at a time: address arithmetic in 64 bits for a whole tile would not fit in registers.
+            for begin in range(0, left, SLICE):
+                lane = begin + tl.arange(0, SLICE)
+                inside = lane < left
+                p_index = offset + lane
+                g_index = p_index
+                if walk >= 0:
+                    p_index, g_index = strided(p_index, walks_ptr + walk)
+                p = tl.load(p_ptr + p_index, mask=inside)
+                g = tl.load(g_ptr + g_index, mask=inside)
+                m = tl.load(m_ptr + lane, mask=inside)
+                v = tl.load(v_ptr + lane, mask=inside)
+                p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+                tl.store(p_ptr + p_index, narrow(p_new, PARAM), mask=inside)
+                tl.store(m_ptr + lane, m, mask=inside)
+                tl.store(v_ptr + lane, v, mask=inside)
+
+        if ZERO_GRADS:
+            # Threads store other elements than they have loaded where parameter and gradient differ in width.
+            tl.debug_barrier()
+            zero(segment_ptr, tile, walks_ptr, GRAD, TILE, SLICE)

@@ -1,0 +1,94 @@
+"""Loops over parameters that every step makes, in C where the extension is there, and what goes to a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .device import capturing, keep
+from .tensor_kinds import is_fake
+
+try:
+    from ._C import (
+        counts_shown,
+        describe,
+        describe_tensors,
+        describe_views,
+        gradients,
+        have_memory_each,
+        in_place,
+        prepare_describe,
+        step_described,
+        unchanged,
+        views_in_place,
+        write_rows,
+    )
+
+    with _disable_current_modes():  # a FakeTensorMode around this import would make tensors without memory
+        _SAMPLES = [torch.empty(n, dtype=torch.float32, device="cpu") for n in (3, 5)]
+        _SAMPLES[1] = torch.nn.Parameter(_SAMPLES[1])
+        DESCRIBES = prepare_describe(
+            Tensor,
+            torch.nn.Parameter,
+            [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
+            object.__basicsize__,
+            torch._C.TensorBase.__basicsize__,
+        )
+    """Whether a step by addresses works with this torch (addresses.py)."""
+    HAS_LOOPS = True
+    """Whether the loops below are there in C."""
+except ImportError:
+    DESCRIBES = HAS_LOOPS = False
+
+    def _missing(*_: Any) -> Any:
+        raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or DESCRIBES first")
+
+    counts_shown = describe = describe_tensors = describe_views = _missing  # type: ignore[assignment]
+    in_place = step_described = unchanged = views_in_place = _missing  # type: ignore[assignment]
+
+    def write_rows(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
+        """False: `radam_fused.numerics.scalars.step_row` makes them."""
+        return False
+
+    def have_memory_each(tensors: list[Tensor]) -> bool:
+        """False: `radam_fused.numerics.overlaps.layers` has to look."""
+        return False
+
+    def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """The gradients of parameters, and the indices of those that have none."""
+        grads = [p.grad for p in params]
+        return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
+    if device.type == "cpu":
+        return tensor
+    if device.type != "cuda" or is_fake(tensor):  # of the meta device, say
+        return tensor.to(device)
+    pinned = tensor.pin_memory()
+    there = pinned.to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
+    if capturing(device):
+        keep(pinned, there)  # each replay copies again
+    return there
+
+
+__all__ = [
+    "DESCRIBES",
+    "HAS_LOOPS",
+    "counts_shown",
+    "describe",
+    "describe_tensors",
+    "describe_views",
+    "gradients",
+    "have_memory_each",
+    "in_place",
+    "step_described",
+    "unchanged",
+    "upload",
+    "views_in_place",
+    "write_rows",
+]

@@ -1,0 +1,1 @@
+"""What all backends must agree on to the last bit."""

@@ -1,0 +1,163 @@
+"""Parameters that share memory with others: ``decoder.weight = nn.Parameter(encoder.weight)``, views of one buffer.
+
+One launch steps all of its segments at the same time, in no order. Of parameters that share memory torch.optim steps
+one after the other, so they are put into buckets of their own, which are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn.parameter import is_lazy
+
+from ..cpp_helpers import DESCRIBES, describe_views, have_memory_each, views_in_place
+from ..dtensor import local
+from ..tensor_kinds import is_fake
+
+if TYPE_CHECKING:
+    from ..step.plan import Plan
+
+
+class Span(NamedTuple):
+    """The bytes between a tensor's first element and its last."""
+
+    space: Hashable
+    """Addresses of two spans may be compared where this is equal."""
+    begin: int
+    end: int
+    place: int
+    """Of the tensor in its list."""
+
+
+def span(tensor: Tensor, index: int) -> Span | None:
+    """The span of a strided tensor; None for one that has no elements in memory."""
+    tensor = local(tensor)
+    if is_lazy(tensor) or is_functorch_wrapped_tensor(tensor):
+        return None
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.numel() == 0:
+        return None
+    item = tensor.element_size()
+    reach = item * (1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)))
+    if tensor.is_meta or is_fake(tensor):
+        space: Hashable = tensor.untyped_storage()._cdata
+        begin = int(tensor.storage_offset()) * item
+    else:
+        space, begin = tensor.device, tensor.data_ptr()
+    return Span(space, begin, begin + reach, index)
+
+
+def clusters(tensors: Sequence[Tensor]) -> list[list[Span]]:
+    """Spans of which each meets another one, as lists of those that hang together, in the tensors' order."""
+    spans = [found for index, tensor in enumerate(tensors) if (found := span(tensor, index)) is not None]
+    order = {space: rank for rank, space in enumerate(dict.fromkeys(found.space for found in spans))}
+    spans.sort(key=lambda found: (order[found.space], found.begin))
+    result: list[list[Span]] = []
+    end = 0
+    for k, found in enumerate(spans):
+        if k > 0 and found.space == spans[k - 1].space and found.begin < end:
+            result[-1].append(found)
+            end = max(end, found.end)
+        else:
+            result.append([found])
+            end = found.end
+    return [sorted(cluster, key=lambda found: found.place) for cluster in result if len(cluster) > 1]
+
+
+def layers(tensors: Sequence[Tensor]) -> dict[int, int]:
+    """For the index of each tensor that shares memory with an earlier one: after how many others it comes."""
+    found: dict[int, int] = {}
+    for later, earlier in sharing(tensors):
+        found[later] = max(found.get(later, 0), 1 + found.get(earlier, 0))
+    return found
+
+
+def sharing(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
+    """The indices of every tensor that shares memory with an earlier one, and of that one; by the former."""
+    for cluster in clusters(tensors):
+        for k, one in enumerate(cluster):
+            for other in cluster[:k]:
+                meet = one.begin < other.end and other.begin < one.end
+                if meet and not _interleaved(tensors, one, other):
+                    yield one.place, other.place
+
+
+def _interleaved(tensors: Sequence[Tensor], one: Span, other: Span) -> bool:
+    """True if two tensors are such columns of one matrix that no element is in both."""
+    a, b = local(tensors[one.place]), local(tensors[other.place])
+    pitch = max(stride for size, stride in zip(a.shape, a.stride(), strict=True) if size > 1) if a.numel() > 1 else 0
+    if pitch * a.element_size() == 0 or a.element_size() != b.element_size():
+        return False
+    widths = []
+    for tensor in (a, b):
+        dims = [(size, stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
+        if sum(stride == pitch for _, stride in dims) != 1 or any(stride > pitch for _, stride in dims):
+            return False
+        widths.append(1 + sum((size - 1) * stride for size, stride in dims if stride != pitch))
+    distance, rest = divmod(other.begin - one.begin, a.element_size())
+    distance %= pitch
+    return rest == 0 and widths[0] <= distance and distance + widths[1] <= pitch
+
+
+class Places:
+    """Where tensors are stored, and whether they still are there.
+
+    Args:
+        tensors: of torch's own types, or DTensors.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = [local(tensor) for tensor in tensors]
+        self._table = torch.zeros(len(tensors), 2, dtype=torch.int64, device="cpu")
+        self._known = DESCRIBES and describe_views(self._tensors, self._table.data_ptr())
+        self._address = self._table.data_ptr()
+        self._spans = [] if self._known else self._look()
+
+    def _look(self) -> list[Span | None]:
+        return [span(tensor, index) for index, tensor in enumerate(self._tensors)]
+
+    def intact(self) -> bool:
+        """Whether all tensors are where they were."""
+        return views_in_place(self._address, len(self._tensors)) if self._known else self._spans == self._look()
+
+
+def check_freed(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor whose storage does not hold all of its elements."""
+    found, held = span(tensor, 0), tensor.untyped_storage().nbytes()
+    if found is not None and found.end - found.begin + tensor.storage_offset() * tensor.element_size() > held:
+        raise ValueError(
+            f"{name} of shape {tuple(tensor.shape)}: its storage has {held} bytes and does not hold all of its "
+            "elements; it was freed or made smaller (resize_)"
+        )
+
+
+def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
+    """Raises where two parameters of a plan share memory, which they did not when their moments were laid out.
+
+    Args:
+        plan: what one launch steps.
+        names: what errors call each parameter.
+
+    Raises:
+        RuntimeError: with the names of both.
+        ValueError: one whose storage was freed or shrunk.
+    """
+    if plan.places is not None and plan.places.intact():
+        return
+    if any(is_fake(local(p)) for p in plan.params[:1]):
+        return
+    plan.places = None
+    if not have_memory_each([local(p) for p in plan.params]):
+        for later, earlier in sharing(plan.params):
+            name = names()
+            for p in (plan.params[later], plan.params[earlier]):
+                check_freed(local(p), name[p])  # whose place other memory may have taken
+            raise RuntimeError(
+                f"{name[plan.params[later]]} shares memory with {name[plan.params[earlier]]}, and did not when their "
+                "moments were laid out: load_state_dict(state_dict()) lays them out again, to be stepped one after the "
+                "other"
+            )
+    plan.places = Places(plan.params)

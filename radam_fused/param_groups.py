@@ -1,0 +1,95 @@
+"""Parameter groups: how errors name what is in one, and what is asked of one that is new."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .backends import backend_for
+from .backends.offload import check_capturable, check_device
+from .numerics.state_format import Storage
+from .numerics.tensor_checks import check_parameter, may_step
+from .options import check_later, check_wide
+from .tensor_kinds import check_memory
+
+
+def group_names(group: dict[str, Any], index: int) -> list[str]:
+    """How errors name a group's parameters: by the names the caller gave, or by their place."""
+    return [
+        f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
+        for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))
+    ]
+
+
+def check_new_group(
+    group: dict[str, Any],
+    index: int,
+    differentiable: bool,
+    backend: str,
+    storage: Storage,
+    offload: bool,
+    own: Mapping[str, Any],
+) -> None:
+    """Raises for a group that an optimizer cannot take.
+
+    Args:
+        group: with all its hyperparameters.
+        index: its place among the groups.
+        differentiable: the optimizer's, as all of these are.
+        backend: what `radam_fused.backends.check_name` returned.
+        storage: how the state is stored.
+        offload: whether it is kept on the host.
+        own: the optimizer's value of each of `radam_fused.options.WIDE`.
+
+    Parameters that can get no gradient now may be of any kind: `check_arrivals` looks at them where they get one.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter or a parameter that is not allowed, by name.
+    """
+    check_wide(group, own, f"param_groups[{index}]: ")
+    check_later(group, index, differentiable, wait=True)
+    if len(set(group["params"])) < len(group["params"]):
+        raise ValueError(f"param_groups[{index}]: a parameter appears twice; list each one once")
+    if offload:
+        check_capturable(f"param_groups[{index}]['capturable']", group["capturable"])
+    for p, name in zip(group["params"], group_names(group, index), strict=True):
+        if may_step(p):
+            if not differentiable:
+                check_memory(p, name)
+            _check_steppable(p, name, backend, storage, offload)
+
+
+def check_arrivals(
+    params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]], backend: str, storage: Storage, offload: bool
+) -> None:
+    """Raises for a parameter that could not take a step, before it gets its state: one thawed since, say.
+
+    Args:
+        params: those that are about to.
+        names: what errors call each parameter.
+        backend: what `radam_fused.backends.check_name` returned.
+        storage: how the state is stored.
+        offload: whether it is kept on the host.
+
+    Raises:
+        TypeError, ValueError: by name.
+    """
+    for p in params:
+        try:
+            check_memory(p, "a parameter")
+            _check_steppable(p, "a parameter", backend, storage, offload)
+        except (TypeError, ValueError):
+            check_memory(p, names()[p])
+            _check_steppable(p, names()[p], backend, storage, offload)
+            raise
+
+
+def _check_steppable(param: Tensor, name: str, backend: str, storage: Storage, offload: bool) -> None:
+    check_parameter(param, name)
+    storage.check_parameter(param, name)
+    if offload:
+        check_device(param, name)
+    else:
+        backend_for(param.device.type, backend)

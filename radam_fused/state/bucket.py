@@ -1,0 +1,331 @@
+"""The buckets of the flat index space, and what a step launches over one.
+
+Parameters of one device and dtype form a *bucket*, whatever their groups. In it each parameter is a *segment*; the
+moments of all segments share one flat buffer each, and ``state[p]["exp_avg"]`` is a view of it with the parameter's own
+strides. What stays from step to step is built once, as a `Plan` (step/plan.py).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cpp_helpers import upload
+from ..device import may_capture
+from ..dtensor import is_sharded, wrapped
+from ..modes import real
+from ..numerics.layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
+from ..numerics.state_format import PLAIN, Storage, second_dtype
+from ..step.plan import Plan, build_plan
+from ..tensor_kinds import is_fake
+from . import memory
+from .codec import (
+    CODES,
+    MOMENTS,
+    RATIO,
+    decoded,
+    encode,
+    encode_ratio,
+    keep,
+    local_entry,
+    master_name,
+    names_of,
+    ratio_of,
+)
+from .step_counts import StepCounts
+from .tracked_dict import TRACKED, Edits, ParameterState
+from .transaction import Transaction
+from .views import ShownViews, own_view
+
+
+class Bucket:
+    """The segments of one device and dtype.
+
+    Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does, and
+    DTensors as their local tensors (sharded.py).
+
+    Attributes:
+        params: the parameters, in the order of their segments.
+        groups: for each, the index of its parameter group.
+        starts: for each, where its segment starts in the flat buffers, in elements.
+        shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
+        is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
+        is_fake: whether the parameters are fake tensors (fake.py).
+        is_inference: whether one was made in `torch.inference_mode`.
+        device, dtype: the parameters' device, and the dtype of their real numbers.
+        may_capture: whether a CUDA graph may record steps of it.
+        state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
+        exp_avg, exp_avg_sq: flat moments, in the dtype that `storage` asks for (`radam_fused.numerics.state_format`).
+        scales: float32 (2, length / 256) of int8 moments; None for others.
+        residue: what is kept of master weights beside the parameters, flat; None where nothing is.
+        stochastic: whether parameters are rounded so.
+        counts: how many steps each parameter has taken.
+        entries: which entry of ``optimizer.state`` shows each segment; None where none does yet.
+        views: those views of the buffers that are shown.
+        released: whether user code has changed an entry, so that the buffers are gone from here and the state has to be
+            laid out again from what the entries hold.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        groups: list[int],
+        offload: bool = False,
+        storage: Storage = PLAIN,
+        origins: list[int] | None = None,
+        edits: Edits | None = None,
+    ) -> None:
+        first = params[0]
+        self.params = params
+        self.groups = groups
+        self.all_present = True
+        self.is_complex = first.is_complex()
+        self.is_sharded = is_sharded(first)
+        tensors = [as_real(p) for p in params]
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.strides = [tuple(tensor.stride()) for tensor in tensors]
+        self.moment_strides = [moment_strides(tensor) for tensor in tensors]
+        self.is_fake = is_fake(tensors[0])
+        self.is_inference = any(tensor.is_inference() for tensor in tensors)
+        self.device, self.dtype = tensors[0].device, tensors[0].dtype
+        self.may_capture = may_capture(self.device)
+        moments = storage.moments(self.dtype, whole_numel(first))
+        lengths = [tensor.numel() for tensor in tensors]
+        self.starts, self.length = segment_starts(lengths, coded=moments == torch.int8)
+        self._origins = self.starts if origins is None else origins
+        self.state_device = torch.device("cpu") if offload else self.device
+        pinned = offload and self.device.type == "cuda"
+
+        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
+            return memory.zeros(shape, dtype, self.state_device, pinned)
+
+        self.exp_avg = zeros(moments, self.length)
+        self.exp_avg_sq = zeros(second_dtype(moments), self.length)
+        self.scales = zeros(torch.float32, 2, self.length // ALIGNMENT) if moments == torch.int8 else None
+        residue = storage.residue(self.dtype)
+        self.residue = None if residue is None else zeros(residue, self.length)
+        self.stochastic = storage.stochastic and self.dtype.itemsize == 2
+        for index in range(len(params) if self.residue is not None else 0):
+            self._keep(index, None)
+        self.counts = StepCounts(len(params))
+        self._plan: Plan | None = None
+        self.entries: list[weakref.ref[ParameterState] | None] = [None] * len(params)
+        self.released = False
+        self._edits = edits
+        self.views = ShownViews([])
+
+    def view(self, buffer: Tensor, index: int) -> Tensor:
+        """A segment of a flat buffer of this bucket, in its parameter's shape, with a storage of its own."""
+        return own_view(buffer, self.shapes[index], self.moment_strides[index], self.starts[index])
+
+    # What ``optimizer.state`` shows.
+
+    def show(self, index: int, others: dict[str, Any]) -> ParameterState:
+        """An entry of ``optimizer.state`` for a parameter, with what else its owner keeps there."""
+        entry = ParameterState({**others, **self.state(index)}, self)
+        self.entries[index] = weakref.ref(entry)
+        return entry
+
+    def show_again(self, index: int) -> None:
+        """Puts the views into a parameter's entry, if it has one: they have moved."""
+        reference = self.entries[index]
+        entry = None if reference is None else reference()
+        if entry is not None:
+            dict.update(entry, self.state(index))  # not as user code does it
+
+    def note_shown(self) -> None:
+        """Remembers what is shown, to notice where user code gives a view other memory."""
+        live = [entry for reference in self.entries if reference is not None and (entry := reference()) is not None]
+        buffers = [self.exp_avg, self.exp_avg_sq, self.scales, self.residue, self.counts.shown]
+        views = ShownViews([buffer for buffer in buffers if buffer is not None])
+        views.show([value for entry in live for name, value in entry.items() if name in TRACKED])
+        self.views = views  # at the end: an interrupt may come before
+
+    def intact(self, thoroughly: bool = False) -> bool:
+        """Whether the buffers are what ``optimizer.state`` shows, as far as a step looks; or as a whole."""
+        return not self.released and self.views.intact(thoroughly)
+
+    def release(self) -> None:
+        """Lets go of the buffers, which live on as long as ``optimizer.state`` shows some of them."""
+        self.released = True
+        if self._edits is not None:
+            self._edits.released = True
+        self._plan = None
+        self.views = ShownViews([])
+        self.exp_avg = self.exp_avg_sq = torch.empty(0, dtype=torch.float32, device="cpu")
+        self.scales = self.residue = None
+
+    @property
+    def absent(self) -> list[int]:
+        """Segments whose parameters are in no group now, though they have state."""
+        return [] if self.all_present else [i for i, group in enumerate(self.groups) if group < 0]
+
+    def set_groups(self, groups: list[int]) -> None:
+        """Notes the index of each parameter's group, -1 where it is in none now."""
+        if groups != self.groups:
+            self.groups = groups
+            self.all_present = min(groups) >= 0
+            self._plan = None
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""
+        moments = self._moments(index)
+        if self.is_complex and self.exp_avg.dtype.itemsize >= 4:
+            moments = {name: torch.view_as_complex(moment) for name, moment in moments.items()}
+        kept = {} if self.residue is None else {master_name(self.residue.dtype): self.view(self.residue, index)}
+        values = {**moments, **kept}
+        if self.is_sharded:  # the scales are of this rank's blocks: state_dict() spreads them over elements
+            param = self.params[index]
+            values = {n: value if n in CODES[2:] else wrapped(param, value) for n, value in values.items()}
+        return {"step": self.counts.view(index), **values}
+
+    def _moments(self, index: int) -> dict[str, Tensor]:
+        """Views of a segment's moments, by their names in the state, of real numbers."""
+        views = [self.view(self.exp_avg, index), self.view(self.exp_avg_sq, index)]
+        if self.scales is not None:
+            first, count = self.starts[index] // ALIGNMENT, -(-self.shapes[index].numel() // ALIGNMENT)
+            flat = self.scales.view(-1)
+            views += [own_view(flat, (count,), (1,), row * self.scales.shape[1] + first) for row in range(2)]
+        return dict(zip(MOMENTS[self.exp_avg.dtype], views, strict=True))
+
+    def adopt(self, index: int, state: Mapping[str, Any], count: float | None = None) -> None:
+        """Copies a parameter's state, of the same shape and in whatever form, into this bucket.
+
+        Args:
+            index: its segment.
+            state: an entry of ``optimizer.state``.
+            count: the exact count of steps behind the float32 that the entry shows, where it is known.
+        """
+        if count is None:
+            count = 0.0 if is_fake(state["step"]) else float(state["step"])
+        self.counts.assign(index, count)
+        self._adopt_values(index, state)
+
+    def _adopt_values(self, index: int, state: Mapping[str, Any]) -> None:
+        views = self._moments(index)
+        if self.is_sharded:
+            state = local_entry(state, self.params[index])
+        # Codes belong to blocks of one order of the elements.
+        same_order = CODES[0] not in state or state[CODES[0]].stride() == self.moment_strides[index]
+        if (
+            views.keys() <= state.keys()
+            and same_order
+            and all(view.dtype == as_real(state[name]).dtype for name, view in views.items())
+            and all(views[name].shape == state[name].shape for name in CODES[2:] if name in views)
+        ):
+            for name, view in views.items():
+                view.copy_(as_real(state[name]))
+        elif self.scales is not None and names_of(state) in (CODES, RATIO):
+            encode_ratio(views, *ratio_of(state))
+        else:
+            encode(views, *map(as_real, decoded(state)))
+        if self.residue is not None:
+            self._keep(index, state)
+
+    def _keep(self, index: int, state: Mapping[str, Any] | None) -> None:
+        """Makes what is kept beside a parameter, from another form of it or from nothing."""
+        assert self.residue is not None
+        keep(self.view(self.residue, index), as_real(self.params[index]), state)
+
+    def follow_strides(self) -> list[int]:
+        """Moves moments along with parameters whose strides have changed; returns which segments that were.
+
+        A model that goes channels_last after some steps, say: every element keeps its moments.
+        """
+        tensors = [as_real(p) for p in self.params]
+        moved = [i for i, tensor in enumerate(tensors) if tuple(tensor.stride()) != self.strides[i]]
+        for index in moved:
+            self._plan = None
+            views = self.state(index)
+            old = {name: value.clone() for name, value in views.items()}
+            with Transaction() as transaction:
+                for name in ("strides", "moment_strides"):
+                    transaction.on_failure(getattr(self, name).__setitem__, index, getattr(self, name)[index])
+                for name, view in views.items():
+                    transaction.on_failure(view.copy_, old[name])
+                self.strides[index] = tuple(tensors[index].stride())
+                self.moment_strides[index] = moment_strides(tensors[index])
+                self._adopt_values(index, old)
+                self.show_again(index)
+        if moved:
+            self.note_shown()
+        return moved
+
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws random numbers."""
+        return self.stochastic or self.exp_avg.dtype.itemsize < 4
+
+    def origin(self, index: int) -> int:
+        """Where the random numbers of a segment begin."""
+        return self._origins[index]
+
+    def count_on_device(self) -> None:
+        """From now on a rows operator counts the steps, where alone it may be known whether one is taken.
+
+        The host then no longer knows the counts, but still which segments have the same.
+        """
+        if not self.counts.on_device:
+            # A step of the last plan may be under way.
+            self.counts.move_to(self.state_device, set(self._plan.missing) if self._plan is not None else set())
+            self._plan = None
+            for index in range(len(self.params)):
+                self.show_again(index)
+            self.note_shown()
+
+    def plan(self, missing: list[int]) -> Plan:
+        """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
+
+        Raises:
+            ValueError: user code has written something into a step count that is none.
+        """
+        if self.counts.written():
+            self.counts.honour()
+            self._plan = None
+        if self._plan is None or self._plan.missing != missing:
+            self._plan = build_plan(self, missing)
+        return self._plan
+
+    def captured_plan(self, missing: list[int]) -> Plan:
+        """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (captures.py).
+
+        Other steps may be taken between two replays, so that segments need not have the same count in each. For the
+        same reason the classes of eager steps are split as if the replays had been taken.
+        """
+        plan = build_plan(self, missing, apart=True)
+        plan.counts_known = self.counts.expect_replays(set(missing))
+        if missing:
+            self._plan = None
+        return plan
+
+    def whole_plan(self) -> Plan | None:
+        """The last step's plan, if all segments were in it and no count was written since."""
+        plan = self._plan
+        return plan if plan and not plan.missing and not self.counts.written() else None
+
+    def tables(self, plan: Plan) -> tuple[Tensor, Tensor]:
+        """``pairs`` and ``counted`` of the rows operator (`radam_fused.backends.ops`), with the moments."""
+        if plan.tables is None:
+            with real():
+                counted = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
+                counted[plan.present] = 1.0
+                device = torch.device("cpu") if self.is_fake else self.state_device
+                both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
+                plan.tables = upload(both[0], device), upload(both[1], device)
+        return plan.tables
+
+    def counting(self, plan: Plan) -> tuple[int, int, int, int] | None:
+        """What the pointer path counts a step of the plan by, in the call that makes it; None where a device counts."""
+        if self.counts.on_device:
+            return None
+        if plan.counting is None:
+            plan.counting = (*self.counts.addresses, self.tables(plan)[1].data_ptr() if plan.missing else 0)
+        return plan.counting
+
+    def count_step(self, plan: Plan) -> None:
+        """Counts one step for every segment of the plan."""
+        self.counts.add(plan.present if plan.missing else None, plan.counts_known)

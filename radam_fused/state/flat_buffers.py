@@ -1,0 +1,294 @@
+"""``flatten=True``: parameters and gradients of a bucket as views of two flat buffers, laid out as its moments are.
+
+A step is then one segment a row, whatever the number of tensors. What has to be noticed is that somebody has taken a
+view away: ``model.zero_grad()`` sets ``p.grad`` to None, a fresh gradient comes from elsewhere, a parameter moves.
+Up to `LOOKED_AT` parameters, each is looked at with its gradient in each step. Of more, no view is held here, so that
+each holds one reference to its buffer's storage and the number of references tells, in constant time, that one has
+gone; `SAMPLE` of them a step, in rotation, are looked at themselves, as somebody may have taken a reference in the same
+moment.
+"""
+
+from __future__ import annotations
+
+import weakref
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+
+from ..backends.ops import NATIVE_DEVICE, NATIVE_DTYPE
+from ..cpp_helpers import DESCRIBES, describe_tensors, in_place
+from ..modes import real
+from ..numerics.layout import ALIGNMENT, fingerprint
+from ..numerics.tensor_checks import check_gradients, check_stored
+from ..step.plan import Plan
+from ..step.pointer_table import Addresses
+from ..tensor_kinds import is_fake
+from . import memory
+from .bucket import Bucket
+from .transaction import Transaction
+from .views import has_memory
+
+LOOKED_AT = 512
+"""Up to so many tensors, all of most models, every one is looked at in every step (10 us)."""
+SAMPLE = 4
+"""Of more, so many are looked at in each step, in rotation."""
+
+
+def check_not_shared(tensor: Tensor, name: str) -> None:
+    """Raises ValueError for a tensor in shared memory: other processes would not see a flat buffer that replaces it.
+
+    Args:
+        tensor: a parameter or a gradient.
+        name: what errors call it.
+    """
+    if not is_fake(tensor) and tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_shared():
+        raise ValueError(f"flatten=True: {name} is in shared memory, which a flat buffer is not: use flatten=False")
+
+
+def _rebind(param: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    """Gives a parameter the memory and the gradient that it had."""
+    param.grad = None
+    param.data = data
+    param.grad = grad
+
+
+class FlatBuffers:
+    """The flat parameters and gradients of a bucket.
+
+    Args:
+        bucket: its parameters become views.
+        names: of the parameters, for errors.
+        attach: give a parameter that has no gradient a zero one; without, it stays without.
+
+    Attributes:
+        param, grad: ``bucket.length`` elements of the parameters' dtype; zero between the segments.
+        run_origins: where the random numbers of each of the last `runs` begin; None where none are drawn.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
+    """
+
+    def __init__(self, bucket: Bucket, names: list[str], attach: bool) -> None:
+        self._bucket = bucket
+        self._names = names
+        for index, p in enumerate(bucket.params):
+            if p.grad is not None:
+                self._check_stray(index, p.grad)
+        self.param = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
+        self.grad = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
+        self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
+        self._next = 0
+        self._runs_of: weakref.ref[Plan] | None = None
+        self.run_origins: Tensor | None = None
+        self._attach = attach
+        with torch.no_grad():
+            for index, p in enumerate(bucket.params):
+                bucket.view(self.param, index).copy_(p)
+                if p.grad is not None:
+                    bucket.view(self.grad, index).copy_(p.grad)
+        self._is_missing = [p.grad is None and not attach for p in bucket.params]
+        self._references = [-1, -1]
+
+    def bind(self, transaction: Transaction) -> None:
+        """Makes the parameters and their gradients views of the buffers, which have their values already.
+
+        Args:
+            transaction: gives every parameter its own memory back, should this or what follows not come to its end.
+        """
+        bucket = self._bucket
+        with torch.no_grad():
+            for index, p in enumerate(bucket.params):
+                transaction.on_failure(_rebind, p, p.data, p.grad)
+                grad = None if self._is_missing[index] else bucket.view(self.grad, index)
+                p.grad = None  # of other strides, or on its way to another device, it would not fit the new memory
+                p.data = bucket.view(self.param, index)
+                p.grad = grad
+        bucket.strides = list(bucket.moment_strides)
+        self._places = self._described_places()
+        self._count(0)
+        self._settle()
+
+    def _described_places(self) -> Tensor | None:
+        """int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each parameter, as it is to be."""
+        bucket = self._bucket
+        if bucket.is_fake:
+            return None
+        places = torch.zeros(len(bucket.params), 5, dtype=torch.int64, device="cpu")
+        if not DESCRIBES or not describe_tensors(bucket.params, places.data_ptr()):
+            return None
+        starts = torch.tensor(bucket.starts, dtype=torch.int64, device="cpu")
+        places[:, 1] = self.param.data_ptr() + starts * self.param.element_size()
+        places[:, 3] = torch.tensor([p.numel() for p in bucket.params], dtype=torch.int64, device="cpu")
+        return places
+
+    def _counted(self, which: int) -> bool:
+        """Whether a buffer has as many references as when all its views were last looked at; 0 is param, 1 is grad."""
+        return torch._C._storage_Use_Count(self._storages[which]._cdata) == self._references[which]
+
+    def _count(self, which: int) -> None:
+        self._references[which] = torch._C._storage_Use_Count(self._storages[which]._cdata)
+
+    def _check_stray(self, index: int, grad: Tensor) -> None:
+        """Raises for a gradient that the flat buffer cannot take as it is."""
+        p, name = self._bucket.params[index], self._names[index]
+        check_gradients([p], [grad], [name])
+        check_not_shared(grad, f"gradient of {name}")
+        if has_memory(grad) and not grad._is_zerotensor():
+            check_stored(**{f"gradient of {name}": grad})
+        if grad.dtype != self._bucket.dtype:
+            raise TypeError(f"flatten=True: gradient of {name} is {grad.dtype}: must be {self._bucket.dtype}, as it is")
+
+    def undisturbed(self) -> bool:
+        """Whether all views are in place, as far as a step looks (see above)."""
+        count = len(self._is_missing)
+        if count <= LOOKED_AT:
+            return self._in_place(0, count)
+        begin, end = self._next, min(self._next + SAMPLE, count)
+        self._next = end if end < count else 0
+        return self._counted(0) and self._counted(1) and self._in_place(begin, end)
+
+    def _in_place(self, begin: int, end: int) -> bool:
+        if self._places is None:
+            return all(self._is_stored(index) and self._is_bound(index) for index in range(begin, end))
+        bucket, line = self._bucket, self._places.element_size() * self._places.shape[1]
+        device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
+        return in_place(self._places.data_ptr() + begin * line, 0, end - begin, NATIVE_DTYPE[bucket.dtype], *device)
+
+    def _is_stored(self, index: int) -> bool:
+        """Whether a parameter is the buffer's view."""
+        p = self._bucket.params[index]
+        return p.numel() == 0 or (p.device == self._bucket.device and self._is_view(p, self.param, index))
+
+    def _is_view(self, tensor: Tensor, buffer: Tensor, index: int) -> bool:
+        """Whether a tensor begins where a segment of a buffer does."""
+        place = self._bucket.starts[index]
+        if self._bucket.is_fake:
+            same = tensor.untyped_storage()._cdata == buffer.untyped_storage()._cdata
+            return same and tensor.storage_offset() == place
+        return tensor.data_ptr() == buffer.data_ptr() + place * buffer.element_size()
+
+    def check_storage(self) -> None:
+        """Raises RuntimeError if a parameter is no longer a view of the flat buffer."""
+        for index, name in enumerate(self._names):
+            if not self._is_stored(index):
+                raise RuntimeError(
+                    f"flatten=True: the storage of {name} has been replaced (by .to(), .data = or "
+                    "the like), so it is no longer a view of the flat buffer; build the optimizer after moving the "
+                    "model, or use flatten=False"
+                )
+        self._count(0)
+
+    def _is_bound(self, index: int) -> bool:
+        """Whether a gradient is the buffer's view, or None where it was None."""
+        grad = self._bucket.params[index].grad
+        if grad is None or self._is_missing[index]:
+            return grad is None and self._is_missing[index]
+        if is_batchedtensor(grad):  # which has no address
+            return False
+        if grad.layout != torch.strided or grad.dtype != self._bucket.dtype or grad.device != self._bucket.device:
+            return False
+        same_memory = grad.numel() == 0 or self._is_view(grad, self.grad, index)
+        return same_memory and grad.stride() == self._bucket.moment_strides[index]
+
+    def _strays(self) -> list[tuple[int, Tensor | None]]:
+        """Every gradient that is not bound."""
+        params = self._bucket.params
+        return [(index, params[index].grad) for index in range(len(params)) if not self._is_bound(index)]
+
+    def collect(self) -> list[int]:
+        """Brings every gradient into the flat buffer and returns the segments that have none.
+
+        Raises:
+            RuntimeError, TypeError, ValueError: a parameter that is no view any more, or a gradient that the buffer
+                cannot take, before anything is written.
+        """
+        if not self.undisturbed():
+            self.check_storage()
+            self._rebind()
+        return self._missing
+
+    def _rebind(self) -> None:
+        strays = self._strays()
+        for index, grad in strays:
+            if grad is not None:
+                self._check_stray(index, grad)
+        for index, grad in strays:
+            self._bind(index, grad)
+        del strays
+        self._settle()
+
+    def _bind(self, index: int, grad: Tensor | None) -> None:
+        """Makes ``p.grad`` a view of the flat buffer with the values of `grad`; None stays None."""
+        self._is_missing[index] = grad is None
+        if grad is not None:
+            view = self._bucket.view(self.grad, index)
+            view.copy_(grad)
+            self._bucket.params[index].grad = view
+
+    def _settle(self) -> None:
+        """Remembers how things are, after every gradient has been looked at."""
+        self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
+        if self._places is not None:
+            distance = self.grad.data_ptr() - self.param.data_ptr()
+            self._places[:, 2] = (self._places[:, 1] + distance).clamp(min=1)  # an empty buffer has no address
+            self._places[self._missing, 2] = 0  # says that there is none
+        self._count(1)
+
+    def zero_grads(self) -> None:
+        """Zeroes every gradient of the bucket with one memset; a gradient that is None stays so."""
+        if not self.undisturbed():
+            for index, grad in self._strays():
+                p = self._bucket.params[index]
+                p.grad = None
+                # Whatever a stray held is to be zero, so its values, which may not even fit, do not matter.
+                self._bind(index, None if grad is None else torch.zeros_like(p))
+            self._settle()
+        self.grad.zero_()
+
+    def runs(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """Neighbouring segments of the same row, merged: parameters, gradients, segments and rows of a launch."""
+        if self._runs_of is None or self._runs_of() is not plan:
+            self._runs = params, grads, segments, row_of = self._merge(plan)
+            self._runs_of = weakref.ref(plan)  # which goes with the moments where the bucket releases these
+            if DESCRIBES and not self._bucket.is_fake:
+                for p, grad in zip(params, grads, strict=True):
+                    p.grad = grad  # where `Addresses` looks for it
+                plan.addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
+            for which in range(2):  # the runs are views too; `collect` has just seen that all else is in place
+                self._count(which)
+        return self._runs
+
+    def _run_on(self, index: int, after: int) -> bool:
+        """Whether two neighbouring segments may be stepped as one: that shows in the stored form, in some of them."""
+        bucket = self._bucket
+        if bucket.scales is not None and bucket.params[index].numel() % ALIGNMENT:
+            return False  # what lies between the two would count among the last block's elements
+        distance = bucket.starts[after] - bucket.starts[index]
+        return not bucket.draws or bucket.origin(after) - bucket.origin(index) == distance
+
+    def _merge(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        with real():
+            row_of = plan.row_of.tolist()
+        present = plan.present
+        breaks = [
+            k
+            for k, after in pairwise(range(len(present)))
+            if row_of[k] != row_of[after]
+            or present[after] != present[k] + 1
+            or not self._run_on(present[k], present[after])
+        ]
+        firsts = [0, *(k + 1 for k in breaks)]
+        lasts = [*breaks, len(present) - 1]
+        starts = [self._bucket.starts[present[k]] for k in firsts]
+        ends = [self._bucket.starts[present[k]] + self._bucket.params[present[k]].numel() for k in lasts]
+        spans = list(zip(starts, ends, strict=True))
+        if self._bucket.draws:
+            origins = [self._bucket.origin(present[k]) for k in firsts]
+            self.run_origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
+        with real():
+            segments = torch.tensor([(s, fingerprint([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
+            rows = torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu")
+        params = [self.param[start:end] for start, end in spans]
+        return params, [self.grad[start:end] for start, end in spans], segments, rows

@@ -1,0 +1,94 @@
+"""A bucket for each parameter, for a step that takes one parameter at a time (backward.py).
+
+What `Placement` does once a step for all parameters is done here for one, at a cost that does not depend on how many
+there are. Parameters may be stepped on several CUDA streams at once: what belongs to one of them is made on the stream
+that steps it, or waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..device import NEW_STATE, capturing
+from ..step.launch import Launch
+from .bucket import Bucket
+from .bucket_manager import Placement
+from .checkpoint import has_state
+from .membership import is_current, stepping
+
+
+class SeparatePlacement(Placement):
+    """`Placement`, with the same arguments, but a bucket for each parameter."""
+
+    def __init__(self, *args: Any) -> None:
+        self._bucket_of: dict[Tensor, Bucket] = {}
+        self._seats: dict[Tensor, tuple[int, int]] = {}
+        super().__init__(*args)
+
+    def _all_seats(self) -> dict[Tensor, tuple[int, int]]:
+        """Of every parameter its group, and its place in it."""
+        return {p: (index, k) for index, group in enumerate(self._groups) for k, p in enumerate(group["params"])}
+
+    def _kind(self, p: Tensor) -> Hashable:
+        return p
+
+    def _lay_out(self, *args: Any, **options: Any) -> None:
+        super()._lay_out(*args, **options)
+        self._bucket_of = {bucket.params[0]: bucket for bucket in self.buckets}
+        self._seats = self._all_seats()
+        self._looked_at = []  # `bucket_of` looks at the bucket that it returns
+
+    def bucket_of(self, p: Tensor, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> Bucket | None:
+        """The bucket of a parameter that has a gradient, made now where it has none yet.
+
+        None where somebody has edited the optimizer's groups or state, as far as this parameter shows it: it is then
+        left to the next `FusedRAdam.step`, which looks at all of them and lays out anew what has changed.
+        """
+        seat = self._seats.get(p)
+        if seat is None or self.edited or groups is not self._groups or state is not self._state:
+            return None
+        index, k = seat
+        if index >= len(groups) or k >= len(groups[index]["params"]) or groups[index]["params"][k] is not p:
+            return None
+        bucket = self._bucket_of.get(p)
+        if bucket is None:
+            if has_state(state.get(p)):
+                return None
+            self._place_waiting(p.device)
+            return self._bucket_of[p]
+        if not is_current(bucket, state, [index]):
+            self._snapshot = None
+            return None
+        return bucket
+
+    def _place_waiting(self, device: torch.device) -> None:
+        """Gives buckets to all parameters that may get a gradient, and waits until they are there for every stream.
+
+        All at once, as memory that is made between two gradients, and stays, leaves holes between those to come.
+        """
+        if capturing(device):
+            raise RuntimeError(NEW_STATE)
+        known = len(self.buckets)
+        self._place(stepping(self._waiting_params()), attach=False)
+        for placed_on in {bucket.device for bucket in self.buckets[known:]}:
+            if placed_on.type == "cuda":
+                torch.cuda.current_stream(placed_on).synchronize()
+
+    def collect(self, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
+        """See `Placement.collect`; a bucket without a gradient keeps its plan for the next."""
+        return None if bucket.params[0].grad is None else super().collect(bucket, sure, pointers)
+
+    def stepped(self, launch: Launch) -> None:
+        """See `Placement.stepped`."""
+        bucket = launch.bucket
+        if launch.addresses is None or bucket.counts.on_device:
+            bucket.count_step(launch.plan)
+        if bucket.entries[0] is None:
+            self._show(bucket, 0, self._state)
+            bucket.note_shown()
+            self._snapshot = None  # to take one for each parameter would be quadratic
+        launch.plan.first = False

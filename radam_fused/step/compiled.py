@@ -1,0 +1,218 @@
+"""A step as `torch.compile` sees it: the operators, one bucket after another, and nothing of what chooses them.
+
+Dynamo runs an optimizer's ``_init_group`` for real while it traces, fills the lists it was given with what the call
+left in them, and guards on parameters, gradients, state and hyperparameters. So the choice of what to launch is made
+there, by the code of every step, and only `step` below is traced. The rows are made on the device, as a compiled step
+must not be compiled again because ``t`` has changed; nor for ``lr``, which stays a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_for
+from ..backends.ops import OPERATORS
+from ..cpp_helpers import gradients, upload
+from ..device import COMPILING, capturing
+from ..numerics.tensor_checks import gradient_dtypes
+from ..options import check_all
+from ..state.bucket_manager import Placement
+from .launch import Launch, check_launch
+from .scalars import DeviceTables
+
+if TYPE_CHECKING:
+    from ..optimizer import FusedRAdam
+
+TENSORS = 9
+"""Of each launch, beside parameters and gradients: see `choose`."""
+
+
+def run(optimizer: FusedRAdam) -> None:
+    """One step, as torch.compile traces it."""
+    params: list[Tensor] = []
+    grads: list[Tensor] = []
+    tensors: list[Tensor] = []
+    placement = optimizer._placement
+    guards = (placement.name, placement.edited) if placement is not None else ()
+    step(
+        optimizer._init_group(guards, params, grads, tensors),
+        optimizer.param_groups,
+        params,
+        grads,
+        tensors,
+        optimizer._max_grad_norm,
+        optimizer._zero_grads,
+        getattr(optimizer, "grad_scale", None),
+        getattr(optimizer, "found_inf", None),
+    )
+
+
+def choose(
+    placement: Placement,
+    tables: DeviceTables,
+    groups: list[dict[str, Any]],
+    backend: str,
+    grad_norm: Tensor | None,
+    params: list[Tensor],
+    grads: list[Tensor],
+    tensors: list[Tensor],
+) -> tuple[Any, ...]:
+    """Fills the lists with what a step launches over each bucket.
+
+    Returns (backend, count of parameters, which of ``scales``, ``residue`` and ``origins`` follow its tensors,
+    stochastic) of each launch.
+
+    ``grad_norm`` goes to the end of ``tensors``: where a step that clips leaves the norm.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a gradient, a parameter or a hyperparameter that does not fit.
+        NotImplementedError: complex parameters, DTensors, or offloaded ones.
+    """
+    check_all(groups, False)
+    for group in groups:
+        for p in group["params"]:
+            if capturing(p.device):  # what is made here stays for later calls, whose replays would not fill it
+                raise RuntimeError(COMPILING)
+    placement.place_arrivals()
+    placement.count_on_device()
+    launches: list[Any] = []
+    # Lines without a learning rate: `step` passes that as a tensor.
+    constant = [{**group, "lr": 0.0} for group in groups]
+    for bucket in placement.buckets:
+        if bucket.is_complex:  # torch's functionalisation cannot mutate the real view of a complex tensor (2.13)
+            raise NotImplementedError(
+                "complex parameters under torch.compile: step them outside of the compiled function"
+            )
+        if placement.offload:  # dynamo would trace the ring of chunks, whose streams and order are its whole point
+            raise NotImplementedError("offload=True under torch.compile: step outside of the compiled function")
+        if bucket.is_sharded:  # the operators would meet DTensors in the graph, which know no rule for them
+            raise NotImplementedError(
+                "DTensor parameters under torch.compile: step them outside of the compiled function"
+            )
+        placement.amend(bucket)
+        present, missing = gradients(bucket.params)
+        plan = bucket.plan(missing)
+        if not plan.present:
+            continue
+        check_launch(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of), placement.names)
+        placement.show_first(bucket, plan)
+        params += plan.params
+        grads += present
+        # A row for each segment: nobody looks again at whether some have still taken the same number of steps.
+        row_of = torch.arange(len(plan.present), dtype=torch.int64, device="cpu")
+        own = [(bucket.groups[i], i) for i in plan.present]
+        pairs = upload(torch.tensor(own, dtype=torch.int64, device="cpu"), bucket.device)
+        _, counted = bucket.tables(plan)
+        hyper = tables.hyper(constant, bucket.device)
+        tables.keep(hyper, row_of, pairs, counted, plan.segments, plan.origins)
+        tensors += (
+            bucket.exp_avg,
+            bucket.exp_avg_sq,
+            plan.segments,
+            row_of,
+            hyper,
+            pairs,
+            counted,
+            bucket.counts.shown,
+        )
+        tensors += (bucket.counts.taken,)
+        forms = bucket.scales, bucket.residue, plan.origins
+        tensors += (tensor for tensor in forms if tensor is not None)
+        there = tuple(tensor is not None for tensor in forms)
+        launches.append((backend_for(bucket.device.type, backend), len(plan.present), there, bucket.stochastic))
+    if launches and grad_norm is not None:
+        tensors.append(grad_norm)
+    return tuple(launches)
+
+
+def step(
+    launches: tuple[Any, ...],
+    groups: list[dict[str, Any]],
+    params: list[Tensor],
+    grads: list[Tensor],
+    tensors: list[Tensor],
+    max_grad_norm: float | None,
+    zero_grads: bool,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """One step of what `choose` has found."""
+    squares = None
+    if max_grad_norm is not None and launches:
+        partial = []
+        for name, begin, end, *_ in _launches(launches):
+            for dtype in gradient_dtypes(params[begin].dtype):
+                chosen = [grad for grad in grads[begin:end] if grad.dtype == dtype]
+                if chosen:
+                    partial.append(OPERATORS[name].squares(chosen))
+        squares = torch.stack([sums.to(partial[0].device) for sums in partial])
+    for name, begin, end, index, there, stochastic in _launches(launches):
+        exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps, taken = tensors[index : index + TENSORS]
+        device = exp_avg.device
+        rates = [group["lr"] for group in groups]
+        lr = torch.stack(
+            [
+                rate.detach().reshape(()).to(device, torch.float64)
+                if isinstance(rate, Tensor)
+                else torch.ones((), dtype=torch.float64, device=device) * rate
+                for rate in rates
+            ]
+        )
+        rows, norm = OPERATORS[name].rows(
+            hyper,
+            pairs,
+            counted,
+            steps,
+            taken,
+            lr,
+            _on(squares, device),
+            max_grad_norm or 0.0,
+            _on(grad_scale, device),
+            _on(found_inf, device),
+        )
+        scales, residue, origins = _forms(tensors, index + TENSORS, there)
+        OPERATORS[name].step(
+            params[begin:end],
+            grads[begin:end],
+            exp_avg,
+            exp_avg_sq,
+            segments,
+            row_of,
+            rows,
+            zero_grads,
+            scales,
+            residue,
+            stochastic,
+            origins,
+        )
+        if max_grad_norm is not None and begin == 0:
+            tensors[-1].copy_(norm)
+        if grad_scale is not None and not zero_grads:  # `radam_fused.step.grad_scaler.unscale`
+            inverse = grad_scale.double().reciprocal().float().to(device)
+            torch._foreach_mul_(grads[begin:end], inverse)
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
+
+
+def _forms(tensors: list[Tensor], at: int, there: tuple[bool, ...]) -> list[Tensor | None]:
+    """``scales``, ``residue`` and ``origins`` of a launch, those that are there."""
+    found: list[Tensor | None] = []
+    for is_there in there:
+        found.append(tensors[at] if is_there else None)
+        at += is_there
+    return found
+
+
+def _launches(launches: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """(backend, first parameter, past the last, first of its tensors, which forms, stochastic) of each launch."""
+    result, begin, at = [], 0, 0
+    for name, count, there, stochastic in launches:
+        result.append((name, begin, begin + count, at, there, stochastic))
+        begin += count
+        at += TENSORS + sum(there)
+    return result

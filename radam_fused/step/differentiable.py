@@ -1,0 +1,76 @@
+"""``differentiable=True``: the update as ordinary torch operations, through which autograd runs (for meta-learning).
+
+It keeps what a backward pass will need, so there is nothing to fuse: each parameter has its own state, and the moments
+of a step are new tensors. The lines are the numeric contract's (docs/design.md), as in backends/reference.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..numerics.scalars import ADAPTIVE, HOLD, step_row
+from ..numerics.tensor_checks import check_parameter
+from ..options import check_all
+from ..param_groups import group_names
+
+
+def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero_grads: bool) -> None:
+    """One step of every parameter with a gradient, recorded by autograd; parameters that require it are no leaves.
+
+    A tensor ``lr`` may require a gradient as well: it reaches the update as ``lr`` times what is left of alpha.
+
+    Raises:
+        TypeError, ValueError: a hyperparameter that is not allowed; nothing was written.
+    """
+    check_all(groups, True)
+    for index, group in enumerate(groups):
+        for p, name in zip(group["params"], group_names(group, index), strict=True):
+            if p.grad is not None and not state[p]:
+                check_parameter(p, name)
+    for group in groups:
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            entry = state[p]
+            if not entry:
+                entry["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+                entry["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                entry["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            entry["step"] += 1
+            _update(p, entry, group, int(entry["step"]))
+            if zero_grads:
+                p.grad = torch.zeros_like(p.grad)
+
+
+def _update(p: Tensor, entry: dict[str, Any], group: dict[str, Any], t: int) -> None:
+    lr = group["lr"]
+    row = step_row({**group, "lr": 1.0}, t)
+    assert p.grad is not None
+    g = _real(p.grad) * row.grad_factor
+    value = _real(p).clone()  # autograd may save it, and p is written in place
+    if row.coupled_decay != 0.0:
+        g = g + value * row.coupled_decay
+    m, v = _real(entry["exp_avg"]), _real(entry["exp_avg_sq"])
+    m = m + (g - m) * row.one_minus_beta1
+    square = (g * row.one_minus_beta2) * g
+    v = v + (square - v * row.one_minus_beta2) if row.beta2 >= 0.5 else v * row.beta2 + square
+    entry["exp_avg"], entry["exp_avg_sq"] = _like(p, m), _like(p, v)
+    if row.direction == HOLD:
+        return
+    d = m / (v.sqrt() + row.eps) if row.direction == ADAPTIVE else m
+    taken = d * (lr * row.alpha)
+    decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
+    if decay != 0.0 and (isinstance(lr, Tensor) or lr * decay != 0.0):
+        taken = value * (lr * decay) + taken
+    p.copy_(_like(p, value - taken))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _like(p: Tensor, real: Tensor) -> Tensor:
+    return torch.view_as_complex(real) if p.is_complex() else real

@@ -1,0 +1,182 @@
+"""Clipping where each rank knows a part of the gradients: the whole model's norm by one all-reduce of one number.
+
+Every rank adds up the squares of what it holds, and of several ranks that hold the same part one counts it. The ranks
+that together hold the model are those of the largest mesh that a parameter lies on: smaller meshes are parts of it
+(a plain or FSDP-only parameter beside tensor-parallel ones), and what lies on such a part is repeated on the others.
+Plain parameters are repeated on every rank, as under DistributedDataParallel, which needs no collective here at all.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..backends.reference.scalars import halve
+from ..dtensor import is_sharded
+from ..numerics.layout import PARTIAL_SUMS
+from ..state.bucket import Bucket
+from .parts import WHOLE, Given, refuse_parts
+from .plan import Plan
+
+FAILED = -float("inf")
+"""What a rank adds to the sum whose own gradients do not fit: no sum of squares is negative."""
+
+_made: weakref.WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = weakref.WeakKeyDictionary()
+"""Process groups made here, by the default group of their time and their ranks: making one is a collective."""
+
+
+class GlobalNorm:
+    """How the ranks that share a model find the norm of its gradients.
+
+    Args:
+        names: all parameters of the optimizer on this rank, in the same order on each, and what errors call them.
+        group: the ranks that share it where the parameters do not tell: each of them counts its plain parameters.
+        made_with: what the optimizer was made with.
+
+    Attributes:
+        given: the group as given.
+        group: a process group; None where this process holds all there is to add up.
+
+    Raises:
+        ValueError: parameters on meshes of which none holds all the others' ranks, or without a group parameters that
+            are known to be parts (`radam_fused.step.parts`).
+    """
+
+    def __init__(self, names: dict[Tensor, str], group: Any = None, made_with: Given = WHOLE) -> None:
+        if group is None:
+            refuse_parts(names, made_with)
+        self.given = group
+        meshes: dict[Any, str] = {}
+        for p, name in names.items():
+            if is_sharded(p):
+                meshes.setdefault(p.device_mesh, name)  # type: ignore[attr-defined]
+        self._largest = max(meshes, key=lambda mesh: mesh.size(), default=None)
+        self._ranks = _ranks(self._largest) if self._largest is not None else ()
+        for mesh, name in meshes.items():
+            if not set(_ranks(mesh)) <= set(self._ranks):
+                raise ValueError(
+                    f"max_grad_norm: {name} lies on ranks {_ranks(mesh)} and {meshes[self._largest]} on {self._ranks}: "
+                    "one mesh must hold the others; or set optimizer.grad_norm_group"
+                )
+        self._plain_counts = group is not None and self._largest is None
+        self.group = group if group is not None else self._find_group()
+        self._counts: weakref.WeakKeyDictionary[Bucket, list[bool]] = weakref.WeakKeyDictionary()
+        if self.group is not None and dist.get_world_size(self.group) == 1:
+            self.group = None
+
+    def _find_group(self) -> Any:
+        if self._largest is None or self._largest.get_coordinate() is None:  # of a mesh of others it holds nothing
+            return None
+        if self._largest.ndim == 1:
+            return self._largest.get_group()
+        world = dist.group.WORLD
+        if len(self._ranks) == dist.get_world_size():
+            return world
+        groups = _made.setdefault(world, {})
+        if self._ranks not in groups:
+            # Only these ranks come here: the others may belong to another stage or model.
+            groups[self._ranks] = dist.new_group(list(self._ranks), use_local_synchronization=True)
+        return groups[self._ranks]
+
+    def counts(self, param: Any) -> bool:
+        """Whether this rank is the one that adds up a parameter's squares, of those that hold the same part of it."""
+        if self.group is None or self._plain_counts:
+            return True
+        if not is_sharded(param):
+            return dist.get_rank() == self._ranks[0]
+        coordinate = param.device_mesh.get_coordinate()
+        return (
+            coordinate is not None
+            and self._ranks[0] in _ranks(param.device_mesh)
+            and all(k == 0 for k, placed in zip(coordinate, param.placements, strict=True) if placed.is_replicate())
+        )
+
+    def _counts_of(self, bucket: Bucket) -> list[bool]:
+        counts = self._counts.get(bucket)
+        if counts is None:
+            counts = self._counts[bucket] = [self.counts(p) for p in bucket.params]
+        return counts
+
+    def counted(self, bucket: Bucket, plan: Plan, grads: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients of a launch that this rank counts."""
+        counts = self._counts_of(bucket)
+        if all(counts):  # also under flatten, whose launches have fewer gradients than segments
+            return list(grads)
+        return [grad for segment, grad in zip(plan.present, grads, strict=True) if counts[segment]]
+
+    @contextmanager
+    def taking_part(self) -> Iterator[None]:
+        """Around what comes before `total`: an error there takes part in its place, so that nobody waits for ever."""
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def total(self, squares: Tensor | None) -> Tensor:
+        """The sum over the ranks, as the rows operators take it: float64 (1, 1024), all in the first element.
+
+        Args:
+            squares: float64 (k, 1024), the partial sums of what this rank counts, or None where that is nothing.
+
+        Raises:
+            RuntimeError: another rank has failed, with what it said (where the sum is read at no cost, on the CPU).
+        """
+        device = self._home() if squares is None else squares.device
+        number = torch.zeros(1, dtype=torch.float64, device=device)
+        for line in halve(squares) if squares is not None else ():
+            number += line
+        number = self._reduced(number)
+        if number.device.type == "cpu":
+            self._check(number.item(), None)
+        return torch.nn.functional.pad(number.to(device), (0, PARTIAL_SUMS - 1)).unsqueeze(0)
+
+    def of(self, total: Tensor, grad_scale: Tensor | None) -> Tensor:
+        """The norm of the unscaled gradients, a float64 scalar, for a rank that steps nothing and so makes no rows."""
+        norm = total[0, 0].sqrt()
+        return norm if grad_scale is None else norm / grad_scale.to(norm.device).double().reshape(())
+
+    def joined(self, total: Tensor, found_inf: Tensor | None) -> Tensor | None:
+        """``found_inf`` of a step that is skipped as well where another rank has failed and the host did not look."""
+        if total.device.type == "cpu":
+            return found_inf
+        skip = (total[0, :1] == FAILED).float()
+        return skip if found_inf is None else torch.maximum(skip, found_inf.to(skip.device).reshape(1))
+
+    def _fail(self, error: Exception) -> None:
+        number = self._reduced(torch.full((1,), FAILED, dtype=torch.float64, device=self._home()))
+        if number.device.type == "cpu":
+            self._check(number.item(), error)
+
+    def _home(self) -> torch.device:
+        """Where the group's collectives run: where the mesh says, or the group."""
+        if self._largest is not None:
+            return torch.device(self._largest.device_type)
+        return dist.distributed_c10d._get_pg_default_device(self.group)
+
+    def _reduced(self, number: Tensor) -> Tensor:
+        number = number.to(self._home())  # parameters that FSDP2 offloads lie on the CPU, where NCCL does nothing
+        dist.all_reduce(number, group=self.group)
+        return number
+
+    def _check(self, number: float, own: Exception | None) -> None:
+        """Where the sum says that a rank may have failed, all tell each other; those that have not failed raise."""
+        if number == FAILED or math.isnan(number):  # an infinite gradient elsewhere makes NaN of a failure
+            told: list[Any] = [None] * dist.get_world_size(self.group)
+            dist.all_gather_object(told, own and f"{type(own).__name__}: {own}", group=self.group)
+            said = [
+                f"rank {dist.get_global_rank(self.group, k)}: {text}" for k, text in enumerate(told) if text is not None
+            ]
+            if said and own is None:
+                raise RuntimeError("no rank has stepped, as a gradient does not fit on " + "; on ".join(said))
+
+
+def _ranks(mesh: Any) -> tuple[int, ...]:
+    return tuple(sorted(mesh.mesh.flatten().tolist()))

@@ -1,0 +1,221 @@
+"""What makes the rows of a step, and counts it: the host, or the device where it alone knows one of the numbers.
+
+The device does under ``capturable=True`` (a CUDA graph is replayed without Python), for a learning rate that lies
+there, for `torch.amp.GradScaler`'s scale and infinities, and for the gradients' norm: the host would have to wait for
+each. Both make the same rows, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..backends.ops import Operators
+from ..cpp_helpers import upload
+from ..device import NEW_COUNTS, NOT_CAPTURABLE, capturing
+from ..numerics.scalars import SKIP, Row, hyper
+from ..options import beside_rate, check_all
+from ..state.bucket import Bucket
+from .plan import Plan
+
+Groups = list[dict[str, Any]]
+
+
+class Scalars(Protocol):
+    """Makes the rows of one step."""
+
+    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
+        """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
+
+    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """float64 (rows, 11): a `radam_fused.numerics.scalars.Row` for each of the plan's.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter that is not allowed.
+        """
+
+    def undo(self, bucket: Bucket, plan: Plan) -> None:
+        """Where the step failed before it wrote anything: the counts become what they were before `rows`."""
+
+
+class HostScalars:
+    """Rows from Python numbers."""
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+        self._prepared: dict[int, Tensor] = {}
+
+    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
+        """See `Scalars`."""
+        self._prepared = {
+            id(plan): plan.row_table.filled(self._groups, plan.rows, bucket.counts.taken) for bucket, plan in plans
+        }
+
+    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """See `Scalars`."""
+        prepared = self._prepared.get(id(plan)) if self._prepared else None
+        return prepared if prepared is not None else plan.row_table.filled(self._groups, plan.rows, bucket.counts.taken)
+
+    def undo(self, bucket: Bucket, plan: Plan) -> None:
+        """See `Scalars`: nothing was counted."""
+
+
+class DeviceTables:
+    """The parameter groups' hyperparameters on each device: uploaded when one changes, and kept while they do not.
+
+    What a captured graph refers to is kept for good, since nobody tells when the graph is gone.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[torch.device, tuple[list[Any], Tensor]] = {}
+        self._captured: list[Any] = []
+
+    def hyper(self, groups: Groups, device: torch.device) -> Tensor:
+        """float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of each.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter that is not allowed.
+            RuntimeError: a learning rate that a graph's replays would not see changed.
+        """
+        values = [(_host_rate(group.get("lr"), device), *beside_rate(group)) for group in groups]
+        known = self._latest.get(device)
+        if known is None or known[0] != values:
+            check_all(groups, False)
+            lines = [hyper(group, line[0]) for group, line in zip(groups, values, strict=True)]
+            known = values, upload(torch.tensor(lines, dtype=torch.float64, device="cpu"), device)
+            if not capturing(device):  # what a capture uploads is filled by that graph's replays alone
+                self._latest[device] = known
+        return known[1]
+
+    def keep(self, *tensors: Any) -> None:
+        """Lets tensors live as long as the optimizer."""
+        self._captured.extend(tensors)
+
+
+def on_device(lr: Any) -> bool:
+    """Whether the host would have to wait for a learning rate."""
+    return isinstance(lr, Tensor) and lr.device.type != "cpu"
+
+
+def _lies_on(lr: Any, device: torch.device) -> bool:
+    """Whether a learning rate is to be read on the device: a tensor there, which a graph's replays see changed."""
+    return isinstance(lr, Tensor) and lr.device == device
+
+
+def _host_rate(lr: Any, device: torch.device) -> float:
+    if _lies_on(lr, device):
+        return 0.0
+    if isinstance(lr, Tensor) and capturing(device):
+        raise RuntimeError(
+            f"lr is a tensor on {lr.device}, whose value a graph captured on {device} would keep for good: "
+            f"put it on {device}, or make it a float"
+        )
+    if isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1):
+        return float(lr)
+    return math.nan  # `check_all` says what is wrong
+
+
+def _rates(groups: Groups, device: torch.device) -> Tensor | None:
+    """The groups' learning rates as one tensor of the device, or None where none lies there."""
+    rates = [group["lr"] for group in groups]
+    if not any(_lies_on(lr, device) for lr in rates):
+        return None
+    first = rates[0]
+    if all(lr is first for lr in rates) and first.dtype in (torch.float32, torch.float64):
+        return first.detach().reshape(1).expand(len(rates))
+    return torch.stack(
+        [
+            lr.detach().reshape(()).double()
+            if _lies_on(lr, device)
+            else torch.full((), float(lr), dtype=torch.float64, device=device)
+            for lr in rates
+        ]
+    )
+
+
+def check_capture(buckets: Iterable[Bucket], groups: Groups) -> None:
+    """Raises where a CUDA graph that is being captured could not replay a step right; nothing is recorded yet.
+
+    Raises:
+        RuntimeError: with the reason.
+    """
+    for bucket in buckets:
+        if not capturing(bucket.device):
+            continue
+        if not bucket.counts.on_device:
+            by_device = any(group["capturable"] or on_device(group["lr"]) for group in groups)
+            raise RuntimeError(NEW_COUNTS if by_device else NOT_CAPTURABLE)
+        for group in groups:
+            _host_rate(group["lr"], bucket.device)
+
+
+class DeviceScalars:
+    """Rows from a rows operator.
+
+    Args:
+        groups: the optimizer's ``param_groups``.
+        tables: its `DeviceTables`.
+        squares: float64 (k, 1024) of the squares operator, over all gradients of the step, or None without clipping.
+        max_grad_norm: to what their norm is clipped.
+        grad_scale, found_inf: what `torch.amp.GradScaler` gives: one float32 each, or None.
+
+    Attributes:
+        grad_norm: the norm of the unscaled gradients, a float64 scalar on their device, once `rows` was called.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        tables: DeviceTables,
+        squares: Tensor | None,
+        max_grad_norm: float,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        self._groups = groups
+        self._tables = tables
+        self._given = squares, grad_scale, found_inf
+        self._max_grad_norm = max_grad_norm
+        self.grad_norm: Tensor | None = None
+        self._rows: Tensor | None = None
+
+    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
+        """See `Scalars`: the first call of `rows` looks at all groups."""
+
+    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """See `Scalars`; counts the step."""
+        device = bucket.state_device
+        hypers = self._tables.hyper(self._groups, device)
+        pairs, counted = bucket.tables(plan)
+        waits = device.type == "cpu"  # the host's operators read at once
+        squares, grad_scale, found_inf = (
+            None if given is None else given.to(device, non_blocking=not waits) for given in self._given
+        )
+        if capturing(device):
+            self._tables.keep(hypers, pairs, counted)
+        self._rows, norm = ops.rows(
+            hypers,
+            pairs,
+            counted,
+            bucket.counts.shown,
+            bucket.counts.taken,
+            _rates(self._groups, device),
+            squares,
+            self._max_grad_norm,
+            grad_scale,
+            found_inf,
+        )
+        if self.grad_norm is None and squares is not None:
+            self.grad_norm = norm
+        return self._rows
+
+    def undo(self, bucket: Bucket, plan: Plan) -> None:
+        """See `Scalars`."""
+        assert self._rows is not None
+        taken = self._rows[0, Row._fields.index("direction")] != SKIP
+        bucket.counts.take_back(bucket.tables(plan)[1] * taken)
