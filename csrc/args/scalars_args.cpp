@@ -38,21 +38,22 @@ void check_pairs(const int64_t* pairs, int64_t count, int64_t groups, int64_t se
 
 }  // namespace
 
-RowTable prepare_rows(const Tensor& hyper, const Tensor& pairs, const Tensor& counted, const Tensor& steps,
-                      const Tensor& taken, const std::optional<Tensor>& lr, const std::optional<Tensor>& squares,
-                      double max_grad_norm, const std::optional<Tensor>& grad_scale,
-                      const std::optional<Tensor>& found_inf) {
-  const Device device = device_of(hyper.get());
+ScalarsCall check_scalars_args(const Tensor& group_scalars, const Tensor& pairs, const Tensor& counted,
+                               const Tensor& steps, const Tensor& taken, const std::optional<Tensor>& lr,
+                               const std::optional<Tensor>& partial_sums, double max_grad_norm,
+                               const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+  const Device device = device_of(group_scalars.get());
   const auto there = [&](const Tensor& tensor) { return is_strided_on(tensor.get(), device); };
   const auto there_or_none = [&](const std::optional<Tensor>& tensor) { return !tensor || there(*tensor); };
-  RADAM_CHECK(there(hyper) && there(pairs) && there(counted) && there(steps) && there(taken) && there_or_none(lr) &&
-                  there_or_none(squares) && there_or_none(grad_scale) && there_or_none(found_inf),
+  RADAM_CHECK(there(group_scalars) && there(pairs) && there(counted) && there(steps) && there(taken) &&
+                  there_or_none(lr) && there_or_none(partial_sums) && there_or_none(grad_scale) &&
+                  there_or_none(found_inf),
               "all tensors must be strided and on one device, that of hyper");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
-  RADAM_CHECK(is_stored(hyper) && is_stored(pairs) && is_stored(counted) && is_stored(steps) && is_stored(taken) &&
-                  stored(lr) && stored(squares) && stored(grad_scale) && stored(found_inf),
+  RADAM_CHECK(is_stored(group_scalars) && is_stored(pairs) && is_stored(counted) && is_stored(steps) &&
+                  is_stored(taken) && stored(lr) && stored(partial_sums) && stored(grad_scale) && stored(found_inf),
               "a tensor: ", kFreed);
-  RADAM_CHECK(is_table(hyper, kHyperColumns, /*integers=*/false),
+  RADAM_CHECK(is_table(group_scalars, kGroupColumns, /*integers=*/false),
               "hyper must be contiguous float64 of shape (groups, 16)");
   RADAM_CHECK(is_table(pairs, 2, /*integers=*/true), "pairs must be contiguous int64 of shape (rows, 2)");
   RADAM_CHECK(is_vector(steps, steps.numel()), "steps must be contiguous float32 of shape (n)");
@@ -62,42 +63,42 @@ RowTable prepare_rows(const Tensor& hyper, const Tensor& pairs, const Tensor& co
       taken.dim() == 1 && taken.size(0) == steps.numel() && taken.is_contiguous() && dtype_of(taken.get()) == kFloat64,
       "taken must be contiguous float64 with one element a step count");
 
-  RowsArguments arguments{};
-  arguments.hyper = static_cast<const Hyper*>(hyper.const_data_ptr());
+  ScalarsArguments arguments{};
+  arguments.group_scalars = static_cast<const GroupScalars*>(group_scalars.const_data_ptr());
   arguments.pairs = static_cast<const int64_t*>(pairs.const_data_ptr());
-  arguments.row_count = pairs.size(0);
+  arguments.scalar_count = pairs.size(0);
   arguments.counted = static_cast<const float*>(counted.const_data_ptr());
   arguments.steps = static_cast<float*>(steps.mutable_data_ptr());
   arguments.taken = static_cast<double*>(taken.mutable_data_ptr());
   arguments.segment_count = steps.numel();
   if (lr) {
     const int dtype = dtype_of(lr->get());
-    RADAM_CHECK(lr->dim() == 1 && lr->size(0) == hyper.size(0) && (dtype == kFloat32 || dtype == kFloat64),
+    RADAM_CHECK(lr->dim() == 1 && lr->size(0) == group_scalars.size(0) && (dtype == kFloat32 || dtype == kFloat64),
                 "lr must be float32 or float64 with one element a group");
     arguments.lr = lr->const_data_ptr();
     arguments.lr_stride = lr->stride(0);
     arguments.lr_is_double = dtype == kFloat64;
   }
-  if (squares) {
-    RADAM_CHECK(is_table(*squares, kPartialSums, /*integers=*/false),
+  if (partial_sums) {
+    RADAM_CHECK(is_table(*partial_sums, kPartialSums, /*integers=*/false),
                 "squares must be contiguous float64 of shape (k, 1024)");
-    arguments.squares = static_cast<const double*>(squares->const_data_ptr());
-    arguments.square_count = squares->size(0);
+    arguments.partial_sums = static_cast<const double*>(partial_sums->const_data_ptr());
+    arguments.partial_sum_rows = partial_sums->size(0);
   }
   arguments.max_grad_norm = max_grad_norm;
   arguments.grad_scale = scalar(grad_scale, "grad_scale");
   arguments.found_inf = scalar(found_inf, "found_inf");
-  const bool on_cpu = is_on_cpu(hyper.get());
-  if (on_cpu) check_pairs(arguments.pairs, arguments.row_count, hyper.size(0), steps.numel());
+  const bool on_cpu = is_on_cpu(group_scalars.get());
+  if (on_cpu) check_pairs(arguments.pairs, arguments.scalar_count, group_scalars.size(0), steps.numel());
 
   const torch::stable::Device where =
       on_cpu ? torch::stable::Device(DeviceType::CPU) : torch::stable::Device(DeviceType::CUDA, device.index);
-  const int64_t shape[] = {arguments.row_count, kRowColumns};
-  Tensor rows = torch::stable::empty({shape, size_t(2)}, ScalarType::Double, std::nullopt, where);
+  const int64_t shape[] = {arguments.scalar_count, kScalarColumns};
+  Tensor scalars = torch::stable::empty({shape, size_t(2)}, ScalarType::Double, std::nullopt, where);
   Tensor norm = torch::stable::empty({shape, size_t(0)}, ScalarType::Double, std::nullopt, where);
-  arguments.rows = static_cast<double*>(rows.mutable_data_ptr());
+  arguments.scalars = static_cast<double*>(scalars.mutable_data_ptr());
   arguments.norm = static_cast<double*>(norm.mutable_data_ptr());
-  return {arguments, device, rows, norm};
+  return {arguments, device, scalars, norm};
 }
 
 }  // namespace radam_fused

@@ -34,11 +34,11 @@ struct Segment {
   void* grad;              // written where gradients are to be zero after the step
   int64_t start;           // offset of its moments in the bucket's flat buffers, in elements
   int64_t numel;           // never 0
-  int64_t row;             // its row in the rows table
+  int64_t scalar_index;    // its row in the rows table
   int grad_dtype;          // which gradient dtype, in the launcher's own numbering
   const Strides* strides;  // null when parameter, gradient and moments share one dense order
   bool overlapping;        // whether elements of the gradient may share memory
-  int64_t origin;          // the place that its first element's random numbers are drawn for
+  int64_t rng_offset;      // the place that its first element's random numbers are drawn for
 };
 
 struct Shape {
@@ -47,8 +47,9 @@ struct Shape {
   int64_t dim;
 };
 
-// What tells two layouts apart (FNV-1a over sizes and strides); the twin of `fingerprint` in radam_fused/numerics/layout.py.
-inline int64_t fingerprint(const Shape& shape) {
+// What tells two layouts apart (FNV-1a over sizes and strides); the twin of `fingerprint` in
+// radam_fused/numerics/layout.py.
+inline int64_t layout_hash(const Shape& shape) {
   uint64_t hash = 14695981039346656037u;
   for (int64_t d = 0; d < shape.dim; ++d) {
     hash = (hash ^ uint64_t(shape.size[d])) * 1099511628211u;

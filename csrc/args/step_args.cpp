@@ -15,9 +15,9 @@ constexpr const char* kFreedGrad =
 // What each segment is held against.
 struct Bounds {
   Device device;
-  Forms forms;
+  StateFormat format;
   int64_t capacity;
-  int64_t rows;
+  int64_t scalars;
   int64_t alignment;  // of the segments' starts
 
   // Whether a segment is within the buffers. Starts up to 2^63 - 1 are to be refused, so nothing is added to one.
@@ -25,11 +25,13 @@ struct Bounds {
     return segment.start >= 0 && segment.start % alignment == 0 && segment.numel <= capacity &&
            segment.start <= capacity - segment.numel;
   }
-  bool has_row(const Segment& segment) const { return segment.row >= 0 && segment.row < rows; }
+  bool has_scalars(const Segment& segment) const { return segment.scalar_index >= 0 && segment.scalar_index < scalars; }
 };
 
 // Whether every random number of a segment has a place below 2^63.
-bool numbered(const Segment& segment) { return segment.origin >= 0 && segment.origin <= INT64_MAX - segment.numel; }
+bool has_rng_range(const Segment& segment) {
+  return segment.rng_offset >= 0 && segment.rng_offset <= INT64_MAX - segment.numel;
+}
 
 // Reads one pair of tensors; returns what is wrong with it, or null.
 const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, int64_t layout,
@@ -37,23 +39,23 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   if (!is_strided_on(param, bounds.device) || !is_strided_on(grad, bounds.device)) {
     return "not a strided tensor on the device of exp_avg";
   }
-  if (dtype_of(param) != bounds.forms.param_dtype) return "parameters of a bucket have one dtype";
+  if (dtype_of(param) != bounds.format.param_dtype) return "parameters of a bucket have one dtype";
   segment.grad_dtype = dtype_of(grad);
-  if (!supported(bounds.forms.param_dtype, segment.grad_dtype)) return "no kernel for these dtypes";
+  if (!supported(bounds.format.param_dtype, segment.grad_dtype)) return "no kernel for these dtypes";
   const Shape shape = shape_of(param);
   const Shape grad_shape = shape_of(grad);
   if (shape.dim != grad_shape.dim || !std::equal(shape.size, shape.size + shape.dim, grad_shape.size)) {
     return "gradient and parameter differ in shape";
   }
-  if (fingerprint(shape) != layout) return "shape or strides have changed since the moments were laid out";
+  if (layout_hash(shape) != layout) return "shape or strides have changed since the moments were laid out";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
   if (!bounds.hold(segment)) return "start out of the buffer, or not a multiple of what its moments need";
-  if (!bounds.has_row(segment)) return "row out of the table";
-  if (!numbered(segment)) return "origin out of the range from 0 to 2^63 - 1 less its elements";
+  if (!bounds.has_scalars(segment)) return "row out of the table";
+  if (!has_rng_range(segment)) return "origin out of the range from 0 to 2^63 - 1 less its elements";
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
-  if (segment.param == nullptr || !is_stored(param, shape, item_size(bounds.forms.param_dtype))) {
+  if (segment.param == nullptr || !is_stored(param, shape, item_size(bounds.format.param_dtype))) {
     return kFreedParam;
   }
   if (segment.grad == nullptr || !is_stored(grad, grad_shape, item_size(segment.grad_dtype))) {
@@ -72,42 +74,43 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
 }
 
 // The forms of the buffers beside parameters of this dtype; raises where they do not go together.
-Forms forms_of(const StateTensors& state, int param_dtype) {
-  Forms forms;
+StateFormat format_of(const StateTensors& state, int param_dtype) {
+  StateFormat format;
   const bool half = param_dtype == kBFloat16 || param_dtype == kFloat16;
-  forms.param_dtype = param_dtype;
-  forms.stochastic = state.stochastic && half;  // others have nothing to round
+  format.param_dtype = param_dtype;
+  format.stochastic = state.stochastic && half;  // others have nothing to round
   const AtenTensorHandle exp_avg = state.exp_avg.get(), exp_avg_sq = state.exp_avg_sq.get();
   const int dtype = dtype_of(exp_avg);
   const bool codes = has_dtype(exp_avg, aoti_torch_dtype_int8()) && has_dtype(exp_avg_sq, aoti_torch_dtype_uint8());
   STD_TORCH_CHECK(codes || (dtype != kUnsupported && dtype == dtype_of(exp_avg_sq)),
                   "exp_avg and exp_avg_sq must both be float32, float64, bfloat16 or float16, or int8 and uint8");
-  forms.moments = codes                ? Moments::kInt8
-                  : dtype == kBFloat16 ? Moments::kBFloat16
-                  : dtype == kFloat16  ? Moments::kFloat16
-                                       : Moments::kFloat32;
+  format.moments = codes                ? MomentFormat::kInt8
+                   : dtype == kBFloat16 ? MomentFormat::kBFloat16
+                   : dtype == kFloat16  ? MomentFormat::kFloat16
+                                        : MomentFormat::kFloat32;
   const bool none = param_dtype == kUnsupported;  // no parameters
   STD_TORCH_CHECK(none || (param_dtype == kFloat64) == (dtype == kFloat64),
                   "radam_fused: no kernel for these dtypes: float64 parameters go with float64 moments, and no others");
   STD_TORCH_CHECK(state.scales.has_value() == codes, "scales belong to int8 moments, and to no others");
-  if (!state.residue.has_value()) return forms;
-  const AtenTensorHandle residue = state.residue->get();
-  if (none || (half && dtype_of(residue) == kFloat32)) {
-    forms.master = Master::kFloat32;
-  } else if (param_dtype == kBFloat16 && has_dtype(residue, aoti_torch_dtype_int16())) {
-    forms.master = Master::kSplit;
+  if (!state.master.has_value()) return format;
+  const AtenTensorHandle master = state.master->get();
+  if (none || (half && dtype_of(master) == kFloat32)) {
+    format.master = MasterFormat::kFloat32;
+  } else if (param_dtype == kBFloat16 && has_dtype(master, aoti_torch_dtype_int16())) {
+    format.master = MasterFormat::kSplit;
   } else {
-    STD_TORCH_CHECK(half && dtype_of(residue) == param_dtype, "no form has such a residue beside these parameters");
-    forms.master = Master::kKahan;
+    STD_TORCH_CHECK(half && dtype_of(master) == param_dtype, "no form has such a residue beside these parameters");
+    format.master = MasterFormat::kKahan;
   }
   STD_TORCH_CHECK(!state.stochastic, "stochastic: parameters with a residue are rounded to nearest");
-  return forms;
+  return format;
 }
 
 Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTensors& state,
                      const TableTensors& tables) {
-  const Tensor &exp_avg = state.exp_avg, &segments = tables.segments, &row_of = tables.row_of, &rows = tables.rows;
-  Bounds bounds{device_of(exp_avg.get()), forms_of(state, param_dtype), exp_avg.numel(), 0, 1};
+  const Tensor &exp_avg = state.exp_avg, &segments = tables.segments, &scalar_index = tables.scalar_index,
+               &scalars = tables.scalars;
+  Bounds bounds{device_of(exp_avg.get()), format_of(state, param_dtype), exp_avg.numel(), 0, 1};
   const auto flat = [&](const Tensor& buffer, int64_t numel, int64_t dim = 1) {
     return buffer.numel() == numel && buffer.dim() == dim && buffer.is_contiguous() &&
            is_strided_on(buffer.get(), bounds.device);
@@ -126,49 +129,51 @@ Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTen
                         flat(*state.scales, 2 * (bounds.capacity / kBlockElements), 2) && state.scales->size(0) == 2,
                     "scales must be contiguous float32 of shape (2, length / 256) on the device of exp_avg");
   }
-  STD_TORCH_CHECK(!state.residue.has_value() || flat(*state.residue, bounds.capacity),
+  STD_TORCH_CHECK(!state.master.has_value() || flat(*state.master, bounds.capacity),
                   "residue must be a flat buffer of the size and device of exp_avg");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
-  STD_TORCH_CHECK(is_stored(exp_avg) && is_stored(state.exp_avg_sq) && stored(state.scales) && stored(state.residue),
+  STD_TORCH_CHECK(is_stored(exp_avg) && is_stored(state.exp_avg_sq) && stored(state.scales) && stored(state.master),
                   "exp_avg, exp_avg_sq, scales or residue: ", kFreed);
-  STD_TORCH_CHECK(is_stored(segments) && is_stored(row_of) && is_stored(rows) && stored(state.origins),
+  STD_TORCH_CHECK(is_stored(segments) && is_stored(scalar_index) && is_stored(scalars) && stored(state.rng_offsets),
                   "segments, row_of, rows or origins: ", kFreed);
   STD_TORCH_CHECK(apart(exp_avg, state.exp_avg_sq), "exp_avg and exp_avg_sq must not share memory");
-  STD_TORCH_CHECK(dtype_of(rows.get()) == kFloat64 && rows.dim() == 2 && rows.size(1) == kRowColumns &&
-                      rows.is_contiguous() && (is_on_cpu(rows.get()) || is_strided_on(rows.get(), bounds.device)),
+  STD_TORCH_CHECK(dtype_of(scalars.get()) == kFloat64 && scalars.dim() == 2 && scalars.size(1) == kScalarColumns &&
+                      scalars.is_contiguous() &&
+                      (is_on_cpu(scalars.get()) || is_strided_on(scalars.get(), bounds.device)),
                   "rows must be contiguous float64 of shape (rows, 11), on the CPU or the device of exp_avg");
   STD_TORCH_CHECK(grads == count && segments.dim() == 2 && size_t(segments.size(0)) == count && segments.size(1) == 2 &&
-                      row_of.dim() == 1 && size_t(row_of.numel()) == count,
+                      scalar_index.dim() == 1 && size_t(scalar_index.numel()) == count,
                   "params, grads, segments and row_of must have one entry a segment");
+  STD_TORCH_CHECK(is_int64(segments.get()) && is_int64(scalar_index.get()) && is_on_cpu(segments.get()) &&
+                      is_on_cpu(scalar_index.get()),
+                  "segments and row_of must be contiguous int64 on the CPU");
   STD_TORCH_CHECK(
-      is_int64(segments.get()) && is_int64(row_of.get()) && is_on_cpu(segments.get()) && is_on_cpu(row_of.get()),
-      "segments and row_of must be contiguous int64 on the CPU");
-  STD_TORCH_CHECK(!state.origins.has_value() || (size_t(state.origins->numel()) == count &&
-                                                 is_int64(state.origins->get()) && is_on_cpu(state.origins->get())),
-                  "origins must be contiguous int64 on the CPU, one entry a segment");
-  bounds.rows = rows.size(0);
+      !state.rng_offsets.has_value() || (size_t(state.rng_offsets->numel()) == count &&
+                                         is_int64(state.rng_offsets->get()) && is_on_cpu(state.rng_offsets->get())),
+      "origins must be contiguous int64 on the CPU, one entry a segment");
+  bounds.scalars = scalars.size(0);
   return bounds;
 }
 
-Launch begin(const Bounds& bounds, const StateTensors& state, const Tensor& rows) {
+Launch begin(const Bounds& bounds, const StateTensors& state, const Tensor& scalars) {
   Launch launch;
-  launch.forms = bounds.forms;
+  launch.format = bounds.format;
   launch.state.exp_avg = static_cast<char*>(state.exp_avg.mutable_data_ptr());
   launch.state.exp_avg_sq = static_cast<char*>(state.exp_avg_sq.mutable_data_ptr());
   if (state.scales.has_value()) {
     launch.state.scales = static_cast<float*>(state.scales->mutable_data_ptr());
     launch.state.sq_scales = launch.state.scales + bounds.capacity / kBlockElements;
   }
-  if (state.residue.has_value()) launch.state.residue = static_cast<char*>(state.residue->mutable_data_ptr());
-  launch.rows = static_cast<const double*>(rows.const_data_ptr());
-  launch.row_count = bounds.rows;
-  launch.rows_on_device = !is_on_cpu(rows.get());
+  if (state.master.has_value()) launch.state.master = static_cast<char*>(state.master->mutable_data_ptr());
+  launch.scalars = static_cast<const double*>(scalars.const_data_ptr());
+  launch.scalar_count = bounds.scalars;
+  launch.scalars_on_device = !is_on_cpu(scalars.get());
   return launch;
 }
 
 // Where each segment's random numbers begin: null for its start.
-const int64_t* origins_of(const StateTensors& state) {
-  return state.origins.has_value() ? static_cast<const int64_t*>(state.origins->const_data_ptr()) : nullptr;
+const int64_t* rng_offsets_of(const StateTensors& state) {
+  return state.rng_offsets.has_value() ? static_cast<const int64_t*>(state.rng_offsets->const_data_ptr()) : nullptr;
 }
 
 // Leaves out what is empty, and counts the elements.
@@ -187,25 +192,25 @@ Launch prepare(const TensorList& params, const TensorList& grads, const StateTen
   const size_t count = params.size();
   const int param_dtype = count > 0 ? dtype_of(params[0]) : kUnsupported;
   const Bounds bounds = check_buffers(count, grads.size(), param_dtype, state, tables);
-  Launch launch = begin(bounds, state, tables.rows);
+  Launch launch = begin(bounds, state, tables.scalars);
 
   launch.segments.resize(count);
   launch.strides.resize(count);
   const int64_t* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
-  const int64_t* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
-  const int64_t* origins = origins_of(state);
+  const int64_t* scalar_index = static_cast<const int64_t*>(tables.scalar_index.const_data_ptr());
+  const int64_t* rng_offsets = rng_offsets_of(state);
   const auto read = [&](size_t i) {
     Segment& segment = launch.segments[i];
     segment.start = start_and_layout[2 * i];
-    segment.origin = origins != nullptr ? origins[i] : segment.start;
-    segment.row = row[i];
+    segment.rng_offset = rng_offsets != nullptr ? rng_offsets[i] : segment.start;
+    segment.scalar_index = scalar_index[i];
     return read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
   };
   const auto values = [&](size_t i) {
     const Segment& segment = launch.segments[i];
     return " (start " + std::to_string(segment.start) + " of " + std::to_string(bounds.capacity) + ", row " +
-           std::to_string(segment.row) + " of " + std::to_string(bounds.rows) + ", origin " +
-           std::to_string(segment.origin) + ")";
+           std::to_string(segment.scalar_index) + " of " + std::to_string(bounds.scalars) + ", origin " +
+           std::to_string(segment.rng_offset) + ")";
   };
   read_each("radam_fused::step_native", count, read, values);
 
@@ -216,23 +221,23 @@ Launch prepare(const TensorList& params, const TensorList& grads, const StateTen
   return launch;
 }
 
-DescribedPairs described_pairs(const Tensor& described) {
-  STD_TORCH_CHECK(
-      described.dim() == 2 && described.size(1) == 5 && is_int64(described.get()) && is_on_cpu(described.get()),
-      "described must be contiguous int64 of shape (n, 5) on the CPU");
-  return {static_cast<const Described*>(described.const_data_ptr()), size_t(described.size(0))};
+PointerTable read_pointer_table(const Tensor& pointer_table) {
+  STD_TORCH_CHECK(pointer_table.dim() == 2 && pointer_table.size(1) == 5 && is_int64(pointer_table.get()) &&
+                      is_on_cpu(pointer_table.get()),
+                  "described must be contiguous int64 of shape (n, 5) on the CPU");
+  return {static_cast<const TensorPair*>(pointer_table.const_data_ptr()), size_t(pointer_table.size(0))};
 }
 
-Launch prepare_described(const Tensor& described, int param_dtype, const StateTensors& state,
+Launch prepare_described(const Tensor& pointer_table, int param_dtype, const StateTensors& state,
                          const TableTensors& tables) {
-  const DescribedPairs pairs = described_pairs(described);
+  const PointerTable pairs = read_pointer_table(pointer_table);
   const size_t count = pairs.size;
   const Bounds bounds = check_buffers(count, count, param_dtype, state, tables);
-  Launch launch = begin(bounds, state, tables.rows);
+  Launch launch = begin(bounds, state, tables.scalars);
   launch.segments.resize(count);
   const auto* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
-  const auto* row = static_cast<const int64_t*>(tables.row_of.const_data_ptr());
-  const int64_t* origins = origins_of(state);
+  const auto* scalar_index = static_cast<const int64_t*>(tables.scalar_index.const_data_ptr());
+  const int64_t* rng_offsets = rng_offsets_of(state);
   for (size_t i = 0; i < count; ++i) {
     Segment& segment = launch.segments[i];
     segment.param = pairs[i].param;
@@ -240,10 +245,10 @@ Launch prepare_described(const Tensor& described, int param_dtype, const StateTe
     segment.numel = pairs[i].numel;
     segment.grad_dtype = int(pairs[i].grad_dtype);
     segment.start = start_and_layout[2 * i];
-    segment.origin = origins != nullptr ? origins[i] : segment.start;
-    segment.row = row[i];
-    STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && bounds.has_row(segment) &&
-                        numbered(segment),
+    segment.rng_offset = rng_offsets != nullptr ? rng_offsets[i] : segment.start;
+    segment.scalar_index = scalar_index[i];
+    STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && bounds.has_scalars(segment) &&
+                        has_rng_range(segment),
                     "radam_fused::step_described: tensor ", i, ": dtypes, start, row or origin do not fit");
   }
   finish(launch);

@@ -16,13 +16,13 @@
 
 namespace radam_fused {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
 // The widest that this machine has. RADAM_FUSED_CPU_ISA=baseline|avx2 takes a narrower one: for tests that all give the
 // same bits.
-Isa isa();
+CpuCapability cpu_capability();
 
 // Its name: "baseline", "avx2" or "avx512".
-const char* instruction_set();
+const char* capability_name();
 
 }  // namespace radam_fused

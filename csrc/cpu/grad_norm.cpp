@@ -21,7 +21,7 @@ using torch::stable::Tensor;
 constexpr int64_t kTilesPerThread = 64;
 
 // Adds the tiles from `begin` up to `end` of one gradient.
-void add_gradient(const SquaresKernel& kernel, const Segment& grad, double* lanes, int64_t begin, int64_t end) {
+void add_gradient(const GradNormKernel& kernel, const Segment& grad, double* lanes, int64_t begin, int64_t end) {
   const int64_t item = item_size(grad.grad_dtype);
   const int64_t first = begin * kTile, last = std::min(end * kTile, grad.numel);
   if (grad.strides == nullptr) {
@@ -31,14 +31,14 @@ void add_gradient(const SquaresKernel& kernel, const Segment& grad, double* lane
   alignas(64) char tile[kTile * 8];
   for (int64_t at = first; at < last; at += kTile) {
     const int64_t n = std::min<int64_t>(kTile, last - at);
-    gather(grad.grad_dtype, tile, grad.grad, *grad.strides, at, n, /*is_grad=*/true);
+    load_strided(grad.grad_dtype, tile, grad.grad, *grad.strides, at, n, /*is_grad=*/true);
     kernel.add(lanes, tile, n);
   }
 }
 
 // The partial sums from `begin` up to `end`. Of gradient i the tiles end at ends[i], counted over the whole list.
 void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double* sums, int64_t begin, int64_t end) {
-  const SquaresKernel kernel = select_squares(grads.dtype);
+  const GradNormKernel kernel = select_grad_norm_kernel(grads.dtype);
   const int64_t tiles = ends.empty() ? 0 : ends.back();
   int64_t tile = first_tile_of(begin, tiles);
   auto index = size_t(std::upper_bound(ends.begin(), ends.end(), tile) - ends.begin());
@@ -55,7 +55,7 @@ void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double*
       tile = until;
       if (tile == ends[index]) ++index;
     }
-    sums[sum] = kernel.halve(lanes);
+    sums[sum] = kernel.tree_reduce(lanes);
   }
 }
 
@@ -75,13 +75,13 @@ Tensor add_up(const Gradients& grads) {
   return sums;
 }
 
-Tensor squares(StableListHandle list) {
+Tensor grad_norm(StableListHandle list) {
   const TensorList grads(list);
   return add_up(read_gradients(grads));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("squares_native", TORCH_BOX(&squares)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("squares_native", TORCH_BOX(&grad_norm)); }
 
 }  // namespace radam_fused

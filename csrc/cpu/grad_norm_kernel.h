@@ -5,13 +5,13 @@
 
 namespace radam_fused {
 
-struct SquaresKernel {
+struct GradNormKernel {
   // Adds the squares of n elements to the lanes, tile by tile.
   void (*add)(double* lanes, const void* from, int64_t n);
   // The sum of the lanes, as a tree; they are used up.
-  double (*halve)(double* lanes);
+  double (*tree_reduce)(double* lanes);
 };
 
-SquaresKernel select_squares(int dtype);
+GradNormKernel select_grad_norm_kernel(int dtype);
 
 }  // namespace radam_fused

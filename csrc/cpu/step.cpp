@@ -28,11 +28,11 @@ constexpr int64_t kCleared = 2048;
 // What is to be done to a segment. All of it but the last two is the same for neighbours of one row, most often, and
 // would cost a short segment more than its elements do.
 struct Pass {
-  SpanKernel kernel;
-  StoredKernel stored;  // in its place, where the state is not stored plainly
-  const double* row;
-  Row<float> single;  // the row as `kernel` takes it, in one of two dtypes
-  Row<double> wide;
+  StepKernel kernel;
+  LowPrecisionKernel low_precision;  // in its place, where the state is not stored plainly
+  const double* scalars;
+  StepScalars<float> single;  // the row as `kernel` takes it, in one of two dtypes
+  StepScalars<double> wide;
   bool skip;   // the row says so
   bool clear;  // the gradient is zero afterwards
   int64_t grad_item;
@@ -44,11 +44,11 @@ struct Pass {
 // Updates n elements from the one at place `at` of a segment on.
 void update(const Launch& launch, const Segment& segment, const Pass& pass, void* param, const void* grad, int64_t at,
             int64_t n) {
-  if (pass.stored != nullptr) {
-    pass.stored(param, grad, segment.grad_dtype, launch.forms, launch.state, segment.start + at, segment.origin + at, n,
-                pass.row);
+  if (pass.low_precision != nullptr) {
+    pass.low_precision(param, grad, segment.grad_dtype, launch.format, launch.state, segment.start + at,
+                       segment.rng_offset + at, n, pass.scalars);
   } else {
-    const bool wide = launch.forms.param_dtype == kFloat64;
+    const bool wide = launch.format.param_dtype == kFloat64;
     pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
                 wide ? static_cast<const void*>(&pass.wide) : &pass.single);
   }
@@ -61,7 +61,7 @@ void update_plain(const Launch& launch, const Segment& segment, const Pass& pass
   for (int64_t at = begin; at < end; at += chunk) {
     const int64_t n = std::min(chunk, end - at);
     if (!pass.skip) {
-      update(launch, segment, pass, static_cast<char*>(segment.param) + at * item_size(launch.forms.param_dtype),
+      update(launch, segment, pass, static_cast<char*>(segment.param) + at * item_size(launch.format.param_dtype),
              grad + at * pass.grad_item, at, n);
     }
     if (pass.clear) std::memset(grad + at * pass.grad_item, 0, n * pass.grad_item);
@@ -75,35 +75,35 @@ void update_strided(const Launch& launch, const Segment& segment, const Pass& pa
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = std::min(kChunk, end - at);
     if (!pass.skip) {
-      gather(launch.forms.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
-      gather(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
+      load_strided(launch.format.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
+      load_strided(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
       update(launch, segment, pass, param, grad, at, n);
-      scatter(launch.forms.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
+      store_strided(launch.format.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
     }
     if (pass.clear) {
       std::memset(grad, 0, n * pass.grad_item);
-      scatter(segment.grad_dtype, segment.grad, grad, *segment.strides, at, n, /*is_grad=*/true);
+      store_strided(segment.grad_dtype, segment.grad, grad, *segment.strides, at, n, /*is_grad=*/true);
     }
   }
 }
 
 Pass pass_for(const Launch& launch, const Segment& segment, bool zero_grads) {
   Pass pass;
-  pass.row = launch.rows + segment.row * kRowColumns;
-  pass.single = Row<float>::from(pass.row);
-  pass.wide = Row<double>::from(pass.row);
-  pass.skip = pass.wide.direction == Direction::kSkip;
+  pass.scalars = launch.scalars + segment.scalar_index * kScalarColumns;
+  pass.single = StepScalars<float>::from(pass.scalars);
+  pass.wide = StepScalars<double>::from(pass.scalars);
+  pass.skip = pass.wide.direction == UpdateRule::kSkipStep;
   pass.clear = zero_grads && !segment.overlapping;
-  pass.kernel = select_kernel(launch.forms.param_dtype, segment.grad_dtype);
-  pass.stored = launch.forms.plain() ? nullptr : select_stored_kernel();
+  pass.kernel = select_step_kernel(launch.format.param_dtype, segment.grad_dtype);
+  pass.low_precision = launch.format.plain() ? nullptr : select_low_precision_kernel();
   pass.grad_item = item_size(segment.grad_dtype);
-  pass.moment_item = launch.forms.moment_item();
+  pass.moment_item = launch.format.moment_item();
   return pass;
 }
 
 // Whether the pass of one segment is that of another too, but for where its moments are.
 bool alike(const Segment& a, const Segment& b) {
-  return a.row == b.row && a.grad_dtype == b.grad_dtype && a.overlapping == b.overlapping;
+  return a.scalar_index == b.scalar_index && a.grad_dtype == b.grad_dtype && a.overlapping == b.overlapping;
 }
 
 void update_segment(const Launch& launch, const Segment& segment, Pass& pass, int64_t begin, int64_t end) {
@@ -118,13 +118,13 @@ void update_segment(const Launch& launch, const Segment& segment, Pass& pass, in
 void prefetch(const Launch& launch, const Segment& segment) {
   static constexpr int64_t kLine = 64;
   static constexpr int64_t kAhead = 256;  // bytes; longer segments become streams
-  const int64_t moment_item = launch.forms.moment_item();
+  const int64_t moment_item = launch.format.moment_item();
   const auto touch = [](const void* address, int64_t bytes) {
     for (int64_t at = 0; at < std::min(bytes, kAhead); at += kLine) {
       __builtin_prefetch(static_cast<const char*>(address) + at);
     }
   };
-  touch(segment.param, segment.numel * item_size(launch.forms.param_dtype));
+  touch(segment.param, segment.numel * item_size(launch.format.param_dtype));
   touch(segment.grad, segment.numel * item_size(segment.grad_dtype));
   touch(launch.state.exp_avg + segment.start * moment_item, segment.numel * moment_item);
   touch(launch.state.exp_avg_sq + segment.start * moment_item, segment.numel * moment_item);
@@ -164,24 +164,24 @@ void run(const Launch& launch, bool zero_grads) {
 }
 
 void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-          Tensor row_of, Tensor rows, bool zero_grads, std::optional<Tensor> scales, std::optional<Tensor> residue,
-          bool stochastic, std::optional<Tensor> origins) {
+          Tensor scalar_index, Tensor scalars, bool zero_grads, std::optional<Tensor> scales,
+          std::optional<Tensor> master, bool stochastic, std::optional<Tensor> rng_offsets) {
   const TensorList param_list(params);
   const TensorList grad_list(grads);
-  const Launch launch = prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
-                                {segments, row_of, rows});
+  const Launch launch = prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets},
+                                {segments, scalar_index, scalars});
   run(launch, zero_grads);
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
 }  // namespace
 
-void step_described(const Tensor& described, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                    const Tensor& segments, const Tensor& row_of, const Tensor& rows, bool zero_grads,
-                    const std::optional<Tensor>& scales, const std::optional<Tensor>& residue, bool stochastic,
-                    const std::optional<Tensor>& origins) {
-  run(prepare_described(described, param_dtype, {exp_avg, exp_avg_sq, scales, residue, stochastic, origins},
-                        {segments, row_of, rows}),
+void step_from_pointers(const Tensor& pointer_table, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                        const Tensor& segments, const Tensor& scalar_index, const Tensor& scalars, bool zero_grads,
+                        const std::optional<Tensor>& scales, const std::optional<Tensor>& master, bool stochastic,
+                        const std::optional<Tensor>& rng_offsets) {
+  run(prepare_described(pointer_table, param_dtype, {exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets},
+                        {segments, scalar_index, scalars}),
       zero_grads);
 }
 

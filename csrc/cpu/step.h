@@ -7,12 +7,13 @@
 
 namespace radam_fused {
 
-// The arguments are those of the operator `step_described` (radam_fused/backends/ops.py).
-void step_described(const torch::stable::Tensor& described, int param_dtype, const torch::stable::Tensor& exp_avg,
-                    const torch::stable::Tensor& exp_avg_sq, const torch::stable::Tensor& segments,
-                    const torch::stable::Tensor& row_of, const torch::stable::Tensor& rows, bool zero_grads,
-                    const std::optional<torch::stable::Tensor>& scales,
-                    const std::optional<torch::stable::Tensor>& residue, bool stochastic,
-                    const std::optional<torch::stable::Tensor>& origins);
+// The arguments are those of the operator `step_from_pointers` (radam_fused/backends/ops.py).
+void step_from_pointers(const torch::stable::Tensor& pointer_table, int param_dtype,
+                        const torch::stable::Tensor& exp_avg, const torch::stable::Tensor& exp_avg_sq,
+                        const torch::stable::Tensor& segments, const torch::stable::Tensor& scalar_index,
+                        const torch::stable::Tensor& scalars, bool zero_grads,
+                        const std::optional<torch::stable::Tensor>& scales,
+                        const std::optional<torch::stable::Tensor>& master, bool stochastic,
+                        const std::optional<torch::stable::Tensor>& rng_offsets);
 
 }  // namespace radam_fused

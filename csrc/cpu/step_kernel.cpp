@@ -9,74 +9,75 @@ namespace radam_fused {
 namespace {
 
 template <typename P, typename G, typename T>
-RADAM_HD void update_at(P* p, const G* g, T* m, T* v, int64_t i, const Row<T>& row, const Lines& lines) {
+RADAM_HD void update_at(P* p, const G* g, T* m, T* v, int64_t i, const StepScalars<T>& scalars,
+                        const UpdateBranches& branches) {
   T value = widen(p[i]);
-  update_element<T>(value, widen(g[i]), m[i], v[i], row, lines);
+  update_element<T>(value, widen(g[i]), m[i], v[i], scalars, branches);
   p[i] = Narrow<P>::from(value);
 }
 
 template <typename P, typename G, typename T>
 RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m, T* __restrict v, int64_t n,
-                         const Row<T>& row, const Lines& lines) {
+                         const StepScalars<T>& scalars, const UpdateBranches& branches) {
   int64_t i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
+  for (; i + kPrefetchElements <= n; i += kPrefetchElements) {
     prefetch(p + i);
     prefetch(g + i);
     prefetch(m + i);
     prefetch(v + i);
-    for (int64_t k = i; k < i + kBlock; ++k) update_at(p, g, m, v, k, row, lines);
+    for (int64_t k = i; k < i + kPrefetchElements; ++k) update_at(p, g, m, v, k, scalars, branches);
   }
-  for (; i < n; ++i) update_at(p, g, m, v, i, row, lines);
+  for (; i < n; ++i) update_at(p, g, m, v, i, scalars, branches);
 }
 
 // A loop for each of the lines that are in use; one with blends for the short averages that hardly anyone takes.
 template <typename P, typename G>
 RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
                           const void* rounded) {
-  using T = Computed<P>;
+  using T = ComputeType<P>;
   P* p = static_cast<P*>(param);
   const G* g = static_cast<const G*>(grad);
   T* m = static_cast<T*>(exp_avg);
   T* v = static_cast<T*>(exp_avg_sq);
-  const Row<T> row = *static_cast<const Row<T>*>(rounded);
-  const Lines lines = Lines::of(row);
-  if (!lines.by_difference) {
-    update_all(p, g, m, v, n, row, lines);
-  } else if (lines.decays) {
-    update_all(p, g, m, v, n, row, Lines{true, true});
+  const StepScalars<T> scalars = *static_cast<const StepScalars<T>*>(rounded);
+  const UpdateBranches branches = UpdateBranches::of(scalars);
+  if (!branches.v_by_difference) {
+    update_all(p, g, m, v, n, scalars, branches);
+  } else if (branches.decays) {
+    update_all(p, g, m, v, n, scalars, UpdateBranches{true, true});
   } else {
-    update_all(p, g, m, v, n, row, Lines{true, false});
+    update_all(p, g, m, v, n, scalars, UpdateBranches{true, false});
   }
 }
 
 template <typename P, typename G>
-void span_baseline(void* p, const void* g, void* m, void* v, int64_t n, const void* row) {
-  update_span<P, G>(p, g, m, v, n, row);
+void update_baseline(void* p, const void* g, void* m, void* v, int64_t n, const void* scalars) {
+  update_span<P, G>(p, g, m, v, n, scalars);
 }
 
 #if RADAM_X86
 template <typename P, typename G>
-RADAM_AVX2 void span_avx2(void* p, const void* g, void* m, void* v, int64_t n, const void* row) {
-  update_span<P, G>(p, g, m, v, n, row);
+RADAM_AVX2 void update_avx2(void* p, const void* g, void* m, void* v, int64_t n, const void* scalars) {
+  update_span<P, G>(p, g, m, v, n, scalars);
 }
 
 template <typename P, typename G>
-RADAM_AVX512 void span_avx512(void* p, const void* g, void* m, void* v, int64_t n, const void* row) {
-  update_span<P, G>(p, g, m, v, n, row);
+RADAM_AVX512 void update_avx512(void* p, const void* g, void* m, void* v, int64_t n, const void* scalars) {
+  update_span<P, G>(p, g, m, v, n, scalars);
 }
 #endif
 
 template <typename P, typename G>
-SpanKernel pick() {
+StepKernel pick() {
 #if RADAM_X86
-  if (isa() == Isa::kAvx512) return span_avx512<P, G>;
-  if (isa() == Isa::kAvx2) return span_avx2<P, G>;
+  if (cpu_capability() == CpuCapability::kAvx512) return update_avx512<P, G>;
+  if (cpu_capability() == CpuCapability::kAvx2) return update_avx2<P, G>;
 #endif
-  return span_baseline<P, G>;
+  return update_baseline<P, G>;
 }
 
 template <typename P>
-SpanKernel pick_for(int grad_dtype) {
+StepKernel pick_for(int grad_dtype) {
   switch (grad_dtype) {
     case kFloat32:
       return pick<P, float>();
@@ -91,7 +92,7 @@ SpanKernel pick_for(int grad_dtype) {
 
 }  // namespace
 
-SpanKernel select_kernel(int param_dtype, int grad_dtype) {
+StepKernel select_step_kernel(int param_dtype, int grad_dtype) {
   switch (param_dtype) {
     case kFloat32:
       return pick_for<float>(grad_dtype);

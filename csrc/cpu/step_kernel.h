@@ -9,9 +9,10 @@ namespace radam_fused {
 
 // Updates n elements: param[i] of the kernel's parameter dtype, grad[i] of its gradient dtype, exp_avg[i] and
 // exp_avg_sq[i] in float32 (float64 for float64 parameters); `row` points to a Row of that dtype.
-using SpanKernel = void (*)(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n, const void* row);
+using StepKernel = void (*)(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
+                            const void* scalars);
 
 // The fastest kernel that this machine runs, or null for a pair of dtypes that no kernel serves.
-SpanKernel select_kernel(int param_dtype, int grad_dtype);
+StepKernel select_step_kernel(int param_dtype, int grad_dtype);
 
 }  // namespace radam_fused

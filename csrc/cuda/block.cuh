@@ -9,10 +9,10 @@ template <int Threads>
 struct Block {
   static constexpr int kThreads = Threads;
 
-  template <typename Part>
-  RADAM_HD void operator()(const Part& part) const {
+  template <typename Phase>
+  RADAM_HD void operator()(const Phase& phase) const {
 #if defined(__CUDA_ARCH__)
-    part(int(threadIdx.x));
+    phase(int(threadIdx.x));
     __syncthreads();
 #endif
   }

@@ -23,9 +23,9 @@ Tensor add_up(const Gradients& grads) {
   const int64_t length[] = {kPartialSums};
   Tensor sums = torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt,
                                      torch::stable::Device(DeviceType::CUDA, grads.device.index));
-  LargeSquares arguments{};
+  LargeGradNorm arguments{};
   arguments.sums = static_cast<double*>(sums.mutable_data_ptr());
-  const ByValue passed = pass_by_value({}, builder.grads, by_value_capacity<SquaresTables>(), arguments);
+  const ByValue passed = pass_by_value({}, builder.grads, by_value_capacity<GradNormTables>(), arguments);
   const std::lock_guard<std::mutex> lock(table_cache().mutex);
   DeviceTables tables;
   if (builder.table.tiles > 0) {
@@ -35,17 +35,17 @@ Tensor add_up(const Gradients& grads) {
     builder.table.point(tables.segments.const_data_ptr(), arguments);
     if (!passed.grads) arguments.grads = static_cast<const unsigned char*>(tables.grads.const_data_ptr());
   }
-  current.launched(launch_squares(grads.dtype, arguments, passed.bytes, current.device, current.stream));
+  current.launched(launch_grad_norm(grads.dtype, arguments, passed.bytes, current.device, current.stream));
   return sums;
 }
 
-Tensor squares(StableListHandle list) {
+Tensor grad_norm(StableListHandle list) {
   const TensorList grads(list);
   return add_up(read_gradients(grads));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("squares_native", TORCH_BOX(&squares)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("squares_native", TORCH_BOX(&grad_norm)); }
 
 }  // namespace radam_fused

@@ -1,6 +1,6 @@
 // The sum of the squares of a list of gradients, in an order that does not depend on who adds what
-// (radam_fused/backends/ops.py, squares): tiles are numbered over the list, partial sum s takes the tiles from s * tiles / 1024
-// up to (s + 1) * tiles / 1024 and adds their elements, each in its own lane; then the lanes are halved.
+// (radam_fused/backends/ops.py, squares): tiles are numbered over the list, partial sum s takes the tiles from s *
+// tiles / 1024 up to (s + 1) * tiles / 1024 and adds their elements, each in its own lane; then the lanes are halved.
 #pragma once
 
 #include "cuda/tile_loop.h"
@@ -11,31 +11,32 @@ namespace radam_fused {
 
 // A thread's lanes: Runs of N neighbours, as wide as an access, kThreads * N lanes apart.
 template <typename G>
-struct Lanes {
-  static constexpr int kRun = kAccess / int(sizeof(G));
-  static constexpr int kRuns = kLanes / (kThreads * kRun);
-  static constexpr int kDistance = kThreads * kRun;
+struct ThreadSums {
+  static constexpr int kVec = kAccess / int(sizeof(G));
+  static constexpr int kVectors = kLanes / (kThreads * kVec);
+  static constexpr int kDistance = kThreads * kVec;
   static constexpr int kTilesInFlight = kAccess / int(sizeof(G));  // 128 bytes a thread
 
-  double value[kRuns][kRun] = {};
+  double value[kVectors][kVec] = {};
 
-  static RADAM_HD int lane(int thread, int run, int i) { return run * kDistance + thread * kRun + i; }
+  static RADAM_HD int lane(int thread, int vector, int i) { return vector * kDistance + thread * kVec + i; }
 
   // So many whole tiles, one after the other in memory: all loads are on their way before the first is used.
   template <int Tiles>
   RADAM_HD void add_full(const G* tile, int thread) {
-    Run<G, kRun> g[Tiles][kRuns];
+    AlignedVector<G, kVec> g[Tiles][kVectors];
     RADAM_UNROLL
     for (int t = 0; t < Tiles; ++t) {
       RADAM_UNROLL
-      for (int r = 0; r < kRuns; ++r) g[t][r] = Run<G, kRun>::load_cached(tile + t * kTile + lane(thread, r, 0));
+      for (int r = 0; r < kVectors; ++r)
+        g[t][r] = AlignedVector<G, kVec>::load_cached(tile + t * kTile + lane(thread, r, 0));
     }
     RADAM_UNROLL
     for (int t = 0; t < Tiles; ++t) {
       RADAM_UNROLL
-      for (int r = 0; r < kRuns; ++r) {
+      for (int r = 0; r < kVectors; ++r) {
         RADAM_UNROLL
-        for (int i = 0; i < kRun; ++i) value[r][i] += square(g[t][r].value[i]);
+        for (int i = 0; i < kVec; ++i) value[r][i] += square(g[t][r].value[i]);
       }
     }
   }
@@ -44,9 +45,9 @@ struct Lanes {
   template <typename Element>
   RADAM_HD void add_single(int length, int thread, const Element& element) {
     RADAM_UNROLL
-    for (int r = 0; r < kRuns; ++r) {
+    for (int r = 0; r < kVectors; ++r) {
       RADAM_UNROLL
-      for (int i = 0; i < kRun; ++i) {
+      for (int i = 0; i < kVec; ++i) {
         const int at = lane(thread, r, i);
         if (at < length) value[r][i] += square(element(at));
       }
@@ -56,28 +57,28 @@ struct Lanes {
 
 // The tiles from `begin` up to `end` of one segment.
 template <typename G>
-RADAM_HD void add_tiles(Lanes<G>& lanes, const TileSegment& segment, const G* grad, const int64_t* strides,
+RADAM_HD void add_tiles(ThreadSums<G>& sums, const TileSegment& segment, const G* grad, const int64_t* strides,
                         uint32_t begin, uint32_t end, int thread) {
-  constexpr uint32_t kInFlight = Lanes<G>::kTilesInFlight;
+  constexpr uint32_t kInFlight = ThreadSums<G>::kTilesInFlight;
   if (segment.strides == kPlain && is_aligned(grad)) {
     const auto whole = uint32_t(segment.first_tile + segment.length / kTile);
     const uint32_t full = end < whole ? end : whole;
-    const G* tile = grad + stretch_of(segment, begin).offset;
+    const G* tile = grad + range_of(segment, begin).offset;
     for (; begin + kInFlight <= full; begin += kInFlight, tile += kInFlight * kTile) {
-      lanes.template add_full<kInFlight>(tile, thread);
+      sums.template add_full<kInFlight>(tile, thread);
     }
-    for (; begin < full; ++begin, tile += kTile) lanes.template add_full<1>(tile, thread);
+    for (; begin < full; ++begin, tile += kTile) sums.template add_full<1>(tile, thread);
   }
   for (; begin < end; ++begin) {
-    const Stretch stretch = stretch_of(segment, begin);
+    const TileRange range = range_of(segment, begin);
     if (segment.strides == kPlain) {
-      const G* tile = grad + stretch.offset;
-      lanes.add_single(stretch.length, thread, [&](int at) { return tile[at]; });
+      const G* tile = grad + range.offset;
+      sums.add_single(range.length, thread, [&](int at) { return tile[at]; });
     } else {
       const int64_t* walk = strides + segment.strides;
       const bool small = segment.length <= INT32_MAX;
-      lanes.add_single(stretch.length, thread, [&](int at) {
-        const int64_t position = stretch.offset + at;
+      sums.add_single(range.length, thread, [&](int at) {
+        const int64_t position = range.offset + at;
         return grad[(small ? locate(walk, uint32_t(position)) : locate(walk, uint64_t(position))).grad];
       });
     }
@@ -86,35 +87,35 @@ RADAM_HD void add_tiles(Lanes<G>& lanes, const TileSegment& segment, const G* gr
 
 // A thread's lanes of one partial sum.
 template <typename G, typename Arguments>
-RADAM_HD Lanes<G> lanes_of(const Arguments& arguments, int sum, int thread) {
-  Lanes<G> lanes;
+RADAM_HD ThreadSums<G> sums_of(const Arguments& arguments, int sum, int thread) {
+  ThreadSums<G> sums;
   auto tile = uint32_t(first_tile_of(sum, arguments.tiles));
   const auto end = uint32_t(first_tile_of(sum + 1, arguments.tiles));
-  if (tile == end) return lanes;
+  if (tile == end) return sums;
   for (int32_t index = look_up<int32_t>(arguments.tile_segment + tile); tile < end; ++index) {
     const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
     const int64_t last = segment.first_tile + (segment.length + kTile - 1) / kTile;
     const uint32_t until = last < end ? uint32_t(last) : end;
-    add_tiles<G>(lanes, segment, gradient_of<const G>(arguments, index), arguments.strides, tile, until, thread);
+    add_tiles<G>(sums, segment, gradient_of<const G>(arguments, index), arguments.strides, tile, until, thread);
     tile = until;
   }
-  return lanes;
+  return sums;
 }
 
 // The partial sums that fall to one block. `shared` has room for kLanes values.
-template <typename G, typename Arguments, typename Team>
-RADAM_HD void sum_squares(const Arguments& arguments, uint32_t block, uint32_t blocks, double* shared,
-                          const Team& team) {
-  static_assert(Team::kThreads == kThreads, "every lane belongs to one thread");
+template <typename G, typename Arguments, typename ThreadGroup>
+RADAM_HD void sum_grad_norm(const Arguments& arguments, uint32_t block, uint32_t blocks, double* shared,
+                            const ThreadGroup& threads) {
+  static_assert(ThreadGroup::kThreads == kThreads, "every lane belongs to one thread");
   for (uint32_t sum = block; sum < kPartialSums; sum += blocks) {
-    team([&](int thread) {
-      const Lanes<G> lanes = lanes_of<G>(arguments, int(sum), thread);
-      for (int r = 0; r < Lanes<G>::kRuns; ++r) {
-        for (int i = 0; i < Lanes<G>::kRun; ++i) shared[Lanes<G>::lane(thread, r, i)] = lanes.value[r][i];
+    threads([&](int thread) {
+      const ThreadSums<G> sums = sums_of<G>(arguments, int(sum), thread);
+      for (int r = 0; r < ThreadSums<G>::kVectors; ++r) {
+        for (int i = 0; i < ThreadSums<G>::kVec; ++i) shared[ThreadSums<G>::lane(thread, r, i)] = sums.value[r][i];
       }
     });
-    halve(shared, kLanes, team);
-    team([&](int thread) {
+    tree_reduce(shared, kLanes, threads);
+    threads([&](int thread) {
       if (thread == 0) arguments.sums[sum] = shared[0];
     });
   }

@@ -9,34 +9,35 @@ namespace radam_fused {
 namespace {
 
 // With at most 80 registers and 128 bytes in flight a thread, an SM has 96 KB on their way.
-constexpr int kSquaresBlocksPerSM = 6;
+constexpr int kGradNormBlocksPerSM = 6;
 
 template <typename G, typename Arguments>
-__global__ void __launch_bounds__(kThreads, kSquaresBlocksPerSM)
-    squares_kernel(const __grid_constant__ Arguments arguments) {
+__global__ void __launch_bounds__(kThreads, kGradNormBlocksPerSM)
+    grad_norm_kernel(const __grid_constant__ Arguments arguments) {
   __shared__ double lanes[kLanes];
-  sum_squares<G>(arguments, blockIdx.x, gridDim.x, lanes, Block<kThreads>{});
+  sum_grad_norm<G>(arguments, blockIdx.x, gridDim.x, lanes, Block<kThreads>{});
 }
 
 template <typename G, typename Arguments>
-cudaError_t launch(const LargeSquares& arguments, int device, cudaStream_t stream) {
+cudaError_t launch(const LargeGradNorm& arguments, int device, cudaStream_t stream) {
   int blocks = 0;
-  const cudaError_t status = blocks_for<squares_kernel<G, Arguments>>(device, kPartialSums, blocks);
-  return status != cudaSuccess ? status : start<squares_kernel<G, Arguments>>(arguments, blocks, kThreads, stream);
+  const cudaError_t status = blocks_for<grad_norm_kernel<G, Arguments>>(device, kPartialSums, blocks);
+  return status != cudaSuccess ? status : start<grad_norm_kernel<G, Arguments>>(arguments, blocks, kThreads, stream);
 }
 
 template <typename G>
-cudaError_t launch(bool large, const LargeSquares& arguments, int device, cudaStream_t stream) {
+cudaError_t launch(bool large, const LargeGradNorm& arguments, int device, cudaStream_t stream) {
 #if CUDART_VERSION >= 12010
-  if (large) return launch<G, LargeSquares>(arguments, device, stream);
+  if (large) return launch<G, LargeGradNorm>(arguments, device, stream);
 #endif
-  return large ? cudaErrorInvalidDeviceFunction : launch<G, SmallSquares>(arguments, device, stream);
+  return large ? cudaErrorInvalidDeviceFunction : launch<G, SmallGradNorm>(arguments, device, stream);
 }
 
 }  // namespace
 
-cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device, cudaStream_t stream) {
-  const bool large = by_value > SmallSquares::kCapacity;
+cudaError_t launch_grad_norm(int dtype, const LargeGradNorm& arguments, size_t by_value, int device,
+                             cudaStream_t stream) {
+  const bool large = by_value > SmallGradNorm::kCapacity;
   switch (dtype) {
     case kFloat32:
       return launch<float>(large, arguments, device, stream);

@@ -11,9 +11,9 @@ namespace radam_fused {
 
 using SmallStep = Small<StepTables>;
 using LargeStep = Large<StepTables>;
-using StoredStep = Small<StoredTables>;
-using SmallSquares = Small<SquaresTables>;
-using LargeSquares = Large<SquaresTables>;
+using LowPrecisionStep = Small<LowPrecisionTables>;
+using SmallGradNorm = Small<GradNormTables>;
+using LargeGradNorm = Large<GradNormTables>;
 
 // Whether the CUDA here, the compiler's and the driver's, allows arguments of 32 KB.
 bool allows_large_arguments();
@@ -28,8 +28,9 @@ size_t by_value_capacity() {
 // bytes count.
 cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& arguments, size_t by_value, int device,
                         cudaStream_t stream);
-cudaError_t launch_stored(const StoredStep& arguments, int device, cudaStream_t stream);
-cudaError_t launch_squares(int dtype, const LargeSquares& arguments, size_t by_value, int device, cudaStream_t stream);
-cudaError_t launch_rows(const RowsArguments& arguments, cudaStream_t stream);
+cudaError_t launch_low_precision(const LowPrecisionStep& arguments, int device, cudaStream_t stream);
+cudaError_t launch_grad_norm(int dtype, const LargeGradNorm& arguments, size_t by_value, int device,
+                             cudaStream_t stream);
+cudaError_t launch_scalars(const ScalarsArguments& arguments, cudaStream_t stream);
 
 }  // namespace radam_fused

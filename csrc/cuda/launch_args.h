@@ -15,14 +15,14 @@ struct alignas(16) TileSegment {
   int64_t start;  // of its moments in the flat buffers, in elements
   int64_t length;
   uint32_t first_tile;
-  uint32_t row;
+  uint32_t scalar_index;
   // Where its strides are described: the number of dimensions, then size, parameter stride and gradient stride of each,
   // inner dimension first. kPlain when parameter, gradient and moments share one dense order.
   int32_t strides;
   uint16_t aligned;  // whether parameter and state allow 16-byte accesses
   uint16_t
-      overlapping;  // whether elements of the gradient share memory, so that none may be cleared before all are read
-  int64_t origin;   // the place that its first element's random numbers are drawn for
+      overlapping;     // whether elements of the gradient share memory, so that none may be cleared before all are read
+  int64_t rng_offset;  // the place that its first element's random numbers are drawn for
 };
 
 // What every walk is given. The segments and their tiles stay from step to step; the addresses of the gradients, one a
@@ -40,18 +40,18 @@ struct alignas(16) TileTables {
 struct alignas(16) StepTables : TileTables {
   void* exp_avg;
   void* exp_avg_sq;
-  const double* rows;  // float64 in device memory, or null: rounded, at the beginning of by_value
+  const double* scalars;  // float64 in device memory, or null: rounded, at the beginning of by_value
   uint32_t zero_grads;
 };
 
-struct alignas(16) SquaresTables : TileTables {
+struct alignas(16) GradNormTables : TileTables {
   double* sums;  // written: kPartialSums of them
 };
 
 // A kernel's only argument. 4 KB are what every CUDA allows, 32,764 bytes what CUDA 12.1 does from sm_70 on.
-template <typename Tables, int Bytes>
+template <typename Tables, int MemorySpan>
 struct LaunchArguments : Tables {
-  static constexpr size_t kCapacity = Bytes - sizeof(Tables);
+  static constexpr size_t kCapacity = MemorySpan - sizeof(Tables);
   alignas(16) unsigned char by_value[kCapacity];
 };
 

@@ -27,9 +27,9 @@ struct FlatBuffer {
 };
 
 // Those of a bucket's state, in which every element has its own place.
-inline std::vector<FlatBuffer> flat_buffers(const Forms& forms, const StateBuffers& state) {
-  const int64_t moment = forms.moment_item();
-  return {{state.exp_avg, moment}, {state.exp_avg_sq, moment}, {state.residue, forms.residue_item()}};
+inline std::vector<FlatBuffer> flat_buffers(const StateFormat& format, const StateBuffers& state) {
+  const int64_t moment = format.moment_item();
+  return {{state.exp_avg, moment}, {state.exp_avg_sq, moment}, {state.master, format.master_item()}};
 }
 
 // Builds the table and the list of gradients of one launch, which takes segments of one gradient dtype.
@@ -61,13 +61,13 @@ class LaunchBuilder {
     entry.start = segment.start;
     entry.length = segment.numel;
     entry.first_tile = uint32_t(tiles_);
-    entry.row = uint32_t(segment.row);
+    entry.scalar_index = uint32_t(segment.scalar_index);
     entry.strides = kPlain;
     entry.aligned = is_aligned(segment.param);
     for (const FlatBuffer& buffer : buffers_) entry.aligned = entry.aligned && buffer.aligned_at(segment.start);
     entry.overlapping = segment.overlapping;
-    entry.origin = segment.origin;
-    if (segment.strides != nullptr) entry.strides = describe(*segment.strides);
+    entry.rng_offset = segment.rng_offset;
+    if (segment.strides != nullptr) entry.strides = append_strides(*segment.strides);
     table.segments.push_back(entry);
     table.tiles = uint32_t(tiles_ = end);
     grads.push_back(segment.grad);
@@ -79,7 +79,7 @@ class LaunchBuilder {
  private:
   static constexpr int64_t kMaxTiles = int64_t(1) << 31;  // so that a block's next tile never overflows
 
-  int32_t describe(const Strides& strides) {
+  int32_t append_strides(const Strides& strides) {
     const auto at = int32_t(table.strides.size());
     table.strides.push_back(int64_t(strides.size.size()));
     for (size_t d = strides.size.size(); d-- > 0;) {
@@ -104,13 +104,13 @@ inline std::vector<int> gradient_dtypes(const std::vector<Segment>& segments) {
 }
 
 // Rows as the kernel takes them by value, rounded from float64 to the dtype of the computation.
-inline std::vector<unsigned char> round_rows(const double* rows, int64_t count, int param_dtype) {
+inline std::vector<unsigned char> round_scalars(const double* scalars, int64_t count, int param_dtype) {
   const auto round = [&](auto zero) {
     using T = decltype(zero);
-    std::vector<unsigned char> bytes(count * sizeof(Row<T>));
+    std::vector<unsigned char> bytes(count * sizeof(StepScalars<T>));
     for (int64_t i = 0; i < count; ++i) {
-      const Row<T> row = Row<T>::from(rows + i * kRowColumns);
-      std::memcpy(bytes.data() + i * sizeof(row), &row, sizeof(row));
+      const StepScalars<T> scalar_index = StepScalars<T>::from(scalars + i * kScalarColumns);
+      std::memcpy(bytes.data() + i * sizeof(scalar_index), &scalar_index, sizeof(scalar_index));
     }
     return bytes;
   };
@@ -120,18 +120,18 @@ inline std::vector<unsigned char> round_rows(const double* rows, int64_t count, 
 // What went by value: how many bytes in all, and which of the two, the other having to lie in a table.
 struct ByValue {
   size_t bytes = 0;
-  bool rows = false;
+  bool scalars = false;
   bool grads = false;
 };
 
 template <typename Arguments>
-ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<const void*>& grads, size_t capacity,
+ByValue pass_by_value(const std::vector<unsigned char>& scalars, const std::vector<const void*>& grads, size_t capacity,
                       Arguments& arguments) {
   ByValue passed;
-  if (rows.size() <= capacity) {
-    std::memcpy(arguments.by_value, rows.data(), rows.size());
-    passed.rows = true;
-    passed.bytes = (rows.size() + 7) / 8 * 8;
+  if (scalars.size() <= capacity) {
+    std::memcpy(arguments.by_value, scalars.data(), scalars.size());
+    passed.scalars = true;
+    passed.bytes = (scalars.size() + 7) / 8 * 8;
   }
   const size_t bytes = grads.size() * sizeof(grads[0]);
   if (passed.bytes + bytes <= capacity) {
@@ -144,17 +144,18 @@ ByValue pass_by_value(const std::vector<unsigned char>& rows, const std::vector<
 }
 
 // What a step is told of the state; more of it where that is not stored plainly.
-inline void describe_state(const Forms&, const StateBuffers& state, int, StepTables& tables) {
+inline void set_state(const StateFormat&, const StateBuffers& state, int, StepTables& tables) {
   tables.exp_avg = state.exp_avg;
   tables.exp_avg_sq = state.exp_avg_sq;
 }
 
-inline void describe_state(const Forms& forms, const StateBuffers& state, int grad_dtype, StoredTables& tables) {
-  describe_state(forms, state, grad_dtype, static_cast<StepTables&>(tables));
+inline void set_state(const StateFormat& format, const StateBuffers& state, int grad_dtype,
+                      LowPrecisionTables& tables) {
+  set_state(format, state, grad_dtype, static_cast<StepTables&>(tables));
   tables.scales = state.scales;
   tables.sq_scales = state.sq_scales;
-  tables.residue = state.residue;
-  tables.forms = forms;
+  tables.master = state.master;
+  tables.format = format;
   tables.grad_dtype = grad_dtype;
 }
 

@@ -7,11 +7,11 @@
 namespace radam_fused {
 
 // What a step over stored forms is given besides.
-struct alignas(16) StoredTables : StepTables {
+struct alignas(16) LowPrecisionTables : StepTables {
   float* scales;
   float* sq_scales;
-  char* residue;
-  Forms forms;
+  char* master;
+  StateFormat format;
   int grad_dtype;
 };
 

@@ -33,34 +33,35 @@ struct Warp {
 };
 
 // The blocks that an SM is promised to hold: 512 threads of at most 128 registers.
-constexpr int kStoredBlocksPerSM = 4;
+constexpr int kLowPrecisionBlocksPerSM = 4;
 
-template <Moments kMoments>
-__global__ void __launch_bounds__(kThreads, kStoredBlocksPerSM)
-    stored_kernel(const __grid_constant__ StoredStep arguments) {
+template <MomentFormat kMoments>
+__global__ void __launch_bounds__(kThreads, kLowPrecisionBlocksPerSM)
+    low_precision_kernel(const __grid_constant__ LowPrecisionStep arguments) {
   Warp warp;
-  walk_stored<kMoments, kThreads / kWarp>(arguments, Place{blockIdx.x, gridDim.x, threadIdx.x / kWarp}, warp);
+  step_low_precision_tiles<kMoments, kThreads / kWarp>(arguments,
+                                                       ThreadIndex{blockIdx.x, gridDim.x, threadIdx.x / kWarp}, warp);
 }
 
-template <Moments kMoments>
-cudaError_t launch(const StoredStep& arguments, int device, cudaStream_t stream) {
+template <MomentFormat kMoments>
+cudaError_t launch(const LowPrecisionStep& arguments, int device, cudaStream_t stream) {
   int blocks = 0;
-  const cudaError_t status = blocks_for<stored_kernel<kMoments>>(device, arguments.tiles, blocks);
-  return status != cudaSuccess ? status : start<stored_kernel<kMoments>>(arguments, blocks, kThreads, stream);
+  const cudaError_t status = blocks_for<low_precision_kernel<kMoments>>(device, arguments.tiles, blocks);
+  return status != cudaSuccess ? status : start<low_precision_kernel<kMoments>>(arguments, blocks, kThreads, stream);
 }
 
 }  // namespace
 
-cudaError_t launch_stored(const StoredStep& arguments, int device, cudaStream_t stream) {
-  switch (arguments.forms.moments) {
-    case Moments::kFloat32:
-      return launch<Moments::kFloat32>(arguments, device, stream);
-    case Moments::kBFloat16:
-      return launch<Moments::kBFloat16>(arguments, device, stream);
-    case Moments::kFloat16:
-      return launch<Moments::kFloat16>(arguments, device, stream);
+cudaError_t launch_low_precision(const LowPrecisionStep& arguments, int device, cudaStream_t stream) {
+  switch (arguments.format.moments) {
+    case MomentFormat::kFloat32:
+      return launch<MomentFormat::kFloat32>(arguments, device, stream);
+    case MomentFormat::kBFloat16:
+      return launch<MomentFormat::kBFloat16>(arguments, device, stream);
+    case MomentFormat::kFloat16:
+      return launch<MomentFormat::kFloat16>(arguments, device, stream);
     default:
-      return launch<Moments::kInt8>(arguments, device, stream);
+      return launch<MomentFormat::kInt8>(arguments, device, stream);
   }
 }
 

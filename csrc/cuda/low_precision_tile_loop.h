@@ -12,7 +12,7 @@
 namespace radam_fused {
 
 constexpr int kWarp = 32;  // lanes
-static_assert(kWarp * kShare == kBlockElements, "a warp covers a block");
+static_assert(kWarp * kVec == kBlockElements, "a warp covers a block");
 
 // What a lane keeps from one phase to the next.
 struct Lane {
@@ -27,17 +27,18 @@ struct Span {
   bool wide;  // whether all eight lie side by side and aligned, in every array
 };
 
-template <Moments kMoments, typename Arguments>
-class StoredBlock {
+template <MomentFormat kMoments, typename Arguments>
+class LowPrecisionBlock {
  public:
   // `offset` is where the block begins in its segment, and `length` what there is of it.
-  RADAM_HD StoredBlock(const Arguments& arguments, const TileSegment& segment, char* grad, int64_t offset, int length)
+  RADAM_HD LowPrecisionBlock(const Arguments& arguments, const TileSegment& segment, char* grad, int64_t offset,
+                             int length)
       : arguments_(arguments), segment_(segment), grad_(grad), offset_(offset), length_(length) {}
 
   // The warp comes by value, for what its lanes keep is of one block.
   template <typename Warp>
   RADAM_HD void update(Warp warp) const {
-    const bool skip = row_at<float>(arguments_, segment_.row).direction == Direction::kSkip;
+    const bool skip = scalars_at<float>(arguments_, segment_.scalar_index).direction == UpdateRule::kSkipStep;
     const bool clear = arguments_.zero_grads && !segment_.overlapping;
     if (skip && !clear) return;
     warp([&](int number, Lane& lane) {
@@ -65,19 +66,19 @@ class StoredBlock {
   }
 
  private:
-  static constexpr bool kCodes = kMoments == Moments::kInt8;
+  static constexpr bool kCodes = kMoments == MomentFormat::kInt8;
   static constexpr int kMomentItem = sizeof(MomentOf<kMoments>);
 
   RADAM_HD Span span_of(int lane) const {
-    const int first = lane * kShare, left = length_ - first;
+    const int first = lane * kVec, left = length_ - first;
     const bool aligned = segment_.strides == kPlain && segment_.aligned && is_aligned(grad_);
-    return {offset_ + first, left < 0 ? 0 : left < kShare ? left : kShare, aligned && left >= kShare};
+    return {offset_ + first, left < 0 ? 0 : left < kVec ? left : kVec, aligned && left >= kVec};
   }
 
-  RADAM_HD int param_item() const { return int(item_size(arguments_.forms.param_dtype)); }
+  RADAM_HD int param_item() const { return int(item_size(arguments_.format.param_dtype)); }
   RADAM_HD int grad_item() const { return int(item_size(arguments_.grad_dtype)); }
-  RADAM_HD int residue_item() const { return int(arguments_.forms.residue_item()); }
-  RADAM_HD bool has_residue() const { return arguments_.forms.master != Master::kNone; }
+  RADAM_HD int master_item() const { return int(arguments_.format.master_item()); }
+  RADAM_HD bool has_master() const { return arguments_.format.master != MasterFormat::kNone; }
 
   // Where an element lies: in the parameter and the gradient, and in the arrays of the state.
   RADAM_HD Offsets place_of(int64_t element) const {
@@ -92,7 +93,7 @@ class StoredBlock {
   }
   RADAM_HD char* first_at(int64_t element) const { return state_at(arguments_.exp_avg, element, kMomentItem); }
   RADAM_HD char* second_at(int64_t element) const { return state_at(arguments_.exp_avg_sq, element, kMomentItem); }
-  RADAM_HD char* residue_at(int64_t element) const { return state_at(arguments_.residue, element, residue_item()); }
+  RADAM_HD char* master_at(int64_t element) const { return state_at(arguments_.master, element, master_item()); }
   RADAM_HD int64_t scale_index() const { return (segment_.start + offset_) / kBlockElements; }
 
   // All loads are on their way before the first is used. Whoever has read a gradient clears it, so no thread waits for
@@ -108,7 +109,7 @@ class StoredBlock {
       in.g = Packed::load(grad_at(span.first), grad_item());
       in.m = Packed::load(first_at(span.first), kMomentItem);
       in.v = Packed::load(second_at(span.first), kMomentItem);
-      if (has_residue()) in.residue = Packed::load(residue_at(span.first), residue_item());
+      if (has_master()) in.master = Packed::load(master_at(span.first), master_item());
       if (clear) Packed{}.store(grad_at(span.first), grad_item());
       return in;
     }
@@ -125,7 +126,7 @@ class StoredBlock {
     for (int64_t element = last; element >= span.first; --element) {
       in.m.push(load_element(first_at(element), kMomentItem), kMomentItem);
       in.v.push(load_element(second_at(element), kMomentItem), kMomentItem);
-      if (has_residue()) in.residue.push(load_element(residue_at(element), residue_item()), residue_item());
+      if (has_master()) in.master.push(load_element(master_at(element), master_item()), master_item());
     }
     return in;
   }
@@ -140,35 +141,35 @@ class StoredBlock {
   RADAM_HD void store_parameter(const Span& span, Elements out) const {
     if (span.wide) {
       out.p.store(param_at(span.first), param_item());
-      if (has_residue()) out.residue.store(residue_at(span.first), residue_item());
+      if (has_master()) out.master.store(master_at(span.first), master_item());
       return;
     }
     RADAM_ROLL
     for (int64_t element = span.first; element < span.first + span.count; ++element) {
       store_element(param_at(place_of(element).param), out.p.pop(param_item()), param_item());
-      if (has_residue()) store_element(residue_at(element), out.residue.pop(residue_item()), residue_item());
+      if (has_master()) store_element(master_at(element), out.master.pop(master_item()), master_item());
     }
   }
 
-  RADAM_HD Philox random_for(const Span& span, const Row<float>& row, uint32_t stream) const {
-    return philox_from(uint64_t(segment_.origin + span.first), row.step, stream, row.seed);
+  RADAM_HD Philox random_for(const Span& span, const StepScalars<float>& scalars, uint32_t stream) const {
+    return philox_from(uint64_t(segment_.rng_offset + span.first), scalars.step, stream, scalars.seed);
   }
 
   // All but the codes, whose scale the whole block has to find first. The row is read here, where its registers do not
   // add to those of the loads.
   RADAM_HD void step(Elements& elements, const Span& span, Lane& lane) const {
-    const Forms& forms = arguments_.forms;
-    const Row<float> row = row_at<float>(arguments_, segment_.row);
-    float g[kShare];
+    const StateFormat& format = arguments_.format;
+    const StepScalars<float> scalars = scalars_at<float>(arguments_, segment_.scalar_index);
+    float g[kVec];
     widen_all(g, elements.g, arguments_.grad_dtype);
-    read_parameter(lane.values.x, elements, forms);
+    read_parameter(lane.values.x, elements, format);
     read_moments<kMoments>(lane.values, elements);
-    advance_all(lane.values, g, row, forms.master);
+    step_all(lane.values, g, scalars, format.master);
     Philox random{};
-    if (forms.stochastic) random = random_for(span, row, kForParameter);
-    write_parameter(elements, lane.values.x, forms, row.direction, random);
+    if (format.stochastic) random = random_for(span, scalars, kParamStream);
+    write_parameter(elements, lane.values.x, format, scalars.direction, random);
     store_parameter(span, elements);
-    if constexpr (kMoments != Moments::kFloat32) lane.random = random_for(span, row, kForMoments);
+    if constexpr (kMoments != MomentFormat::kFloat32) lane.random = random_for(span, scalars, kMomentStream);
     if constexpr (kCodes) {
       take_roots(lane.values);
       lane.values.largest = largest_of(lane.values.v, span.count);
@@ -187,19 +188,19 @@ class StoredBlock {
 };
 
 // A warp's share of the whole launch: `place.thread` is its number within the block, one of `Warps`.
-template <Moments kMoments, int Warps, typename Arguments, typename Warp>
-RADAM_HD void walk_stored(const Arguments& arguments, const Place& place, const Warp& warp) {
-  for_tiles(arguments, place, [&](uint32_t tile, int32_t index) {
+template <MomentFormat kMoments, int Warps, typename Arguments, typename Warp>
+RADAM_HD void step_low_precision_tiles(const Arguments& arguments, const ThreadIndex& thread_index, const Warp& warp) {
+  for_each_tile(arguments, thread_index, [&](uint32_t tile, int32_t index) {
     const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
-    const Stretch stretch = stretch_of(segment, tile);
+    const TileRange range = range_of(segment, tile);
     char* grad = gradient_of<char>(arguments, index);
     RADAM_UNROLL
     for (int turn = 0; turn < kTile / (Warps * kBlockElements); ++turn) {
-      const int at = (turn * Warps + int(place.thread)) * kBlockElements;
-      const int left = stretch.length - at;
+      const int at = (turn * Warps + int(thread_index.thread)) * kBlockElements;
+      const int left = range.length - at;
       if (left <= 0) continue;
-      const StoredBlock<kMoments, Arguments> block(arguments, segment, grad, stretch.offset + at,
-                                                   left < kBlockElements ? left : kBlockElements);
+      const LowPrecisionBlock<kMoments, Arguments> block(arguments, segment, grad, range.offset + at,
+                                                         left < kBlockElements ? left : kBlockElements);
       block.update(warp);
     }
   });

@@ -10,62 +10,62 @@ namespace radam_fused {
 
 // What a thread has read of its elements.
 struct Elements {
-  Packed p, g, m, v, residue;
+  Packed p, g, m, v, master;
   float scale, sq_scale;  // of moments in 8 bits
 };
 
 // What it computes with. Of the second moment v is the root, where that is what will be stored.
 struct Values {
-  float x[kShare];
-  float m[kShare];
-  float v[kShare];
+  float x[kVec];
+  float m[kVec];
+  float v[kVec];
   uint32_t largest;  // a magnitude, as bits
 };
 
-template <Moments kMoments>
+template <MomentFormat kMoments>
 using MomentOf =
-    std::conditional_t<kMoments == Moments::kFloat32, float,
-                       std::conditional_t<kMoments == Moments::kBFloat16, bfloat16,
-                                          std::conditional_t<kMoments == Moments::kFloat16, float16, int8_t>>>;
+    std::conditional_t<kMoments == MomentFormat::kFloat32, float,
+                       std::conditional_t<kMoments == MomentFormat::kBFloat16, bfloat16,
+                                          std::conditional_t<kMoments == MomentFormat::kFloat16, float16, int8_t>>>;
 
 template <typename P>
-RADAM_HD void read_as(float* x, const Elements& in, Master master) {
-  if (master == Master::kFloat32) {
+RADAM_HD void read_as(float* x, const Elements& in, MasterFormat format) {
+  if (format == MasterFormat::kFloat32) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) x[i] = from_master(in.p.value<P>(i), in.residue.value<float>(i));
+    for (int i = 0; i < kVec; ++i) x[i] = from_master(in.p.value<P>(i), in.master.value<float>(i));
     return;
   }
   widen_all<P>(x, in.p);
-  if (master != Master::kKahan) return;
+  if (format != MasterFormat::kKahan) return;
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) x[i] = x[i] + widen(in.residue.value<P>(i));
+  for (int i = 0; i < kVec; ++i) x[i] = x[i] + widen(in.master.value<P>(i));
 }
 
-RADAM_HD void read_parameter(float* x, const Elements& in, const Forms& forms) {
-  if (forms.master == Master::kSplit) {
+RADAM_HD void read_parameter(float* x, const Elements& in, const StateFormat& format) {
+  if (format.master == MasterFormat::kSplit) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) x[i] = join(in.p.value<bfloat16>(i), in.residue.value<int16_t>(i));
-  } else if (forms.param_dtype == kBFloat16) {
-    read_as<bfloat16>(x, in, forms.master);
-  } else if (forms.param_dtype == kFloat16) {
-    read_as<float16>(x, in, forms.master);
+    for (int i = 0; i < kVec; ++i) x[i] = join(in.p.value<bfloat16>(i), in.master.value<int16_t>(i));
+  } else if (format.param_dtype == kBFloat16) {
+    read_as<bfloat16>(x, in, format.master);
+  } else if (format.param_dtype == kFloat16) {
+    read_as<float16>(x, in, format.master);
   } else {
     widen_all<float>(x, in.p);
   }
 }
 
-template <Moments kMoments>
+template <MomentFormat kMoments>
 RADAM_HD void read_moments(Values& values, const Elements& in) {
-  if constexpr (kMoments == Moments::kInt8) {
+  if constexpr (kMoments == MomentFormat::kInt8) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) {
+    for (int i = 0; i < kVec; ++i) {
       const float root = RootCode::decode(in.v.value<uint8_t>(i), in.sq_scale);
       values.m[i] = FirstCode::decode(in.m.value<int8_t>(i), in.scale, root);
       values.v[i] = root * root;
     }
-  } else if constexpr (kMoments == Moments::kFloat16) {
+  } else if constexpr (kMoments == MomentFormat::kFloat16) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) {
+    for (int i = 0; i < kVec; ++i) {
       const float root = HalfRoot::decode(in.v.value<float16>(i));
       values.m[i] = HalfFirst::decode(in.m.value<float16>(i), root);
       values.v[i] = root * root;
@@ -77,16 +77,16 @@ RADAM_HD void read_moments(Values& values, const Elements& in) {
 }
 
 // The step itself. Under Master::kKahan x becomes what is to be subtracted.
-RADAM_HD void advance_all(Values& values, const float* g, const Row<float>& row, Master master) {
-  const bool compensated = master == Master::kKahan;
-  const Lines lines = Lines::of(row);
+RADAM_HD void step_all(Values& values, const float* g, const StepScalars<float>& scalars, MasterFormat format) {
+  const bool compensated = format == MasterFormat::kKahan;
+  const UpdateBranches branches = UpdateBranches::of(scalars);
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) {
+  for (int i = 0; i < kVec; ++i) {
     float& x = values.x[i];
-    const float d = advance(x, g[i], values.m[i], values.v[i], row, lines);
-    const float taken = decrease(x, d, row, lines);
+    const float d = update_moments(x, g[i], values.m[i], values.v[i], scalars, branches);
+    const float taken = decrease(x, d, scalars, branches);
     const float stepped = compensated ? taken : x - taken;
-    x = row.direction == Direction::kHold ? x : stepped;
+    x = scalars.direction == UpdateRule::kNoParamUpdate ? x : stepped;
   }
 }
 
@@ -94,81 +94,81 @@ template <typename P>
 RADAM_HD void compensate_all(Elements& elements, const float* decrease) {
   Packed after, rest;
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) {
-    float p = widen(elements.p.value<P>(i)), compensation = widen(elements.residue.value<P>(i));
+  for (int i = 0; i < kVec; ++i) {
+    float p = widen(elements.p.value<P>(i)), compensation = widen(elements.master.value<P>(i));
     compensate<P>(p, compensation, decrease[i]);
     after.set(i, Narrow<P>::from(p));
     rest.set(i, Narrow<P>::from(compensation));
   }
   elements.p = after;
-  elements.residue = rest;
+  elements.master = rest;
 }
 
 // `random` counts where parameters are rounded stochastically.
 template <typename P>
-RADAM_HD void write_as(Elements& out, const float* x, const Forms& forms, const Philox& random) {
-  if (forms.master == Master::kKahan) {
+RADAM_HD void write_as(Elements& out, const float* x, const StateFormat& format, const Philox& random) {
+  if (format.master == MasterFormat::kKahan) {
     compensate_all<P>(out, x);
-  } else if (forms.master == Master::kFloat32) {
+  } else if (format.master == MasterFormat::kFloat32) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) {
+    for (int i = 0; i < kVec; ++i) {
       out.p.set(i, Parameter<P>::from(x[i]));
-      out.residue.set(i, x[i]);
+      out.master.set(i, x[i]);
     }
-  } else if (forms.stochastic) {
+  } else if (format.stochastic) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) out.p.set(i, Stochastic<P>::from(x[i], random.draw(i)));
+    for (int i = 0; i < kVec; ++i) out.p.set(i, Stochastic<P>::from(x[i], random.rand16(i)));
   } else {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) out.p.set(i, Narrow<P>::from(x[i]));
+    for (int i = 0; i < kVec; ++i) out.p.set(i, Narrow<P>::from(x[i]));
   }
 }
 
-RADAM_HD void write_parameter(Elements& out, const float* x, const Forms& forms, Direction direction,
+RADAM_HD void write_parameter(Elements& out, const float* x, const StateFormat& format, UpdateRule direction,
                               const Philox& random) {
-  if (direction == Direction::kHold) {
+  if (direction == UpdateRule::kNoParamUpdate) {
     // The parameter stays bit for bit; a copy takes over what somebody has written to it.
-    if (forms.master == Master::kFloat32) {
+    if (format.master == MasterFormat::kFloat32) {
       RADAM_UNROLL
-      for (int i = 0; i < kShare; ++i) out.residue.set(i, x[i]);
+      for (int i = 0; i < kVec; ++i) out.master.set(i, x[i]);
     }
-  } else if (forms.master == Master::kSplit) {
+  } else if (format.master == MasterFormat::kSplit) {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) {
+    for (int i = 0; i < kVec; ++i) {
       out.p.set(i, Parameter<bfloat16>::from(x[i]));
-      out.residue.set(i, low_bits(x[i]));
+      out.master.set(i, low_bits(x[i]));
     }
-  } else if (forms.param_dtype == kBFloat16) {
-    write_as<bfloat16>(out, x, forms, random);
-  } else if (forms.param_dtype == kFloat16) {
-    write_as<float16>(out, x, forms, random);
+  } else if (format.param_dtype == kBFloat16) {
+    write_as<bfloat16>(out, x, format, random);
+  } else if (format.param_dtype == kFloat16) {
+    write_as<float16>(out, x, format, random);
   } else {
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) out.p.set(i, x[i]);
+    for (int i = 0; i < kVec; ++i) out.p.set(i, x[i]);
   }
 }
 
 RADAM_HD void take_roots(Values& values) {
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) values.v[i] = square_root(values.v[i]);
+  for (int i = 0; i < kVec; ++i) values.v[i] = square_root(values.v[i]);
 }
 
-template <Moments kMoments>
+template <MomentFormat kMoments>
 RADAM_HD void narrow_moments(Elements& out, Values& values, const Philox& random) {
-  if constexpr (kMoments == Moments::kFloat16) {
+  if constexpr (kMoments == MomentFormat::kFloat16) {
     take_roots(values);
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) {
-      const float16 fourth = HalfRoot::encode(values.v[i], random.draw(i));
-      out.m.set(i, HalfFirst::encode(values.m[i], HalfRoot::decode(fourth), other(random.draw(i))));
+    for (int i = 0; i < kVec; ++i) {
+      const float16 fourth = HalfRoot::encode(values.v[i], random.rand16(i));
+      out.m.set(i, HalfFirst::encode(values.m[i], HalfRoot::decode(fourth), swap_bytes(random.rand16(i))));
       out.v.set(i, fourth);
     }
   } else {
     using S = MomentOf<kMoments>;
     RADAM_UNROLL
-    for (int i = 0; i < kShare; ++i) {
-      out.m.set(i, Stochastic<S>::from(values.m[i], other(random.draw(i))));
-      out.v.set(i, Stochastic<S>::from(values.v[i], random.draw(i)));
+    for (int i = 0; i < kVec; ++i) {
+      out.m.set(i, Stochastic<S>::from(values.m[i], swap_bytes(random.rand16(i))));
+      out.v.set(i, Stochastic<S>::from(values.v[i], random.rand16(i)));
     }
   }
 }
@@ -177,7 +177,7 @@ RADAM_HD void narrow_moments(Elements& out, Values& values, const Philox& random
 RADAM_HD uint32_t largest_of(const float* values, int count) {
   uint32_t largest = 0;
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) {
+  for (int i = 0; i < kVec; ++i) {
     const uint32_t magnitude = i < count ? magnitude_bits(values[i]) : 0;
     largest = magnitude > largest ? magnitude : largest;
   }
@@ -189,8 +189,8 @@ RADAM_HD Packed encode_roots(Values& values, float scale, const Philox& random) 
   const float factor = RootCode::factor(scale);
   Packed codes;
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) {
-    const int32_t code = RootCode::encode(values.v[i], factor, random.draw(i));
+  for (int i = 0; i < kVec; ++i) {
+    const int32_t code = RootCode::encode(values.v[i], factor, random.rand16(i));
     values.m[i] = FirstCode::quotient(values.m[i], RootCode::decode(code, scale));
     codes.set(i, uint8_t(code));
   }
@@ -201,8 +201,8 @@ RADAM_HD Packed encode_quotients(const Values& values, float scale, const Philox
   const float factor = FirstCode::factor(scale);
   Packed codes;
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) {
-    codes.set(i, int8_t(FirstCode::encode(values.m[i], factor, other(random.draw(i)))));
+  for (int i = 0; i < kVec; ++i) {
+    codes.set(i, int8_t(FirstCode::encode(values.m[i], factor, swap_bytes(random.rand16(i)))));
   }
   return codes;
 }

@@ -13,9 +13,9 @@ constexpr int kAccess = 16;  // bytes
 RADAM_HD bool is_aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % kAccess == 0; }
 
 #if defined(__CUDACC__)
-using Quad = uint4;
+using Uint4 = uint4;
 #else
-struct alignas(16) Quad {
+struct alignas(16) Uint4 {
   uint32_t x, y, z, w;
 };
 #endif
@@ -59,7 +59,7 @@ template <typename Value>
 RADAM_HD Value look_up(const void* from) {
   Value value;
 #if defined(__CUDA_ARCH__)
-  using Word = std::conditional_t<alignof(Value) == 16, Quad,
+  using Word = std::conditional_t<alignof(Value) == 16, Uint4,
                                   std::conditional_t<alignof(Value) == 8, unsigned long long, unsigned>>;
   RADAM_UNROLL
   for (int i = 0; i < int(sizeof(Value) / sizeof(Word)); ++i) {
@@ -83,24 +83,24 @@ RADAM_HD Value read_argument(const unsigned char* from) {
 }
 
 // The word that moves so many bytes; several of them for more than 16.
-template <int Bytes>
-using WordFor = std::conditional_t<
-    Bytes >= 16, Quad,
-    std::conditional_t<Bytes == 8, unsigned long long, std::conditional_t<Bytes == 4, unsigned, unsigned short>>>;
+template <int MemorySpan>
+using WordFor = std::conditional_t<MemorySpan >= 16, Uint4,
+                                   std::conditional_t<MemorySpan == 8, unsigned long long,
+                                                      std::conditional_t<MemorySpan == 4, unsigned, unsigned short>>>;
 
 // N neighbours of the stored type S, in registers.
 template <typename S, int N>
-struct Run {
+struct AlignedVector {
   using Word = WordFor<N * sizeof(S)>;
   static constexpr int kWords = N * sizeof(S) / sizeof(Word);
 
   S value[N];
 
-  static RADAM_HD Run load(const S* from) {
+  static RADAM_HD AlignedVector load(const S* from) {
     return collect(from, [](const Word* at) { return load_streaming(at); });
   }
 
-  static RADAM_HD Run load_cached(const S* from) {
+  static RADAM_HD AlignedVector load_cached(const S* from) {
     return collect(from, [](const Word* at) { return radam_fused::load_cached(at); });
   }
 
@@ -115,14 +115,14 @@ struct Run {
 
  private:
   template <typename Read>
-  static RADAM_HD Run collect(const S* from, const Read& read) {
-    Run run;
+  static RADAM_HD AlignedVector collect(const S* from, const Read& read) {
+    AlignedVector vector;
     RADAM_UNROLL
     for (int i = 0; i < kWords; ++i) {
       const Word word = read(reinterpret_cast<const Word*>(from) + i);
-      memcpy(reinterpret_cast<char*>(run.value) + i * sizeof(Word), &word, sizeof(Word));
+      memcpy(reinterpret_cast<char*>(vector.value) + i * sizeof(Word), &word, sizeof(Word));
     }
-    return run;
+    return vector;
   }
 };
 

@@ -7,11 +7,11 @@
 
 namespace radam_fused {
 
-constexpr int kShare = kDraws;  // what one call of Philox serves
+constexpr int kVec = kRandsPerCall;  // what one call of Philox serves
 
 // Of `item` bytes each, which is 4, 2 or 1: so many words of them count.
 struct Packed {
-  uint32_t word[kShare] = {};
+  uint32_t word[kVec] = {};
 
   // All eight, side by side and aligned: two accesses of 16 bytes, one of 16, or one of 8.
   static RADAM_HD Packed load(const char* from, int item) {
@@ -38,7 +38,7 @@ struct Packed {
   // All others move up or down by a place, since registers have no index.
   RADAM_HD void push(uint32_t bits, int item) {
     RADAM_UNROLL
-    for (int w = kShare - 1; w >= 0; --w) {
+    for (int w = kVec - 1; w >= 0; --w) {
       const uint64_t pair = uint64_t(word[w]) << 32 | (w > 0 ? word[w - 1] : 0);
       word[w] = uint32_t(pair << (8 * item) >> 32);
     }
@@ -48,8 +48,8 @@ struct Packed {
   RADAM_HD uint32_t pop(int item) {
     const uint32_t bits = word[0];  // and above it those of its neighbours
     RADAM_UNROLL
-    for (int w = 0; w < kShare; ++w) {
-      const uint64_t pair = uint64_t(w + 1 < kShare ? word[w + 1] : 0) << 32 | word[w];
+    for (int w = 0; w < kVec; ++w) {
+      const uint64_t pair = uint64_t(w + 1 < kVec ? word[w + 1] : 0) << 32 | word[w];
       word[w] = uint32_t(pair >> (8 * item));
     }
     return bits;
@@ -75,17 +75,17 @@ struct Packed {
  private:
   template <int Words>
   RADAM_HD void fill(const char* from, int first) {
-    const auto run = Run<uint32_t, Words>::load(reinterpret_cast<const uint32_t*>(from) + first);
+    const auto vector = AlignedVector<uint32_t, Words>::load(reinterpret_cast<const uint32_t*>(from) + first);
     RADAM_UNROLL
-    for (int w = 0; w < Words; ++w) word[first + w] = run.value[w];
+    for (int w = 0; w < Words; ++w) word[first + w] = vector.value[w];
   }
 
   template <int Words>
   RADAM_HD void flush(char* to, int first) const {
-    Run<uint32_t, Words> run;
+    AlignedVector<uint32_t, Words> vector;
     RADAM_UNROLL
-    for (int w = 0; w < Words; ++w) run.value[w] = word[first + w];
-    run.store(reinterpret_cast<uint32_t*>(to) + first);
+    for (int w = 0; w < Words; ++w) vector.value[w] = word[first + w];
+    vector.store(reinterpret_cast<uint32_t*>(to) + first);
   }
 
   template <typename S>
@@ -123,7 +123,7 @@ RADAM_HD void store_element(char* to, uint32_t bits, int item) {
 template <typename S>
 RADAM_HD void widen_all(float* to, const Packed& from) {
   RADAM_UNROLL
-  for (int i = 0; i < kShare; ++i) to[i] = widen(from.value<S>(i));
+  for (int i = 0; i < kVec; ++i) to[i] = widen(from.value<S>(i));
 }
 
 RADAM_HD void widen_all(float* to, const Packed& from, int dtype) {

@@ -8,17 +8,17 @@ namespace radam_fused {
 namespace {
 
 // All that a block can have; the 64 registers that this leaves a thread are enough for a row.
-constexpr int kRowsThreads = 1024;
+constexpr int kScalarsThreads = 1024;
 
-__global__ void __launch_bounds__(kRowsThreads) rows_kernel(const __grid_constant__ RowsArguments arguments) {
-  __shared__ RowsShared shared;
-  make_rows(arguments, shared, Block<kRowsThreads>{});
+__global__ void __launch_bounds__(kScalarsThreads) scalars_kernel(const __grid_constant__ ScalarsArguments arguments) {
+  __shared__ ScalarsShared shared;
+  compute_all_scalars(arguments, shared, Block<kScalarsThreads>{});
 }
 
 }  // namespace
 
-cudaError_t launch_rows(const RowsArguments& arguments, cudaStream_t stream) {
-  return start<rows_kernel>(arguments, 1, kRowsThreads, stream);
+cudaError_t launch_scalars(const ScalarsArguments& arguments, cudaStream_t stream) {
+  return start<scalars_kernel>(arguments, 1, kScalarsThreads, stream);
 }
 
 }  // namespace radam_fused

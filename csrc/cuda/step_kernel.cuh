@@ -12,7 +12,7 @@ constexpr int kBlocksPerSM = std::is_same_v<P, double> ? 4 : 6;
 
 template <typename P, typename G, typename Arguments>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM<P>) step_kernel(const __grid_constant__ Arguments arguments) {
-  walk_tiles<kThreads, P, G>(arguments, Place{blockIdx.x, gridDim.x, threadIdx.x});
+  step_tiles<kThreads, P, G>(arguments, ThreadIndex{blockIdx.x, gridDim.x, threadIdx.x});
 }
 
 }  // namespace radam_fused

@@ -44,7 +44,7 @@ Tensor TableCache::upload(int device, size_t bytes, const std::function<void(uns
   return there;
 }
 
-DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, const std::vector<double>* rows,
+DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, const std::vector<double>* scalars,
                               const std::vector<const void*>* grads, bool capturing) {
   // A capture runs on a stream of its own, where a table of another stream serves as well: it will not be freed.
   TableKey wanted = key;
@@ -53,9 +53,11 @@ DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, co
     return candidate.key == wanted && (!capturing || candidate.table == table);
   });
   const auto write_table = [&](unsigned char* to) { table.write(to); };
-  const auto write_rows = [&](unsigned char* to) { std::memcpy(to, rows->data(), rows->size() * sizeof(double)); };
+  const auto write_scalars = [&](unsigned char* to) {
+    std::memcpy(to, scalars->data(), scalars->size() * sizeof(double));
+  };
   const auto write_grads = [&](unsigned char* to) { std::memcpy(to, grads->data(), grads->size() * sizeof(void*)); };
-  const size_t row_bytes = rows != nullptr ? rows->size() * sizeof(double) : 0;
+  const size_t scalar_bytes = scalars != nullptr ? scalars->size() * sizeof(double) : 0;
   const size_t grad_bytes = grads != nullptr ? grads->size() * sizeof(void*) : 0;
 
   if (capturing) {
@@ -66,7 +68,7 @@ DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, co
     } else {
       tables.segments = upload(key.device, table.bytes(), write_table, capturing);
     }
-    if (rows != nullptr) tables.rows = upload(key.device, row_bytes, write_rows, capturing);
+    if (scalars != nullptr) tables.scalars = upload(key.device, scalar_bytes, write_scalars, capturing);
     if (grads != nullptr) tables.grads = upload(key.device, grad_bytes, write_grads, capturing);
     return tables;
   }
@@ -86,7 +88,7 @@ DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, co
     latest.on_device.grads = upload(key.device, grad_bytes, write_grads, false);
     latest.grads = *grads;
   }
-  if (rows != nullptr) latest.on_device.rows = upload(key.device, row_bytes, write_rows, false);
+  if (scalars != nullptr) latest.on_device.scalars = upload(key.device, scalar_bytes, write_scalars, false);
   return latest.on_device;
 }
 

@@ -34,8 +34,8 @@ struct TableKey {
 // and the old goes back to torch's allocator, which hands it out again in the order of the stream that has used it.
 struct DeviceTables {
   Tensor segments;
-  Tensor rows;   // undefined while they go by value
-  Tensor grads;  // likewise
+  Tensor scalars;  // undefined while they go by value
+  Tensor grads;    // likewise
 };
 
 // The tables of the latest launches. While a CUDA graph is captured, whatever it refers to is kept for good, since
@@ -46,7 +46,7 @@ class TableCache {
   std::mutex mutex;
 
   // The tables for a launch on the current device and stream. `rows` and `grads` are null where they go by value.
-  DeviceTables find(const TableKey& key, const SegmentTable& table, const std::vector<double>* rows,
+  DeviceTables find(const TableKey& key, const SegmentTable& table, const std::vector<double>* scalars,
                     const std::vector<const void*>* grads, bool capturing);
 
   // Keeps what a graph that is being captured refers to.

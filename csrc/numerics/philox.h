@@ -7,16 +7,16 @@
 
 namespace radam_fused {
 
-constexpr int kDraws = 8;  // 16-bit numbers that one call gives, to as many neighbours
+constexpr int kRandsPerCall = 8;  // 16-bit numbers that one call gives, to as many neighbours
 
 // The streams of numbers.
-constexpr uint32_t kForParameter = 0, kForMoments = 1;
+constexpr uint32_t kParamStream = 0, kMomentStream = 1;
 
 struct Philox {
   uint32_t word[4];
 
-  // Of the i-th of kDraws neighbours.
-  RADAM_HD uint32_t draw(int i) const { return (word[i / 2] >> (16 * (i % 2))) & 0xffffu; }
+  // Of the i-th of kRandsPerCall neighbours.
+  RADAM_HD uint32_t rand16(int i) const { return (word[i / 2] >> (16 * (i % 2))) & 0xffffu; }
 };
 
 // For the neighbours from 8 * group on in the flat index space.
@@ -39,9 +39,9 @@ RADAM_HD Philox philox(uint64_t group, uint32_t step, uint32_t stream, uint32_t 
 
 // For the neighbours from any place on: one between two groups takes the end of one and the beginning of the next.
 RADAM_HD Philox philox_from(uint64_t place, uint32_t step, uint32_t stream, uint32_t seed) {
-  const uint64_t group = place / kDraws;
+  const uint64_t group = place / kRandsPerCall;
   const Philox first = philox(group, step, stream, seed);
-  const uint32_t by = uint32_t(place % kDraws);
+  const uint32_t by = uint32_t(place % kRandsPerCall);
   if (by == 0) return first;
   const Philox second = philox(group + 1, step, stream, seed);
   uint32_t words[8];
@@ -61,6 +61,6 @@ RADAM_HD Philox philox_from(uint64_t place, uint32_t step, uint32_t stream, uint
 }
 
 // A second number from each: its bytes swapped, so that either's upper bits are the other's lower ones.
-RADAM_HD uint32_t other(uint32_t draw) { return ((draw << 8) | (draw >> 8)) & 0xffffu; }
+RADAM_HD uint32_t swap_bytes(uint32_t rand16) { return ((rand16 << 8) | (rand16 >> 8)) & 0xffffu; }
 
 }  // namespace radam_fused

@@ -20,23 +20,23 @@ struct Stochastic<float> {
 
 template <>
 struct Stochastic<bfloat16> {
-  static RADAM_HD bfloat16 from(float x, uint32_t draw) {
+  static RADAM_HD bfloat16 from(float x, uint32_t rand16) {
     const uint32_t bits = bits_from_float(x);
-    return {uint16_t((bits & kMagnitude) > kInfinity ? 0x7fc0u : (bits + draw) >> 16)};
+    return {uint16_t((bits & kMagnitude) > kInfinity ? 0x7fc0u : (bits + rand16) >> 16)};
   }
 };
 
 template <>
 struct Stochastic<float16> {
-  static RADAM_HD float16 from(float x, uint32_t draw) {
+  static RADAM_HD float16 from(float x, uint32_t rand16) {
     const uint32_t bits = bits_from_float(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t rest = bits & kMagnitude;
-    const uint32_t shifted = (rest + (draw >> 3) - 0x38000000u) >> 13;
+    const uint32_t shifted = (rest + (rand16 >> 3) - 0x38000000u) >> 13;
     const uint32_t normal = shifted < 0x7c00u ? shifted : 0x7c00u;
     // In units of the least subnormal; 14 of the bits, so that what is a whole number of them stays one.
     const float magnitude = rest < 0x38800000u ? float_from_bits(rest) : 0.0f;
-    const uint32_t subnormal = uint32_t(int32_t(magnitude * 0x1p24f + float(int32_t(draw >> 2)) * 0x1p-14f));
+    const uint32_t subnormal = uint32_t(int32_t(magnitude * 0x1p24f + float(int32_t(rand16 >> 2)) * 0x1p-14f));
     const uint32_t finite = rest < 0x38800000u ? subnormal : normal;
     return {uint16_t(sign | (rest > kInfinity ? 0x7e00u : rest >= 0x47800000u ? 0x7c00u : finite))};
   }
@@ -93,8 +93,8 @@ RADAM_HD float scale_from(uint32_t largest) { return float_from_bits(largest > k
 RADAM_HD float next_up(float x) { return float_from_bits(bits_from_float(x) + 1); }
 
 // A code from 0 to `limit`, rounded stochastically; a NaN is 0.
-RADAM_HD int32_t code_of(float c, uint32_t draw, float limit) {
-  c = c + float(int32_t(draw)) * 0x1p-16f;
+RADAM_HD int32_t stochastic_code(float c, uint32_t rand16, float limit) {
+  c = c + float(int32_t(rand16)) * 0x1p-16f;
   c = c > 0.0f ? c : 0.0f;
   return int32_t(c < limit ? c : limit);
 }
@@ -102,8 +102,8 @@ RADAM_HD int32_t code_of(float c, uint32_t draw, float limit) {
 // 8 bits for the square root of the second moment: codes linear in its own square root, 0 for 0 alone.
 struct RootCode {
   static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(255.0f / square_root(scale)) : 0.0f; }
-  static RADAM_HD int32_t encode(float root, float factor, uint32_t draw) {
-    const int32_t code = code_of(square_root(fabsf(root)) * factor, draw, 255.0f);
+  static RADAM_HD int32_t encode(float root, float factor, uint32_t rand16) {
+    const int32_t code = stochastic_code(square_root(fabsf(root)) * factor, rand16, 255.0f);
     const int32_t least = root > 0.0f ? 1 : 0;
     return code > least ? code : least;
   }
@@ -115,16 +115,16 @@ struct RootCode {
 
 // 8 bits for the first moment: codes linear in its quotient with the decoded root, which is what a step moves by.
 struct FirstCode {
-  static constexpr float kRest = 0x1p-100f;  // a block whose quotients are all smaller is at rest
+  static constexpr float kMinScale = 0x1p-100f;  // a block whose quotients are all smaller is at rest
 
   static RADAM_HD float quotient(float m, float root) { return root > 0.0f ? m / root : 0.0f; }
   static RADAM_HD float scale(uint32_t largest) {
     const float scale = scale_from(largest);
-    return scale < kRest ? 0.0f : scale;
+    return scale < kMinScale ? 0.0f : scale;
   }
   static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(127.0f / scale) : 0.0f; }
-  static RADAM_HD int32_t encode(float quotient, float factor, uint32_t draw) {
-    const int32_t code = code_of(fabsf(quotient) * factor, draw, 127.0f);
+  static RADAM_HD int32_t encode(float quotient, float factor, uint32_t rand16) {
+    const int32_t code = stochastic_code(fabsf(quotient) * factor, rand16, 127.0f);
     return quotient < 0.0f ? -code : code;
   }
   static RADAM_HD float decode(int32_t code, float scale, float root) {
@@ -138,8 +138,8 @@ struct HalfRoot {
   static constexpr float kUnit = 0x1p-24f;
 
   static RADAM_HD float at_least_a_unit(float fourth) { return fourth > 0.0f && fourth < kUnit ? kUnit : fourth; }
-  static RADAM_HD float16 encode(float root, uint32_t draw) {
-    return Stochastic<float16>::from(at_least_a_unit(square_root(root)), draw);
+  static RADAM_HD float16 encode(float root, uint32_t rand16) {
+    return Stochastic<float16>::from(at_least_a_unit(square_root(root)), rand16);
   }
   static RADAM_HD float decode(float16 fourth) { return widen(fourth) * widen(fourth); }
 };
@@ -154,8 +154,8 @@ struct HalfFirst {
     const uint32_t sign = bits_from_float(quotient) & ~kMagnitude;
     return too_large ? float_from_bits(sign | kLargest) : quotient;
   }
-  static RADAM_HD float16 encode(float m, float root, uint32_t draw) {
-    return Stochastic<float16>::from(limited(FirstCode::quotient(m, root)), draw);
+  static RADAM_HD float16 encode(float m, float root, uint32_t rand16) {
+    return Stochastic<float16>::from(limited(FirstCode::quotient(m, root)), rand16);
   }
   static RADAM_HD float decode(float16 quotient, float root) { return widen(quotient) * root; }
 };

@@ -67,52 +67,54 @@ RADAM_HD double exact_variance(double rho) {
 constexpr double kExact = 1.0, kNone = 2.0;
 
 // A line of the hyper table (radam_fused/numerics/scalars.py, class Hyper).
-struct Hyper {
+struct GroupScalars {
   double lr, one_minus_beta1, decay_rate1, beta2, one_minus_beta2, decay_rate2, rho_inf, limit_variance, rho_threshold,
-      eps, coupled_decay, decoupled_decay, sign, unrectified, kind, seed;
+      eps, l2_decay, decoupled_decay, sign, unrectified_rule, kind, seed;
 };
-constexpr int kHyperColumns = sizeof(Hyper) / sizeof(double);
-static_assert(kHyperColumns == 16, "as many as class Hyper has");
+constexpr int kGroupColumns = sizeof(GroupScalars) / sizeof(double);
+static_assert(kGroupColumns == 16, "as many as class Hyper has");
 
 // r_t of the first order or exact, for a rho_t above the threshold.
-RADAM_HD double rectification(double rho_t, const Hyper& h) {
+RADAM_HD double rectification_factor(double rho_t, const GroupScalars& h) {
   if (h.kind == kExact) return sqrt(h.limit_variance / exact_variance(rho_t));
   return sqrt(((rho_t - 4.0) / (h.rho_inf - 4.0)) * ((rho_t - 2.0) / (h.rho_inf - 2.0)) * (h.rho_inf / rho_t));
 }
 
 // What all rows of a step have in common.
-struct Common {
-  double coefficient;  // by which clipping shortens the gradients, at most 1
-  double grad_scale;   // the factor that they carry
+struct CommonScalars {
+  double clip_coefficient;  // by which clipping shortens the gradients, at most 1
+  double grad_scale;        // the factor that they carry
   bool skip;
 };
 
-// The row of a group's parameters that take their step t at this learning rate (radam_fused/numerics/scalars.py, step_row).
-RADAM_HD void write_row(double* columns, const Hyper& h, double t, double lr, const Common& common) {
+// The row of a group's parameters that take their step t at this learning rate (radam_fused/numerics/scalars.py,
+// step_row).
+RADAM_HD void compute_scalars(double* columns, const GroupScalars& h, double t, double lr,
+                              const CommonScalars& common) {
   const double c1 = one_minus_exp(t * h.decay_rate1);
   const double c2 = one_minus_exp(t * h.decay_rate2);
   const double root_c2 = sqrt(c2);
   const bool adam = h.kind == kNone;
   const double rho_t = adam ? 0.0 : rho(t, h.decay_rate2, c2, h.rho_inf);
   const bool rectified = adam || rho_t > h.rho_threshold;
-  double alpha = lr / c1;
-  double direction = h.unrectified;
+  double step_size = lr / c1;
+  double direction = h.unrectified_rule;
   if (rectified) {
-    const double r_t = adam ? 1.0 : rectification(rho_t, h);
-    alpha = lr * r_t * root_c2 / c1;
-    direction = double(Direction::kAdaptive);
-  } else if (direction == double(Direction::kHold)) {
-    alpha = 0.0;
+    const double r_t = adam ? 1.0 : rectification_factor(rho_t, h);
+    step_size = lr * r_t * root_c2 / c1;
+    direction = double(UpdateRule::kRectified);
+  } else if (direction == double(UpdateRule::kNoParamUpdate)) {
+    step_size = 0.0;
   }
   columns[0] = h.one_minus_beta1;
   columns[1] = h.beta2;
   columns[2] = h.one_minus_beta2;
   columns[3] = adam ? h.eps * root_c2 : h.eps;
-  columns[4] = h.coupled_decay;
+  columns[4] = h.l2_decay;
   columns[5] = lr * h.decoupled_decay;
-  columns[6] = alpha;
-  columns[7] = h.sign * common.coefficient / common.grad_scale;
-  columns[8] = common.skip ? double(Direction::kSkip) : direction;
+  columns[6] = step_size;
+  columns[7] = h.sign * common.clip_coefficient / common.grad_scale;
+  columns[8] = common.skip ? double(UpdateRule::kSkipStep) : direction;
   columns[9] = t;
   columns[10] = h.seed;
 }

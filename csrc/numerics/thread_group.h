@@ -7,22 +7,22 @@
 namespace radam_fused {
 
 // A team of one.
-struct Solo {
+struct SingleThread {
   static constexpr int kThreads = 1;
 
-  template <typename Part>
-  void operator()(const Part& part) const {
-    part(0);
+  template <typename Phase>
+  void operator()(const Phase& phase) const {
+    phase(0);
   }
 };
 
 // The sum of n values, a power of two, as a tree in place: the second half is added to the first, until values[0] is
 // it.
-template <typename Team>
-RADAM_HD void halve(double* values, int n, const Team& team) {
+template <typename ThreadGroup>
+RADAM_HD void tree_reduce(double* values, int n, const ThreadGroup& threads) {
   for (int half = n / 2; half > 0; half /= 2) {
-    team([&](int thread) {
-      for (int i = thread; i < half; i += Team::kThreads) values[i] += values[i + half];
+    threads([&](int thread) {
+      for (int i = thread; i < half; i += ThreadGroup::kThreads) values[i] += values[i + half];
     });
   }
 }

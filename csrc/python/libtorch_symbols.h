@@ -9,7 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 namespace radam_fused {
-namespace torch_cpp {
+namespace libtorch {
 
 // const at::Tensor& c10::TensorImpl::grad() const: what .grad is, without a Python object for it.
 const void* grad(const void* impl) __asm__("_ZNK3c1010TensorImpl4gradEv") __attribute__((weak));
@@ -28,14 +28,14 @@ inline bool has_all() {
   return &grad != nullptr && &is_neg != nullptr && &is_inference != nullptr && &bump_version != nullptr;
 }
 
-}  // namespace torch_cpp
+}  // namespace libtorch
 
 // The address of a tensor's TensorImpl.
 inline const void* impl_of(AtenTensorHandle tensor) { return *reinterpret_cast<const void* const*>(tensor); }
 
 // The gradient of a tensor by its TensorImpl; a handle of an undefined tensor where there is none.
 inline AtenTensorHandle grad_of(const void* impl) {
-  return static_cast<AtenTensorHandle>(const_cast<void*>(torch_cpp::grad(impl)));
+  return static_cast<AtenTensorHandle>(const_cast<void*>(libtorch::grad(impl)));
 }
 
 inline bool is_defined(AtenTensorHandle tensor) {
@@ -44,8 +44,8 @@ inline bool is_defined(AtenTensorHandle tensor) {
   return defined;
 }
 
-inline bool is_neg(AtenTensorHandle tensor) { return torch_cpp::is_neg(tensor); }
-inline bool is_inference(AtenTensorHandle tensor) { return torch_cpp::is_inference(tensor); }
-inline void bump_version(AtenTensorHandle tensor) { torch_cpp::bump_version(tensor); }
+inline bool is_neg(AtenTensorHandle tensor) { return libtorch::is_neg(tensor); }
+inline bool is_inference(AtenTensorHandle tensor) { return libtorch::is_inference(tensor); }
+inline void bump_version(AtenTensorHandle tensor) { libtorch::bump_version(tensor); }
 
 }  // namespace radam_fused

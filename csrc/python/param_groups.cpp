@@ -1,5 +1,6 @@
-// The rows of a step from the optimizer's param_groups: `step_row` of radam_fused/numerics/scalars.py by `write_row`, which gives
-// the same bits. A row takes Python some 3 us, and six times that where a training step has emptied the caches.
+// The rows of a step from the optimizer's param_groups: `step_row` of radam_fused/numerics/scalars.py by
+// `compute_scalars`, which gives the same bits. A row takes Python some 3 us, and six times that where a training step
+// has emptied the caches.
 #include "python/param_groups.h"
 
 #include <cmath>
@@ -96,13 +97,13 @@ double decay_rate(double beta) {
 }
 
 // rows.py, hyper
-Hyper read_hyper(Group& group) {
+GroupScalars read_group_scalars(Group& group) {
   static const Names names;
   static const char* const kKinds[] = {"first_order", "exact", "none"};
   const double beta1 = group.beta(names.betas, 0), beta2 = group.beta(names.betas, 1);
   const double decay = group.number(names.weight_decay);
   const bool decoupled = group.flag(names.decoupled);
-  Hyper h;
+  GroupScalars h;
   h.lr = group.number(names.lr);
   h.one_minus_beta1 = 1.0 - beta1;
   h.decay_rate1 = decay_rate(beta1);
@@ -112,10 +113,10 @@ Hyper read_hyper(Group& group) {
   h.rho_inf = (1.0 + beta2) / (1.0 - beta2);
   h.rho_threshold = group.number(names.threshold, 4.0);
   h.eps = group.number(names.eps);
-  h.coupled_decay = decoupled ? 0.0 : decay;
+  h.l2_decay = decoupled ? 0.0 : decay;
   h.decoupled_decay = decoupled ? decay : 0.0;
   h.sign = group.flag(names.maximize) ? -1.0 : 1.0;
-  h.unrectified = double(group.flag(names.to_sgd) ? Direction::kMomentum : Direction::kHold);
+  h.unrectified_rule = double(group.flag(names.to_sgd) ? UpdateRule::kUnrectified : UpdateRule::kNoParamUpdate);
   h.kind = group.choice(names.rectification, kKinds);
   h.seed = group.seed(names.seed);
   group.require(!group.flag(names.differentiable));  // such an optimizer steps elsewhere
@@ -126,26 +127,26 @@ Hyper read_hyper(Group& group) {
 
 }  // namespace
 
-// write_rows(address, groups, rows, taken) -> bool: writes a row (class Row of rows.py) for each (group, segment) of a
-// list from this address on, after as many steps as the segment has taken by the float64 array `taken`. False where a
+// write_scalars(address, groups, rows, taken) -> bool: writes a row (class Row of rows.py) for each (group, segment) of
+// a list from this address on, after as many steps as the segment has taken by the float64 array `taken`. False where a
 // group has something else than plain numbers: then some rows may be written.
-PyObject* write_rows(PyObject*, PyObject* args) {
+PyObject* write_scalars(PyObject*, PyObject* args) {
   unsigned long long address, taken;
   PyObject *groups, *rows;
   if (!PyArg_ParseTuple(args, "KOO!K", &address, &groups, &PyList_Type, &rows, &taken)) return nullptr;
   if (size_of(groups) < 0) Py_RETURN_FALSE;
   auto* columns = reinterpret_cast<double*>(address);
-  const Common unscaled{1.0, 1.0, false};
-  for (Py_ssize_t i = 0; i < PyList_Size(rows); ++i, columns += kRowColumns) {
+  const CommonScalars unscaled{1.0, 1.0, false};
+  for (Py_ssize_t i = 0; i < PyList_Size(rows); ++i, columns += kScalarColumns) {
     Py_ssize_t index, segment;
     if (!PyArg_ParseTuple(PyList_GetItem(rows, i), "nn", &index, &segment)) return nullptr;
     PyObject* dict = item_of(groups, index);  // borrowed; null, with IndexError, where there is none
     if (dict == nullptr) return nullptr;
     Group group(dict);
-    const Hyper h = read_hyper(group);
+    const GroupScalars h = read_group_scalars(group);
     if (PyErr_Occurred()) return nullptr;  // a number that no double holds, say
     if (!group.plain()) Py_RETURN_FALSE;
-    write_row(columns, h, reinterpret_cast<const double*>(taken)[segment] + 1.0, h.lr, unscaled);
+    compute_scalars(columns, h, reinterpret_cast<const double*>(taken)[segment] + 1.0, h.lr, unscaled);
   }
   Py_RETURN_TRUE;
 }

@@ -5,6 +5,6 @@
 
 namespace radam_fused {
 
-PyObject* write_rows(PyObject* module, PyObject* args);
+PyObject* write_scalars(PyObject* module, PyObject* args);
 
 }  // namespace radam_fused

@@ -1,8 +1,8 @@
 // A list of tensors on its way through torch's dispatcher costs several allocations and reference counts a tensor, more
 // than everything else that a step does for a small one; and a Python object for every gradient more still. But the
 // Python object of a parameter holds an at::Tensor, and the address of one is what the stable ABI calls a handle
-// (AtenTensorHandle). Where in the object it lies, `prepare_describe` finds out from tensors of which it knows
-// everything; from there on torch's own functions tell the rest (torch_cpp.h), on all threads, as none of them needs
+// (AtenTensorHandle). Where in the object it lies, `find_tensor_offset` finds out from tensors of which it knows
+// everything; from there on torch's own functions tell the rest (libtorch.h), on all threads, as none of them needs
 // the interpreter.
 #include "python/pointer_table.h"
 
@@ -22,18 +22,18 @@ namespace {
 
 using torch::stable::Tensor;
 
-struct Known {
+struct TensorObjects {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
   Py_ssize_t handle = 0;  // where in an object its at::Tensor lies, in bytes
 };
 
-Known known;
+TensorObjects tensor_objects;
 
 // Where the at::Tensor in an object is not known, no object is of a plain type: everything goes the ordinary way.
 bool is_plain_type(PyObject* object) {
   PyTypeObject* type = Py_TYPE(object);
-  return known.handle != 0 && (type == known.parameter || type == known.tensor);
+  return tensor_objects.handle != 0 && (type == tensor_objects.parameter || type == tensor_objects.tensor);
 }
 
 AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
@@ -41,10 +41,10 @@ AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
 }
 
 // The interpreter runs other threads meanwhile.
-class OtherThreads {
+class GilRelease {
  public:
-  OtherThreads() : state_(PyEval_SaveThread()) {}
-  ~OtherThreads() { PyEval_RestoreThread(state_); }
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease() { PyEval_RestoreThread(state_); }
 
  private:
   PyThreadState* state_;
@@ -77,12 +77,12 @@ Py_ssize_t find_handle(PyObject* samples, Py_ssize_t begin, Py_ssize_t end) {
 
 // As PyArg_ParseTuple wants them.
 struct PairsArgument {
-  unsigned long long rows, segments;
+  unsigned long long scalars, segments;
   long long count;
   int dtype, device_type, device_index;
 
-  Pairs pairs() const {
-    return {reinterpret_cast<Described*>(rows),
+  TensorPairs pairs() const {
+    return {reinterpret_cast<TensorPair*>(scalars),
             reinterpret_cast<const int64_t*>(segments),
             count,
             dtype,
@@ -91,11 +91,11 @@ struct PairsArgument {
 };
 
 bool parse(PyObject* args, PairsArgument& given) {
-  return PyArg_ParseTuple(args, "KKLiii", &given.rows, &given.segments, &given.count, &given.dtype, &given.device_type,
-                          &given.device_index);
+  return PyArg_ParseTuple(args, "KKLiii", &given.scalars, &given.segments, &given.count, &given.dtype,
+                          &given.device_type, &given.device_index);
 }
 
-Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object, known.handle)); }
+Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object, tensor_objects.handle)); }
 
 std::optional<Tensor> optional_tensor_of(PyObject* object) {
   return object == Py_None ? std::nullopt : std::optional<Tensor>(tensor_of(object));
@@ -103,91 +103,85 @@ std::optional<Tensor> optional_tensor_of(PyObject* object) {
 
 // What a step takes beside the pairs, as Python objects.
 struct StepArgument {
-  PyObject *described, *exp_avg, *exp_avg_sq, *segments, *row_of, *rows, *scales, *residue, *origins;
+  PyObject *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scalars, *scales, *master, *rng_offsets;
   int zero_grads, stochastic;
 
-  void step(const Pairs& pairs) const {
+  void step(const TensorPairs& pairs) const {
     if (pairs.device.type == aoti_torch_device_type_cpu()) {
-      step_described(tensor_of(described), pairs.dtype, tensor_of(exp_avg), tensor_of(exp_avg_sq), tensor_of(segments),
-                     tensor_of(row_of), tensor_of(rows), bool(zero_grads), optional_tensor_of(scales),
-                     optional_tensor_of(residue), bool(stochastic), optional_tensor_of(origins));
+      step_from_pointers(tensor_of(pointer_table), pairs.dtype, tensor_of(exp_avg), tensor_of(exp_avg_sq),
+                         tensor_of(segments), tensor_of(scalar_index), tensor_of(scalars), bool(zero_grads),
+                         optional_tensor_of(scales), optional_tensor_of(master), bool(stochastic),
+                         optional_tensor_of(rng_offsets));
     } else {
       call_operator(pairs);
     }
   }
 
  private:
-  void call_operator(const Pairs& pairs) const {
+  void call_operator(const TensorPairs& pairs) const {
     using torch::stable::detail::from;
-    StableIValue stack[] = {from(tensor_of(described)),
-                            from(int64_t(pairs.dtype)),
-                            from(tensor_of(exp_avg)),
-                            from(tensor_of(exp_avg_sq)),
-                            from(tensor_of(segments)),
-                            from(tensor_of(row_of)),
-                            from(tensor_of(rows)),
-                            from(bool(zero_grads)),
-                            from(optional_tensor_of(scales)),
-                            from(optional_tensor_of(residue)),
-                            from(bool(stochastic)),
-                            from(optional_tensor_of(origins))};
+    StableIValue stack[] = {
+        from(tensor_of(pointer_table)),   from(int64_t(pairs.dtype)), from(tensor_of(exp_avg)),
+        from(tensor_of(exp_avg_sq)),      from(tensor_of(segments)),  from(tensor_of(scalar_index)),
+        from(tensor_of(scalars)),         from(bool(zero_grads)),     from(optional_tensor_of(scales)),
+        from(optional_tensor_of(master)), from(bool(stochastic)),     from(optional_tensor_of(rng_offsets))};
     if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) {
       return;
     }
-    throw std::runtime_error(&torch_cpp::message != nullptr ? torch_cpp::message()
-                                                            : "radam_fused::step_described: torch has printed why");
+    throw std::runtime_error(&libtorch::message != nullptr ? libtorch::message()
+                                                           : "radam_fused::step_described: torch has printed why");
   }
 };
 
 }  // namespace
 
-// prepare_describe(Tensor, Parameter, samples, begin, end) -> bool. `samples` is a list of (tensor, address of its
+// find_tensor_offset(Tensor, Parameter, samples, begin, end) -> bool. `samples` is a list of (tensor, address of its
 // TensorImpl, data_ptr(), numel()), whose at::Tensor is looked for in the bytes [begin, end) of each object.
-PyObject* prepare_describe(PyObject*, PyObject* args) {
+PyObject* find_tensor_offset(PyObject*, PyObject* args) {
   PyObject *tensor, *parameter, *samples;
   Py_ssize_t begin, end;
   if (!PyArg_ParseTuple(args, "OOO!nn", &tensor, &parameter, &PyList_Type, &samples, &begin, &end)) return nullptr;
-  known.tensor = reinterpret_cast<PyTypeObject*>(tensor);
-  known.parameter = reinterpret_cast<PyTypeObject*>(parameter);
-  known.handle = torch_cpp::has_all() ? find_handle(samples, begin, end) : 0;
+  tensor_objects.tensor = reinterpret_cast<PyTypeObject*>(tensor);
+  tensor_objects.parameter = reinterpret_cast<PyTypeObject*>(parameter);
+  tensor_objects.handle = libtorch::has_all() ? find_handle(samples, begin, end) : 0;
   if (PyErr_Occurred()) return nullptr;
-  return PyBool_FromLong(known.handle != 0);
+  return PyBool_FromLong(tensor_objects.handle != 0);
 }
 
-// describe_tensors(params, described) -> bool: notes in each Described, from this address on, where its parameter's
+// record_params(params, described) -> bool: notes in each Described, from this address on, where its parameter's
 // at::Tensor is; false where one is of another type than torch's own. The objects have to outlive the table.
-PyObject* describe_tensors(PyObject*, PyObject* args) {
+PyObject* record_params(PyObject*, PyObject* args) {
   PyObject* params;
-  unsigned long long described;
-  if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &params, &described)) return nullptr;
-  auto* rows = reinterpret_cast<Described*>(described);
+  unsigned long long pointer_table;
+  if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &params, &pointer_table)) return nullptr;
+  auto* scalars = reinterpret_cast<TensorPair*>(pointer_table);
   for (Py_ssize_t i = 0; i < PyList_Size(params); ++i) {
     PyObject* param = PyList_GetItem(params, i);
     if (!is_plain_type(param)) Py_RETURN_FALSE;
-    rows[i].tensor = handle_of(param, known.handle);
+    scalars[i].tensor = handle_of(param, tensor_objects.handle);
   }
   Py_RETURN_TRUE;
 }
 
 // describe(*addresses) -> bool: fills in what a step changes. False where a parameter has no gradient or a pair is not
 // plain: then the caller goes the ordinary way, by which everything is checked anew.
-PyObject* describe(PyObject*, PyObject* args) {
+PyObject* read_pairs(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
-  return PyBool_FromLong(describe(given.pairs()));
+  return PyBool_FromLong(read_pairs(given.pairs()));
 }
 
-// in_place(*addresses) -> bool: whether parameters and gradients lie where the table says that they do, and no gradient
-// is where it has none. `segments` is not looked at.
-PyObject* in_place(PyObject*, PyObject* args) {
+// pairs_unmoved(*addresses) -> bool: whether parameters and gradients lie where the table says that they do, and no
+// gradient is where it has none. `segments` is not looked at.
+PyObject* pairs_unmoved(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
-  return PyBool_FromLong(lie_in_place(given.pairs()));
+  return PyBool_FromLong(are_unmoved(given.pairs()));
 }
 
-// describe_views(tensors, views) -> bool: notes in each View, from this address on, where its tensor's at::Tensor and
+// record_views(tensors, views) -> bool: notes in each View, from this address on, where its tensor's at::Tensor and
 // its elements are; false where one is of another type than torch's own. The objects have to outlive the table.
-PyObject* describe_views(PyObject*, PyObject* args) try {
+PyObject* record_views(PyObject*, PyObject* args) try {
   PyObject* tensors;
   unsigned long long address;
   if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &tensors, &address)) return nullptr;
@@ -195,7 +189,7 @@ PyObject* describe_views(PyObject*, PyObject* args) try {
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* tensor = PyList_GetItem(tensors, i);
     if (!is_plain_type(tensor)) Py_RETURN_FALSE;
-    views[i].tensor = handle_of(tensor, known.handle);
+    views[i].tensor = handle_of(tensor, tensor_objects.handle);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(views[i].tensor, &views[i].data));
   }
   Py_RETURN_TRUE;
@@ -203,15 +197,15 @@ PyObject* describe_views(PyObject*, PyObject* args) try {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
 
-// have_memory_each(tensors) -> bool: whether no two of these strided tensors of one device can share memory; false also
+// share_no_memory(tensors) -> bool: whether no two of these strided tensors of one device can share memory; false also
 // where one is of another type than torch's own.
-PyObject* have_memory_each(PyObject*, PyObject* tensors) try {
+PyObject* share_no_memory(PyObject*, PyObject* tensors) try {
   if (!PyList_Check(tensors)) return PyErr_Format(PyExc_TypeError, "have_memory_each() takes a list of tensors");
-  std::vector<Bytes> spans;
+  std::vector<MemorySpan> spans;
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* object = PyList_GetItem(tensors, i);
     if (!is_plain_type(object)) Py_RETURN_FALSE;
-    const AtenTensorHandle tensor = handle_of(object, known.handle);
+    const AtenTensorHandle tensor = handle_of(object, tensor_objects.handle);
     const Shape shape = shape_of(tensor);
     const void* data;
     int32_t dtype;
@@ -228,43 +222,43 @@ PyObject* have_memory_each(PyObject*, PyObject* tensors) try {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
 
-// views_in_place(views, count) -> bool: whether the elements of each View are where they were.
-PyObject* views_in_place(PyObject*, PyObject* args) {
+// views_intact(views, count) -> bool: whether the elements of each View are where they were.
+PyObject* views_intact(PyObject*, PyObject* args) {
   unsigned long long address;
   long long count;
   if (!PyArg_ParseTuple(args, "KL", &address, &count)) return nullptr;
-  return PyBool_FromLong(are_in_place(reinterpret_cast<const View*>(address), count));
+  return PyBool_FromLong(are_intact(reinterpret_cast<const View*>(address), count));
 }
 
-// step_described(addresses, brief, (described, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
-// residue, stochastic, origins), counts) -> bool: describes the pairs, raises the version counters of what is written,
-// steps, and counts the step: in one call, so that no signal handler of Python's runs between the two. False, and
-// nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread, for a step that takes less
-// than it costs to keep every gradient alive.
-PyObject* step_described(PyObject*, PyObject* args) try {
+// step_from_pointers(addresses, brief, (described, exp_avg, exp_avg_sq, segments, scalar_index, rows, zero_grads,
+// scales, residue, stochastic, origins), counts) -> bool: describes the pairs, raises the version counters of what is
+// written, steps, and counts the step: in one call, so that no signal handler of Python's runs between the two. False,
+// and nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread, for a step that takes
+// less than it costs to keep every gradient alive.
+PyObject* step_from_pointers(PyObject*, PyObject* args) try {
   PairsArgument given;
   StepArgument rest;
-  int brief;
+  int hold_gil;
   PyObject* counts_argument;
   StepCounts counts;
-  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)O", &given.rows, &given.segments, &given.count, &given.dtype,
-                        &given.device_type, &given.device_index, &brief, &rest.described, &rest.exp_avg,
-                        &rest.exp_avg_sq, &rest.segments, &rest.row_of, &rest.rows, &rest.zero_grads, &rest.scales,
-                        &rest.residue, &rest.stochastic, &rest.origins, &counts_argument) ||
+  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)O", &given.scalars, &given.segments, &given.count, &given.dtype,
+                        &given.device_type, &given.device_index, &hold_gil, &rest.pointer_table, &rest.exp_avg,
+                        &rest.exp_avg_sq, &rest.segments, &rest.scalar_index, &rest.scalars, &rest.zero_grads,
+                        &rest.scales, &rest.master, &rest.stochastic, &rest.rng_offsets, &counts_argument) ||
       !parse(counts_argument, counts)) {
     return nullptr;
   }
-  const Pairs pairs = given.pairs();
-  if (!describe(pairs)) Py_RETURN_FALSE;
+  const TensorPairs pairs = given.pairs();
+  if (!read_pairs(pairs)) Py_RETURN_FALSE;
   // First, while every gradient is known to be there, and as it may raise.
   count_versions(pairs, rest.zero_grads);
   // The launch on a GPU may wait for room in its queue, and takes a lock that another thread may hold while it wants
   // the interpreter's: so it is never brief.
-  if (brief && given.device_type == aoti_torch_device_type_cpu()) {
+  if (hold_gil && given.device_type == aoti_torch_device_type_cpu()) {
     rest.step(pairs);
   } else {
-    const Held held(pairs);
-    const OtherThreads others;
+    const HeldGradients held(pairs);
+    const GilRelease swapped_bytes;
     rest.step(pairs);
   }
   add_step(counts);

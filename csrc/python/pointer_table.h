@@ -7,19 +7,19 @@
 namespace radam_fused {
 
 // Whether this torch has what the others need.
-PyObject* prepare_describe(PyObject* module, PyObject* args);
+PyObject* find_tensor_offset(PyObject* module, PyObject* args);
 // The tensors of a plan, once for all of its steps.
-PyObject* describe_tensors(PyObject* module, PyObject* args);
+PyObject* record_params(PyObject* module, PyObject* args);
 // Whether all pairs are plain, with their addresses.
-PyObject* describe(PyObject* module, PyObject* args);
+PyObject* read_pairs(PyObject* module, PyObject* args);
 // Whether all pairs lie where they did.
-PyObject* in_place(PyObject* module, PyObject* args);
+PyObject* pairs_unmoved(PyObject* module, PyObject* args);
 // The views of a bucket that optimizer.state shows, and whether their elements are where they were.
-PyObject* describe_views(PyObject* module, PyObject* args);
-PyObject* views_in_place(PyObject* module, PyObject* args);
+PyObject* record_views(PyObject* module, PyObject* args);
+PyObject* views_intact(PyObject* module, PyObject* args);
 // Whether tensors share no memory.
-PyObject* have_memory_each(PyObject* module, PyObject* tensors);
+PyObject* share_no_memory(PyObject* module, PyObject* tensors);
 // A step over what is described anew: on a GPU by the operator of that name.
-PyObject* step_described(PyObject* module, PyObject* args);
+PyObject* step_from_pointers(PyObject* module, PyObject* args);
 
 }  // namespace radam_fused

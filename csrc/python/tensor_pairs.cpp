@@ -42,34 +42,34 @@ bool is_whole(AtenTensorHandle tensor, const Shape& shape, int64_t numel, int64_
 }
 
 // Fills in a pair, or returns false where it is not two arrays in the order that the moments were laid out in.
-bool describe_pair(AtenTensorHandle grad, const Pairs& pairs, int64_t layout, Described& row) try {
+bool read_pair(AtenTensorHandle grad, const TensorPairs& pairs, int64_t layout, TensorPair& pair) try {
   if (!is_defined(grad)) return false;
-  if (!is_on(row.tensor, pairs.device) || !is_strided_on(grad, pairs.device)) return false;
-  const Shape shape = shape_of(row.tensor);
+  if (!is_on(pair.tensor, pairs.device) || !is_strided_on(grad, pairs.device)) return false;
+  const Shape shape = shape_of(pair.tensor);
   const Shape grad_shape = shape_of(grad);
   const int grad_dtype = dtype_of(grad);
-  if (dtype_of(row.tensor) != pairs.dtype || !supported(pairs.dtype, grad_dtype)) return false;
-  if (fingerprint(shape) != layout || !alike(shape, grad_shape)) return false;
-  row.grad_dtype = grad_dtype;
+  if (dtype_of(pair.tensor) != pairs.dtype || !supported(pairs.dtype, grad_dtype)) return false;
+  if (layout_hash(shape) != layout || !alike(shape, grad_shape)) return false;
+  pair.grad_dtype = grad_dtype;
   // A freed storage has no address; its tensor has one where it begins with an offset.
-  return row.numel == 0 || (address_of(row.tensor, row.param) && address_of(grad, row.grad) &&
-                            is_whole(row.tensor, shape, row.numel, item_size(pairs.dtype)) &&
-                            is_whole(grad, grad_shape, row.numel, item_size(grad_dtype)));
+  return pair.numel == 0 || (address_of(pair.tensor, pair.param) && address_of(grad, pair.grad) &&
+                             is_whole(pair.tensor, shape, pair.numel, item_size(pairs.dtype)) &&
+                             is_whole(grad, grad_shape, pair.numel, item_size(grad_dtype)));
 } catch (const std::exception&) {
   return false;  // the ordinary way tells what is wrong with it
 }
 
 // Whether a parameter and its gradient lie where a row says; without an address for the gradient, that there is none.
-bool lies_in_place(const Described& row, const Pairs& pairs) try {
-  const AtenTensorHandle grad = grad_of(impl_of(row.tensor));
+bool is_unmoved(const TensorPair& pair, const TensorPairs& pairs) try {
+  const AtenTensorHandle grad = grad_of(impl_of(pair.tensor));
   void* data;
-  if (row.numel > 0 && !(is_on(row.tensor, pairs.device) && address_of(row.tensor, data) && data == row.param)) {
+  if (pair.numel > 0 && !(is_on(pair.tensor, pairs.device) && address_of(pair.tensor, data) && data == pair.param)) {
     return false;
   }
-  if (!is_defined(grad) || row.grad == nullptr) return !is_defined(grad) && row.grad == nullptr;
+  if (!is_defined(grad) || pair.grad == nullptr) return !is_defined(grad) && pair.grad == nullptr;
   return is_strided_on(grad, pairs.device) && dtype_of(grad) == pairs.dtype &&
-         alike(shape_of(row.tensor), shape_of(grad)) &&
-         (row.numel == 0 || (address_of(grad, data) && data == row.grad));
+         alike(shape_of(pair.tensor), shape_of(grad)) &&
+         (pair.numel == 0 || (address_of(grad, data) && data == pair.grad));
 } catch (const std::exception&) {
   return false;
 }
@@ -87,20 +87,20 @@ void prefetch_parts(const void* impl) {
 
 // Each pair is a chain of some six cache misses, one link leading to the next: a stretch of pairs takes every link
 // together. `moved` becomes true where a parameter has another address than when the rows were last filled in.
-bool describe_range(const Pairs& pairs, int64_t begin, int64_t end, std::atomic<bool>& moved) {
+bool read_range(const TensorPairs& pairs, int64_t begin, int64_t end, std::atomic<bool>& moved) {
   const void* impls[kStretch];
   AtenTensorHandle grads[kStretch];
   for (int64_t at = begin; at < end; at += kStretch) {
-    Described* rows = pairs.rows + at;
+    TensorPair* data = pairs.data + at;
     const int n = int(std::min<int64_t>(kStretch, end - at));
-    for (int i = 0; i < n; ++i) prefetch_impl(impls[i] = impl_of(rows[i].tensor));
+    for (int i = 0; i < n; ++i) prefetch_impl(impls[i] = impl_of(data[i].tensor));
     for (int i = 0; i < n; ++i) prefetch_parts(impls[i]);
     for (int i = 0; i < n; ++i) prefetch_impl(impl_of(grads[i] = grad_of(impls[i])));
     for (int i = 0; i < n; ++i) prefetch_parts(impl_of(grads[i]));
     for (int i = 0; i < n; ++i) {
-      const void* before = rows[i].param;
-      if (!describe_pair(grads[i], pairs, pairs.segments[2 * (at + i) + 1], rows[i])) return false;
-      if (rows[i].param != before) moved = true;
+      const void* before = data[i].param;
+      if (!read_pair(grads[i], pairs, pairs.segments[2 * (at + i) + 1], data[i])) return false;
+      if (data[i].param != before) moved = true;
     }
   }
   return true;
@@ -108,42 +108,42 @@ bool describe_range(const Pairs& pairs, int64_t begin, int64_t end, std::atomic<
 
 // Whether no two parameters share memory: one launch would step both at the same time. Where two do, this is asked
 // again in the next step.
-bool have_memory_each(const Pairs& pairs) {
-  std::vector<Bytes> spans;
+bool share_no_memory(const TensorPairs& pairs) {
+  std::vector<MemorySpan> spans;
   spans.reserve(pairs.count);
   for (int64_t i = 0; i < pairs.count; ++i) {
-    const char* begin = static_cast<const char*>(pairs.rows[i].param);
-    if (pairs.rows[i].numel > 0) spans.push_back({begin, begin + pairs.rows[i].numel * item_size(pairs.dtype)});
+    const char* begin = static_cast<const char*>(pairs.data[i].param);
+    if (pairs.data[i].numel > 0) spans.push_back({begin, begin + pairs.data[i].numel * item_size(pairs.dtype)});
   }
   if (are_apart(spans)) return true;
-  for (int64_t i = 0; i < pairs.count; ++i) pairs.rows[i].param = nullptr;
+  for (int64_t i = 0; i < pairs.count; ++i) pairs.data[i].param = nullptr;
   return false;
 }
 
 }  // namespace
 
-bool are_apart(std::vector<Bytes>& spans) {
-  std::sort(spans.begin(), spans.end(), [](const Bytes& a, const Bytes& b) { return a.begin < b.begin; });
+bool are_apart(std::vector<MemorySpan>& spans) {
+  std::sort(spans.begin(), spans.end(), [](const MemorySpan& a, const MemorySpan& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < spans.size(); ++i) {
     if (spans[i].begin < spans[i - 1].end) return false;
   }
   return true;
 }
 
-bool describe(const Pairs& pairs) {
+bool read_pairs(const TensorPairs& pairs) {
   std::atomic<bool> plain{true}, moved{false};
   torch::stable::parallel_for(0, pairs.count, kPairsPerThread, [&](int64_t begin, int64_t end) {
-    if (!describe_range(pairs, begin, end, moved)) plain = false;
+    if (!read_range(pairs, begin, end, moved)) plain = false;
   });
-  return plain && (!moved || have_memory_each(pairs));
+  return plain && (!moved || share_no_memory(pairs));
 }
 
-void count_versions(const Pairs& pairs, bool of_grads) try {
+void count_versions(const TensorPairs& pairs, bool of_grads) try {
   for (int64_t at = 0; at < pairs.count; at += kStretch) {
     const int64_t end = std::min(at + kStretch, pairs.count);
-    for (int64_t i = at; i < end; ++i) prefetch_parts(impl_of(pairs.rows[i].tensor));
-    for (int64_t i = at; i < end; ++i) bump_version(pairs.rows[i].tensor);
-    for (int64_t i = at; i < end && of_grads; ++i) bump_version(grad_of(impl_of(pairs.rows[i].tensor)));
+    for (int64_t i = at; i < end; ++i) prefetch_parts(impl_of(pairs.data[i].tensor));
+    for (int64_t i = at; i < end; ++i) bump_version(pairs.data[i].tensor);
+    for (int64_t i = at; i < end && of_grads; ++i) bump_version(grad_of(impl_of(pairs.data[i].tensor)));
   }
 } catch (const std::exception&) {
   // Tensors that were made in inference mode have no version counter. To ask first would cost every step; a counter
@@ -152,19 +152,19 @@ void count_versions(const Pairs& pairs, bool of_grads) try {
     if (!is_inference(tensor)) bump_version(tensor);
   };
   for (int64_t i = 0; i < pairs.count; ++i) {
-    raise_if_any(pairs.rows[i].tensor);
-    if (of_grads) raise_if_any(grad_of(impl_of(pairs.rows[i].tensor)));
+    raise_if_any(pairs.data[i].tensor);
+    if (of_grads) raise_if_any(grad_of(impl_of(pairs.data[i].tensor)));
   }
 }
 
-bool lie_in_place(const Pairs& pairs) {
+bool are_unmoved(const TensorPairs& pairs) {
   for (int64_t i = 0; i < pairs.count; ++i) {
-    if (!lies_in_place(pairs.rows[i], pairs)) return false;
+    if (!is_unmoved(pairs.data[i], pairs)) return false;
   }
   return true;
 }
 
-bool are_in_place(const View* views, int64_t count) {
+bool are_intact(const View* views, int64_t count) {
   for (int64_t at = 0; at < count; at += kStretch) {
     const int n = int(std::min<int64_t>(kStretch, count - at));
     for (int i = 0; i < n; ++i) prefetch_impl(impl_of(views[at + i].tensor));
@@ -178,14 +178,14 @@ bool are_in_place(const View* views, int64_t count) {
   return true;
 }
 
-Held::Held(const Pairs& pairs) {
+HeldGradients::HeldGradients(const TensorPairs& pairs) {
   grads_.resize(pairs.count);
   for (int64_t i = 0; i < pairs.count; ++i) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(grad_of(impl_of(pairs.rows[i].tensor)), &grads_[i]));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(grad_of(impl_of(pairs.data[i].tensor)), &grads_[i]));
   }
 }
 
-Held::~Held() {
+HeldGradients::~HeldGradients() {
   for (size_t i = grads_.size(); i-- > 0;) aoti_torch_delete_tensor_object(grads_[i]);
 }
 

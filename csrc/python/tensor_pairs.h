@@ -7,8 +7,8 @@
 
 namespace radam_fused {
 
-struct Pairs {
-  Described* rows;          // of each the tensor and its number of elements are known
+struct TensorPairs {
+  TensorPair* data;         // of each the tensor and its number of elements are known
   const int64_t* segments;  // (n, 2), the operator's argument: where the moments start, and their layout
   int64_t count;
   int dtype;
@@ -16,21 +16,21 @@ struct Pairs {
 };
 
 // The bytes from a tensor's first element to its last.
-struct Bytes {
+struct MemorySpan {
   const char* begin;
   const char* end;
 };
 
 // Whether no two spans meet; sorts them.
-bool are_apart(std::vector<Bytes>& spans);
+bool are_apart(std::vector<MemorySpan>& spans);
 
 // Fills in the rows, on all threads; false where a parameter has no gradient, a pair is not two arrays in the order
 // that the moments were laid out in, or two parameters share memory since they have moved.
-bool describe(const Pairs& pairs);
+bool read_pairs(const TensorPairs& pairs);
 
 // Whether parameters and gradients lie where the rows say; a row without an address for its gradient says that there is
 // none. `segments` is not looked at.
-bool lie_in_place(const Pairs& pairs);
+bool are_unmoved(const TensorPairs& pairs);
 
 // A tensor that optimizer.state shows, and where its elements were.
 struct View {
@@ -38,18 +38,18 @@ struct View {
   void* data;
 };
 
-bool are_in_place(const View* views, int64_t count);
+bool are_intact(const View* views, int64_t count);
 
 // Raises the version counters that autograd compares, of parameters and, where they were cleared, of gradients.
-void count_versions(const Pairs& pairs, bool of_grads);
+void count_versions(const TensorPairs& pairs, bool of_grads);
 
 // The gradients of described pairs, kept alive while the interpreter runs other threads, which may replace them.
-class Held {
+class HeldGradients {
  public:
-  explicit Held(const Pairs& pairs);
-  ~Held();
-  Held(const Held&) = delete;
-  Held& operator=(const Held&) = delete;
+  explicit HeldGradients(const TensorPairs& pairs);
+  ~HeldGradients();
+  HeldGradients(const HeldGradients&) = delete;
+  HeldGradients& operator=(const HeldGradients&) = delete;
 
  private:
   Scratch<AtenTensorHandle> grads_;

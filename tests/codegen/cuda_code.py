@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import cuda_code_rows
-import cuda_code_stored
+import cuda_code_low_precision
+import cuda_code_scalars
 from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, setting, with_code
 
 KERNELS = 20
@@ -214,7 +214,7 @@ def main() -> int:
     good = next(k for k in kernels if (k.param, k.grad, k.argument_bytes, k.arch) == ("fp32", "fp32", 4096, 90))
     noticed = controls(flags, good)
     print("\n" + ("\n".join(wrong) if wrong else f"{len(kernels)} kernels: nothing wrong"))
-    others = [part.check(flags) for part in (cuda_code_rows, cuda_code_stored)]
+    others = [part.check(flags) for part in (cuda_code_scalars, cuda_code_low_precision)]
     return int(bool(wrong) or not noticed or not all(others))
 
 

@@ -44,14 +44,15 @@ int launch(int64_t bucket, int64_t stream, int64_t number, bool capturing) {
   segment.length = 1;
   table.segments.push_back(segment);
   table.tiles = 1;
-  const std::vector<double> rows{double(number)};
+  const std::vector<double> scalars{double(number)};
   const std::vector<const void*> grads{reinterpret_cast<const void*>(number)};
   const TableKey key{0, reinterpret_cast<cudaStream_t>(stream), reinterpret_cast<const void*>(bucket), 0, 0, 1};
-  const DeviceTables found = table_cache().find(key, table, &rows, &grads, capturing);
+  const DeviceTables found = table_cache().find(key, table, &scalars, &grads, capturing);
   stub::Block written(table.bytes());
   table.write(written.data());
-  launches.push_back(
-      {{found.segments.block, written}, {found.rows.block, bytes_of(rows)}, {found.grads.block, bytes_of(grads)}});
+  launches.push_back({{found.segments.block, written},
+                      {found.scalars.block, bytes_of(scalars)},
+                      {found.grads.block, bytes_of(grads)}});
   return int(launches.size()) - 1;
 }
 

@@ -1,5 +1,5 @@
 // Stands in for the launch on a GPU, with a queue that stays full until another thread of Python makes room: the
-// operator step_described for tensors of the meta device (tests/kernels/test_held_launch.py).
+// operator step_from_pointers for tensors of the meta device (tests/kernels/test_held_launch.py).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -14,8 +14,8 @@ using torch::stable::Tensor;
 
 std::atomic<bool> launching{false}, room{false}, waited_in_vain{false};
 
-void step_described(Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor, bool, std::optional<Tensor>,
-                    std::optional<Tensor>, bool, std::optional<Tensor>) {
+void step_from_pointers(Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor, bool, std::optional<Tensor>,
+                        std::optional<Tensor>, bool, std::optional<Tensor>) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::seconds(30);  // a deadlock, which the test is to survive
   launching = true;
@@ -25,7 +25,7 @@ void step_described(Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor, boo
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, Meta, m) { m.impl("step_described", TORCH_BOX(&step_described)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, Meta, m) { m.impl("step_described", TORCH_BOX(&step_from_pointers)); }
 
 extern "C" bool is_launching() { return launching; }
 extern "C" bool has_waited_in_vain() { return waited_in_vain; }

@@ -7,30 +7,30 @@
 namespace radam_fused {
 namespace {
 
-using namespace lanes;
+using namespace avx512;
 
 enum Way { kNarrowed, kAsParameter, kDrawn };
 
 template <typename S>
-RADAM_AVX512 void store(Way way, const float* x, const uint16_t* draws, int64_t n, uint16_t* ours, uint16_t* theirs) {
+RADAM_AVX512 void store(Way way, const float* x, const uint16_t* rand, int64_t n, uint16_t* ours, uint16_t* theirs) {
   for (int64_t i = 0; i < n; i += kElements) {
-    const Pair pair = pair_at<float>(x + i, 0);
+    const Pair pair = load_pair<float>(x + i, 0);
     const U words = way == kNarrowed      ? narrowed(S{}, pair)
-                    : way == kAsParameter ? as_parameter(S{}, pair)
-                                          : drawn(S{}, pair, words_at(draws + i, 0));
-    set_words(ours + i, 0, words);
+                    : way == kAsParameter ? param_of_master(S{}, pair)
+                                          : stochastic(S{}, pair, load_words(rand + i, 0));
+    store_words(ours + i, 0, words);
   }
   for (int64_t i = 0; i < n; ++i) {
     theirs[i] = (way == kNarrowed      ? Narrow<S>::from(x[i])
                  : way == kAsParameter ? Parameter<S>::from(x[i])
-                                       : Stochastic<S>::from(x[i], draws[i]))
+                                       : Stochastic<S>::from(x[i], rand[i]))
                     .bits;
   }
 }
 
 template <typename S>
 RADAM_AVX512 void load(const uint16_t* stored, int64_t n, float* ours, float* theirs) {
-  for (int64_t i = 0; i < n; i += kElements) set_floats(ours + i, 0, pair_at<S>(stored + i, 0));
+  for (int64_t i = 0; i < n; i += kElements) store_floats(ours + i, 0, load_pair<S>(stored + i, 0));
   for (int64_t i = 0; i < n; ++i) theirs[i] = widen(S{stored[i]});
 }
 
@@ -41,9 +41,9 @@ using namespace radam_fused;
 
 extern "C" {
 
-RADAM_AVX512 void lanes_store(int64_t bfloat, int64_t way, const float* x, const uint16_t* draws, int64_t n,
+RADAM_AVX512 void lanes_store(int64_t bfloat, int64_t way, const float* x, const uint16_t* rand, int64_t n,
                               uint16_t* ours, uint16_t* theirs) {
-  (bfloat ? store<bfloat16> : store<float16>)(Way(way), x, draws, n, ours, theirs);
+  (bfloat ? store<bfloat16> : store<float16>)(Way(way), x, rand, n, ours, theirs);
 }
 
 RADAM_AVX512 void lanes_load(int64_t bfloat, const uint16_t* stored, int64_t n, float* ours, float* theirs) {
@@ -53,7 +53,7 @@ RADAM_AVX512 void lanes_load(int64_t bfloat, const uint16_t* stored, int64_t n, 
 // Of a bfloat16 and 16 bits more: joined, and split again; n pairs of both.
 RADAM_AVX512 void lanes_split(const float* x, int64_t n, uint16_t* ours, uint16_t* theirs) {
   for (int64_t i = 0; i < n; i += kElements) {
-    split(ours + i, ours + n + i, pair_at<float>(x + i, 0), 0);
+    split(ours + i, ours + n + i, load_pair<float>(x + i, 0), 0);
   }
   for (int64_t i = 0; i < n; ++i) {
     theirs[i] = Parameter<bfloat16>::from(x[i]).bits;
@@ -61,41 +61,41 @@ RADAM_AVX512 void lanes_split(const float* x, int64_t n, uint16_t* ours, uint16_
   }
 }
 RADAM_AVX512 void lanes_join(const uint16_t* high, const int16_t* low, int64_t n, float* ours, float* theirs) {
-  for (int64_t i = 0; i < n; i += kElements) set_floats(ours + i, 0, joined(high + i, low + i, 0));
+  for (int64_t i = 0; i < n; i += kElements) store_floats(ours + i, 0, joined(high + i, low + i, 0));
   for (int64_t i = 0; i < n; ++i) theirs[i] = join({high[i]}, low[i]);
 }
 
 // Both moments as float16, n of the first and then n of the second, by the second one's roots.
-RADAM_AVX512 void lanes_halves(const float* m, const float* root, const uint16_t* draws, int64_t n, uint16_t* ours,
+RADAM_AVX512 void lanes_halves(const float* m, const float* root, const uint16_t* rand, int64_t n, uint16_t* ours,
                                uint16_t* theirs) {
   for (int64_t i = 0; i < n; i += kElements) {
-    const U words = words_at(draws + i, 0);
-    const U second = drawn(float16{}, fourth_roots(pair_at<float>(root + i, 0)), words);
-    const Pair quotients = half_quotients(pair_at<float>(m + i, 0), widened(float16{}, second));
-    set_words(ours + i, 0, drawn(float16{}, quotients, others(words)));
-    set_words(ours + n + i, 0, second);
+    const U words = load_words(rand + i, 0);
+    const U second = stochastic(float16{}, fourth_roots(load_pair<float>(root + i, 0)), words);
+    const Pair quotients = half_quotients(load_pair<float>(m + i, 0), widened(float16{}, second));
+    store_words(ours + i, 0, stochastic(float16{}, quotients, swapped_bytes(words)));
+    store_words(ours + n + i, 0, second);
   }
   for (int64_t i = 0; i < n; ++i) {
-    const float16 second = HalfRoot::encode(root[i], draws[i]);
-    theirs[i] = HalfFirst::encode(m[i], HalfRoot::decode(second), other(draws[i])).bits;
+    const float16 second = HalfRoot::encode(root[i], rand[i]);
+    theirs[i] = HalfFirst::encode(m[i], HalfRoot::decode(second), swap_bytes(rand[i])).bits;
     theirs[n + i] = second.bits;
   }
 }
 
 // The numbers of n places from `origin` on, a run of elements.
-RADAM_AVX512 void lanes_draws(int64_t origin, int64_t n, int64_t stream, int64_t step, int64_t seed, uint16_t* ours,
+RADAM_AVX512 void lanes_draws(int64_t rng_offset, int64_t n, int64_t stream, int64_t step, int64_t seed, uint16_t* ours,
                               uint16_t* theirs) {
   const Keys keys{uint32_t(seed)};
-  Draws draws;
-  draws.begin(origin, int(n), uint32_t(stream), uint32_t(step), keys);
+  RandomBits rand;
+  rand.begin(rng_offset, int(n), uint32_t(stream), uint32_t(step), keys);
   for (int i = 0; i < n; i += kElements) {
-    draws.ahead(i);
-    set_words(ours + i, 0, draws.at(i));
+    rand.ahead(i);
+    store_words(ours + i, 0, rand.at(i));
   }
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t place = origin + i;
-    const Philox random = philox(uint64_t(place / kDraws), uint32_t(step), uint32_t(stream), uint32_t(seed));
-    theirs[i] = uint16_t(random.draw(int(place % kDraws)));
+    const int64_t place = rng_offset + i;
+    const Philox random = philox(uint64_t(place / kRandsPerCall), uint32_t(step), uint32_t(stream), uint32_t(seed));
+    theirs[i] = uint16_t(random.rand16(int(place % kRandsPerCall)));
   }
 }
 

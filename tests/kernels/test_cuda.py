@@ -204,9 +204,9 @@ def test_backend_cuda_is_for_gpus() -> None:
             FusedRAdam([torch.zeros(3)], backend="cuda")
 
 
-def test_the_walk_is_in_one_place() -> None:
+def test_the_tile_loop_is_in_one_place() -> None:
     """The kernel calls what these tests run, and does nothing besides."""
     kernel = (ROOT / "csrc" / "cuda" / "step_kernel.cuh").read_text()
     body = kernel[kernel.index("__global__") :]
     assert body.count(";") == 1
-    assert "walk_tiles<kThreads, P, G>" in body
+    assert "step_tiles<kThreads, P, G>" in body

@@ -105,10 +105,10 @@ def test_special_values(walk: ctypes.CDLL, form: Form) -> None:
     assert not differing(*results, case.names())
 
 
-def test_the_walk_is_in_one_place() -> None:
+def test_the_tile_loop_is_in_one_place() -> None:
     """The kernel calls what these tests run, and does nothing besides."""
     kernel = (ROOT / "csrc" / "cuda" / "low_precision_kernel.cu").read_text()
     body = kernel[kernel.index("__global__") :]
     body = body[body.index("{") + 1 : body.index("\n}")]
     assert body.count(";") == 2
-    assert "walk_stored<kMoments, kThreads / kWarp>" in body
+    assert "step_low_precision_tiles<kMoments, kThreads / kWarp>" in body

@@ -1,4 +1,4 @@
-"""The CUDA kernels' bodies on the host: compiles cuda_walk*.cpp and offers them as operators, on CPU tensors.
+"""The CUDA kernels' bodies on the host: compiles cuda_host_*.cpp and offers them as operators, on CPU tensors.
 
 The tables and the walk over tiles are the lines that the GPU runs; what differs is that blocks and threads come one
 after the other, in an order and number of the caller's choice.
@@ -104,7 +104,7 @@ def compile_walk(folder: Path) -> ctypes.CDLL:
     """The walk as a shared library, compiled under the numeric contract."""
     library = folder / "walk.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
-    sources = [str(HERE / name) for name in ("cuda_walk.cpp", "cuda_walk_rows.cpp", "cuda_walk_stored.cpp")]
+    sources = [str(HERE / f"cuda_host_{kernel}.cpp") for kernel in ("step", "scalars", "low_precision")]
     command = [*compiler(), *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", str(library)]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(library))
@@ -169,7 +169,7 @@ def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Ten
             layout = (longs(grad.shape), strides, strides)
             tensors[k] = _HostTensor(None, grad.data_ptr(), 0, 0, NUMBERS[grad.dtype], grad.dim(), 0, *layout)
         sums = torch.full((PARTIAL_SUMS,), -1.0, dtype=torch.float64)
-        library.radam_fused_squares(
+        library.radam_fused_grad_norm(
             tensors,
             ctypes.c_int64(len(grads)),
             ctypes.c_int64(NUMBERS[grads[0].dtype]),
@@ -207,7 +207,7 @@ def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[T
             *(at(squares), 0 if squares is None else len(squares), max_grad_norm),
             *map(at, (grad_scale, found_inf, made, norm)),
         )
-        library.radam_fused_rows(ctypes.byref(arguments), longs(astuple(geometry)))
+        library.radam_fused_scalars(ctypes.byref(arguments), longs(astuple(geometry)))
         return made, norm
 
     return rows

@@ -6,11 +6,11 @@
 #include "numerics/state_format.h"
 
 #if RADAM_X86
-namespace radam_fused::lanes {
+namespace radam_fused::avx512 {
 
 constexpr int kCalls = 8;  // in a vector
 constexpr int kRounds = 10;
-constexpr int kRun = 4 * kBlockElements;  // elements that are taken together
+constexpr int kChunk = 4 * kBlockElements;  // elements that are taken together
 
 // The keys of the rounds, made once for all calls.
 struct Keys {
@@ -30,14 +30,14 @@ struct Keys {
 struct Calls {
   U c0, c1, c2, c3;
 
-  RADAM_LANES void begin(uint64_t group, uint32_t stream, uint32_t step) {
+  RADAM_VEC void begin(uint64_t group, uint32_t stream, uint32_t step) {
     c0 = _mm512_add_epi64(_mm512_set1_epi64(int64_t(group)), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
     c1 = _mm512_srli_epi64(c0, 32);
     c2 = _mm512_set1_epi64(step);
     c3 = _mm512_set1_epi64(stream);
   }
 
-  RADAM_LANES void round(const Keys& keys, int k) {
+  RADAM_VEC void round(const Keys& keys, int k) {
     constexpr int kXor = 0x96;
     const U a = _mm512_mul_epu32(c0, _mm512_set1_epi64(0xD2511F53));
     const U b = _mm512_mul_epu32(c2, _mm512_set1_epi64(0xCD9E8D57));
@@ -48,7 +48,7 @@ struct Calls {
     c3 = a;
   }
 
-  RADAM_LANES void store(uint32_t* words) const {
+  RADAM_VEC void store(uint32_t* words) const {
     constexpr __mmask16 kUpper = 0xaaaa;
     const U front = _mm512_mask_shuffle_epi32(c0, kUpper, c1, _MM_PERM_ENUM(0xa0));
     const U back = _mm512_mask_shuffle_epi32(c2, kUpper, c3, _MM_PERM_ENUM(0xa0));
@@ -60,41 +60,42 @@ struct Calls {
 
 // The numbers of a run of elements. They are made a little before their turn, among the work on the elements before:
 // that waits for the divider, and these need all but that.
-class Draws {
+class RandomBits {
  public:
-  RADAM_LANES void begin(int64_t origin, int n, uint32_t stream, uint32_t step, const Keys& keys) {
-    offset_ = int(origin % kDraws);  // a run may begin within a group
-    group_ = uint64_t(origin / kDraws);
+  RADAM_VEC void begin(int64_t rng_offset, int n, uint32_t stream, uint32_t step, const Keys& keys) {
+    offset_ = int(rng_offset % kRandsPerCall);  // a run may begin within a group
+    group_ = uint64_t(rng_offset / kRandsPerCall);
     until_ = offset_ + n;
     stream_ = stream;
     step_ = step;
     keys_ = &keys;
     if (until_ <= kOfVector) {
-      draw<1>(0);
+      fill<1>(0);
     } else {
-      draw<kSideBySide>(0);
+      fill<kSideBySide>(0);
     }
   }
 
   // To be asked for before `at` is, in order.
-  RADAM_LANES void ahead(int i) {
-    if (i % kAtOnce == 0 && i + kAtOnce < until_) draw<kSideBySide>(i + kAtOnce);
+  RADAM_VEC void ahead(int i) {
+    if (i % kAtOnce == 0 && i + kAtOnce < until_) fill<kSideBySide>(i + kAtOnce);
   }
 
   // Of the 32 elements from the i-th on, two neighbours' in a word.
-  RADAM_LANES U at(int i) const { return words_at(words_, offset_ + i); }
+  RADAM_VEC U at(int i) const { return load_words(words_, offset_ + i); }
 
  private:
-  static constexpr int kOfVector = kCalls * kDraws;
+  static constexpr int kOfVector = kCalls * kRandsPerCall;
   // A round waits eight cycles for the one before it and keeps the ports busy for three: so four vectors side by side.
   static constexpr int kSideBySide = 4;
   static constexpr int kAtOnce = kSideBySide * kOfVector;
 
   template <int kVectors>
-  RADAM_AVX512 __attribute__((noinline)) void draw(int i) {
+  RADAM_AVX512 __attribute__((noinline)) void fill(int i) {
     Calls calls[kVectors];
 #pragma GCC unroll 4
-    for (int c = 0; c < kVectors; ++c) calls[c].begin(group_ + uint64_t(i / kDraws + c * kCalls), stream_, step_);
+    for (int c = 0; c < kVectors; ++c)
+      calls[c].begin(group_ + uint64_t(i / kRandsPerCall + c * kCalls), stream_, step_);
 #pragma GCC unroll 10
     for (int k = 0; k < kRounds; ++k) {
 #pragma GCC unroll 4
@@ -104,12 +105,12 @@ class Draws {
     for (int c = 0; c < kVectors; ++c) calls[c].store(words_ + (i + c * kOfVector) / 2);
   }
 
-  alignas(64) uint32_t words_[(kRun + kAtOnce) / 2];
+  alignas(64) uint32_t words_[(kChunk + kAtOnce) / 2];
   uint64_t group_;
   const Keys* keys_;
   uint32_t stream_, step_;
   int offset_, until_;
 };
 
-}  // namespace radam_fused::lanes
+}  // namespace radam_fused::avx512
 #endif

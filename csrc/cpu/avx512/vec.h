@@ -14,9 +14,9 @@
 #if RADAM_X86
 #include "cpu/avx512/intrinsics.h"
 
-#define RADAM_LANES RADAM_AVX512_INLINE
+#define RADAM_VEC RADAM_AVX512_INLINE
 
-namespace radam_fused::lanes {
+namespace radam_fused::avx512 {
 
 constexpr int kLanes = 16;
 constexpr int kElements = 2 * kLanes;  // of a pair of vectors
@@ -28,53 +28,53 @@ struct Pair {
   F even, odd;
 };
 
-RADAM_LANES F all(float x) { return _mm512_set1_ps(x); }
+RADAM_VEC F all(float x) { return _mm512_set1_ps(x); }
 // A constant from memory, which costs nothing beside arithmetic: GCC 12 would make it anew in a general register
 // wherever it is wanted, and its way to the vector's takes a port of the arithmetic's.
 template <uint32_t kBits>
-RADAM_LANES U constant() {
+RADAM_VEC U constant() {
   static constexpr uint32_t kMemory = kBits;
   U x;
   asm("vpbroadcastd %1, %0" : "=v"(x) : "m"(kMemory));
   return x;
 }
-RADAM_LANES U bits_of(F x) { return _mm512_castps_si512(x); }
-RADAM_LANES F of_bits(U x) { return _mm512_castsi512_ps(x); }
-RADAM_LANES U even_of(U words) { return _mm512_and_si512(words, constant<0xffffu>()); }
-RADAM_LANES U odd_of(U words) { return _mm512_srli_epi32(words, 16); }
-RADAM_LANES U magnitude_bits(F x) { return _mm512_and_si512(bits_of(x), constant<kMagnitude>()); }
-RADAM_LANES __mmask16 is_number(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q); }
+RADAM_VEC U bits_of(F x) { return _mm512_castps_si512(x); }
+RADAM_VEC F of_bits(U x) { return _mm512_castsi512_ps(x); }
+RADAM_VEC U even_of(U words) { return _mm512_and_si512(words, constant<0xffffu>()); }
+RADAM_VEC U odd_of(U words) { return _mm512_srli_epi32(words, 16); }
+RADAM_VEC U magnitude_bits(F x) { return _mm512_and_si512(bits_of(x), constant<kMagnitude>()); }
+RADAM_VEC __mmask16 is_number(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q); }
 
 // 32 neighbours of 16 bits in memory, as words.
-RADAM_LANES U words_at(const void* array, int i) { return _mm512_loadu_si512(static_cast<const char*>(array) + 2 * i); }
-RADAM_LANES void set_words(void* array, int i, U words) {
+RADAM_VEC U load_words(const void* array, int i) { return _mm512_loadu_si512(static_cast<const char*>(array) + 2 * i); }
+RADAM_VEC void store_words(void* array, int i, U words) {
   _mm512_storeu_si512(static_cast<char*>(array) + 2 * i, words);
 }
 // Of a pair the upper halves.
-RADAM_LANES U upper_halves(U even, U odd) {
+RADAM_VEC U upper_halves(U even, U odd) {
   constexpr int kSelect = 0xca;  // where the first has ones the second, else the third
   return _mm512_ternarylogic_epi32(constant<0xffff0000u>(), odd, odd_of(even), kSelect);
 }
 
-RADAM_LANES U evens_first() {
+RADAM_VEC U evens_first() {
   return _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22, 20, 18, 16, 14,
                           12, 10, 8, 6, 4, 2, 0);
 }
-RADAM_LANES U in_order() {
+RADAM_VEC U in_order() {
   return _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
                           3, 18, 2, 17, 1, 16, 0);
 }
 
-RADAM_LANES Pair widened(bfloat16, U words) {
+RADAM_VEC Pair widened(bfloat16, U words) {
   return {of_bits(_mm512_slli_epi32(words, 16)), of_bits(_mm512_and_si512(words, constant<0xffff0000u>()))};
 }
-RADAM_LANES Pair widened(float16, U words) {
+RADAM_VEC Pair widened(float16, U words) {
   const U split = _mm512_permutexvar_epi16(evens_first(), words);
   return {_mm512_cvtph_ps(_mm512_castsi512_si256(split)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(split, 1))};
 }
 
 template <typename S>
-RADAM_LANES Pair pair_at(const void* array, int i) {
+RADAM_VEC Pair load_pair(const void* array, int i) {
   if constexpr (std::is_same_v<S, float>) {
     const float* from = static_cast<const float*>(array) + i;
     const F low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + kLanes);
@@ -82,16 +82,16 @@ RADAM_LANES Pair pair_at(const void* array, int i) {
     const U odds = _mm512_add_epi32(evens, constant<1u>());
     return {_mm512_permutex2var_ps(low, evens, high), _mm512_permutex2var_ps(low, odds, high)};
   } else {
-    return widened(S{}, words_at(array, i));
+    return widened(S{}, load_words(array, i));
   }
 }
 
-RADAM_LANES Pair pair_at(const void* array, int dtype, int i) {
-  if (dtype == kFloat32) return pair_at<float>(array, i);
-  return dtype == kFloat16 ? pair_at<float16>(array, i) : pair_at<bfloat16>(array, i);
+RADAM_VEC Pair load_pair(const void* array, int dtype, int i) {
+  if (dtype == kFloat32) return load_pair<float>(array, i);
+  return dtype == kFloat16 ? load_pair<float16>(array, i) : load_pair<bfloat16>(array, i);
 }
 
-RADAM_LANES void set_floats(void* array, int i, const Pair& x) {
+RADAM_VEC void store_floats(void* array, int i, const Pair& x) {
   float* to = static_cast<float*>(array) + i;
   const U low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const U high = _mm512_add_epi32(low, constant<8u>());
@@ -101,41 +101,41 @@ RADAM_LANES void set_floats(void* array, int i, const Pair& x) {
 
 // The words of a pair in float16, each rounded as kRounding says.
 template <int kRounding>
-RADAM_LANES U halves(const Pair& x) {
+RADAM_VEC U halves(const Pair& x) {
   const __m256i even = _mm512_cvtps_ph(x.even, kRounding), odd = _mm512_cvtps_ph(x.odd, kRounding);
   return _mm512_permutexvar_epi16(in_order(), _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
 }
 
 // What a bfloat16 is cut out of: the bits and what rounds them, or a NaN.
-RADAM_LANES U rounded_by(F x, U addend) {
+RADAM_VEC U rounded_by(F x, U addend) {
   return _mm512_mask_add_epi32(constant<0x7fc00000u>(), is_number(x), bits_of(x), addend);
 }
-RADAM_LANES U to_nearest(F x) {
+RADAM_VEC U to_nearest(F x) {
   const U last = _mm512_and_si512(odd_of(bits_of(x)), constant<1u>());
   return rounded_by(x, _mm512_add_epi32(last, constant<0x7fffu>()));
 }
 
 // Narrow<S>, for a pair.
-RADAM_LANES U narrowed(bfloat16, const Pair& x) { return upper_halves(to_nearest(x.even), to_nearest(x.odd)); }
-RADAM_LANES U narrowed(float16, const Pair& x) { return halves<_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC>(x); }
+RADAM_VEC U narrowed(bfloat16, const Pair& x) { return upper_halves(to_nearest(x.even), to_nearest(x.odd)); }
+RADAM_VEC U narrowed(float16, const Pair& x) { return halves<_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC>(x); }
 
 // Parameter<P>.
-RADAM_LANES U as_parameter(bfloat16, const Pair& x) {
+RADAM_VEC U param_of_master(bfloat16, const Pair& x) {
   return upper_halves(rounded_by(x.even, constant<0x8000u>()), rounded_by(x.odd, constant<0x8000u>()));
 }
-RADAM_LANES U as_parameter(float16 p, const Pair& x) { return narrowed(p, x); }
+RADAM_VEC U param_of_master(float16 p, const Pair& x) { return narrowed(p, x); }
 
 // Stochastic<S>, by the draws in words.
-RADAM_LANES U drawn(bfloat16, const Pair& x, U draws) {
-  return upper_halves(rounded_by(x.even, even_of(draws)), rounded_by(x.odd, odd_of(draws)));
+RADAM_VEC U stochastic(bfloat16, const Pair& x, U rand16) {
+  return upper_halves(rounded_by(x.even, even_of(rand16)), rounded_by(x.odd, odd_of(rand16)));
 }
 
 // A magnitude to be cut off to a float16: what is added below it is as in Stochastic<float16>, in units of 1 instead of
 // the least subnormal's. What overflows is infinite, not cut off to the largest number.
-RADAM_LANES F to_be_cut(F x, U draw) {
+RADAM_VEC F to_be_cut(F x, U rand16) {
   const U rest = magnitude_bits(x);
-  const U normal = _mm512_add_epi32(rest, _mm512_srli_epi32(draw, 3));
-  const F low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(draw, 2)), all(0x1p-38f));
+  const U normal = _mm512_add_epi32(rest, _mm512_srli_epi32(rand16, 3));
+  const F low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(rand16, 2)), all(0x1p-38f));
   const __mmask16 is_subnormal = _mm512_cmplt_epu32_mask(rest, constant<0x38800000u>());
   U cut = bits_of(_mm512_mask_add_ps(of_bits(normal), is_subnormal, of_bits(rest), low));
   const __mmask16 is_large = _mm512_cmpge_epu32_mask(cut, constant<0x47800000u>());
@@ -146,28 +146,28 @@ RADAM_LANES F to_be_cut(F x, U draw) {
   constexpr int kSelect = 0xca;
   return of_bits(_mm512_ternarylogic_epi32(constant<kMagnitude>(), cut, bits_of(x), kSelect));
 }
-RADAM_LANES U drawn(float16, const Pair& x, U draws) {
+RADAM_VEC U stochastic(float16, const Pair& x, U rand16) {
   return halves<_MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC>(
-      {to_be_cut(x.even, even_of(draws)), to_be_cut(x.odd, odd_of(draws))});
+      {to_be_cut(x.even, even_of(rand16)), to_be_cut(x.odd, odd_of(rand16))});
 }
 
 // `other`, of the draws in words.
-RADAM_LANES U others(U draws) {
+RADAM_VEC U swapped_bytes(U rand16) {
   const U swapped = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
-  return _mm512_shuffle_epi8(draws, swapped);
+  return _mm512_shuffle_epi8(rand16, swapped);
 }
 
-RADAM_LANES F root_of(F v) { return _mm512_sqrt_ps(v); }
+RADAM_VEC F root_of(F v) { return _mm512_sqrt_ps(v); }
 
-RADAM_LANES Pair product(const Pair& a, const Pair& b) {
+RADAM_VEC Pair product(const Pair& a, const Pair& b) {
   return {_mm512_mul_ps(a.even, b.even), _mm512_mul_ps(a.odd, b.odd)};
 }
-RADAM_LANES Pair sum(const Pair& a, const Pair& b) {
+RADAM_VEC Pair sum(const Pair& a, const Pair& b) {
   return {_mm512_add_ps(a.even, b.even), _mm512_add_ps(a.odd, b.odd)};
 }
-RADAM_LANES Pair difference(const Pair& a, const Pair& b) {
+RADAM_VEC Pair difference(const Pair& a, const Pair& b) {
   return {_mm512_sub_ps(a.even, b.even), _mm512_sub_ps(a.odd, b.odd)};
 }
 
-}  // namespace radam_fused::lanes
+}  // namespace radam_fused::avx512
 #endif

@@ -31,7 +31,7 @@ ARITHMETIC = re.compile(r"F(ADD|MUL|FMA)2?\b|MUFU|FCHK|I2F|REDUX|CREDUX")
 
 
 def moments_of(code: Code) -> str:
-    return MOMENTS[int(re.search(r"stored_kernelILNS_7MomentsE(\d)E", code.name)[1])]
+    return MOMENTS[int(re.search(r"low_precision_kernelILNS_12MomentFormatE(\d)E", code.name)[1])]
 
 
 def wide_accesses(code: Code, kind: str, zeros: bool = False) -> list[int]:
@@ -79,7 +79,7 @@ def controls(flags: list[str], good: Code) -> bool:
         copy = Path(shutil.copytree(CSRC, Path(folder, "csrc")))
         source = copy / "cuda" / "low_precision_kernel.cu"
         promised = source.read_text()
-        source.write_text(promised.replace("kStoredBlocksPerSM = 4;", "kStoredBlocksPerSM = 8;"))
+        source.write_text(promised.replace("kLowPrecisionBlocksPerSM = 4;", "kLowPrecisionBlocksPerSM = 8;"))
         assert source.read_text() != promised
         spilling = of_int8(compiled("low_precision", 90, flags, copy))
 

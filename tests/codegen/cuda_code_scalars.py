@@ -49,11 +49,11 @@ def problems_of_rows(code: Code) -> list[str]:
 
 
 def dtype_of(code: Code) -> str:
-    return next(name for sign, name in DTYPES.items() if f"squares_kernel{sign}" in code.name)
+    return next(name for sign, name in DTYPES.items() if f"grad_norm_kernel{sign}" in code.name)
 
 
 def title(code: Code) -> str:
-    if "rows_kernel" in code.name:
+    if "scalars_kernel" in code.name:
         return f"rows          sm_{code.arch}"
     size = re.search(r"Li(\d+)E", code.name)[1]
     return f"squares {dtype_of(code)}  sm_{code.arch}, {size} bytes"
@@ -89,8 +89,8 @@ def check(flags: list[str]) -> bool:
     jobs = [(source, arch) for source in ("grad_norm", "scalars") for arch in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
         found = [code for codes in pool.map(lambda job: compiled(*job, flags), jobs) for code in codes]
-    squares = [code for code in found if "squares_kernel" in code.name]
-    rows = [code for code in found if "rows_kernel" in code.name]
+    squares = [code for code in found if "grad_norm_kernel" in code.name]
+    rows = [code for code in found if "scalars_kernel" in code.name]
     print("\nThe kernels that add squares and make rows\n")
     for code in found:
         loads = f"{in_flight(code)} loads of 128 bits in flight" if code in squares else ""

@@ -24,11 +24,11 @@ struct InTurn {
   const Geometry& geometry;
   int64_t block;
 
-  template <typename Part>
-  void operator()(const Part& part) const {
+  template <typename Phase>
+  void operator()(const Phase& phase) const {
     for (int i = 0; i < Threads; ++i) {
       const int thread = geometry.backwards ? Threads - 1 - i : i;
-      if (block * Threads + thread != geometry.skipped) part(thread);
+      if (block * Threads + thread != geometry.skipped) phase(thread);
     }
   }
 };
@@ -72,14 +72,16 @@ struct HostState {
   StateBuffers buffers;
   int64_t param_dtype, moments, master, stochastic;
 
-  Forms forms() const { return {int(param_dtype), Moments(moments), Master(master), stochastic != 0}; }
+  StateFormat format() const {
+    return {int(param_dtype), MomentFormat(moments), MasterFormat(master), stochastic != 0};
+  }
 };
 
 // One launch over segments whose gradients have one dtype.
 struct HostLaunch {
-  const Forms forms;
+  const StateFormat format;
   const StateBuffers& buffers;
-  const double* rows;
+  const double* scalars;
   const std::vector<unsigned char>& rounded;
   const bool zero_grads;
   const Geometry& geometry;
@@ -87,24 +89,24 @@ struct HostLaunch {
   // Makes the arguments as the operator does, and calls `run` with them.
   template <typename Arguments, typename Run>
   void start(const std::vector<Segment>& segments, int grad_dtype, const Run& run) const {
-    LaunchBuilder builder(flat_buffers(forms, buffers));
+    LaunchBuilder builder(flat_buffers(format, buffers));
     for (const Segment& segment : segments) {
       if (segment.grad_dtype == grad_dtype) builder.add(segment);
     }
     Arguments arguments{};
     const PlacedTable table(builder.table, arguments);
-    describe_state(forms, buffers, grad_dtype, arguments);
+    set_state(format, buffers, grad_dtype, arguments);
     arguments.zero_grads = zero_grads;
     const size_t capacity = geometry.in_tables ? 0 : Arguments::kCapacity;
     const ByValue passed = pass_by_value(rounded, builder.grads, capacity, arguments);
-    if (!passed.rows) arguments.rows = rows;
+    if (!passed.scalars) arguments.scalars = scalars;
     if (!passed.grads) arguments.grads = reinterpret_cast<const unsigned char*>(builder.grads.data());
     run(arguments);
   }
 };
 
-// The walk over stored forms (cuda_walk_stored.cpp).
-void run_stored(const Small<StoredTables>& arguments, const Geometry& geometry);
+// The walk over stored forms (cuda_host_low_precision.cpp).
+void run_low_precision(const Small<LowPrecisionTables>& arguments, const Geometry& geometry);
 
 }  // namespace radam_fused
 
@@ -112,7 +114,7 @@ void run_stored(const Small<StoredTables>& arguments, const Geometry& geometry);
 struct HostTensor {
   void* param;
   void* grad;
-  int64_t start, row, grad_dtype, dim, origin;
+  int64_t start, scalar_index, grad_dtype, dim, rng_offset;
   const int64_t *size, *param_stride, *grad_stride;
 
   int64_t numel() const {

@@ -1,7 +1,7 @@
 // Runs the body of the CUDA kernel on the host, block by block and thread by thread: tests/support/cuda_host.py
 // compiles this file and calls it through ctypes. Tables and walk are the ones that the GPU gets
 // (csrc/cuda/launch_table.h, csrc/cuda/tile_loop.h).
-#include "cuda_walk.h"
+#include "cuda_host.h"
 
 namespace radam_fused {
 namespace {
@@ -16,8 +16,8 @@ void run_threads(const Arguments& arguments, const Geometry& geometry) {
   for (int64_t i = begin; i < end; ++i) {
     const int64_t thread = geometry.backwards ? all - 1 - i : i;
     if (thread == geometry.skipped) continue;
-    walk_tiles<Threads, P, G>(arguments,
-                              Place{uint32_t(thread / Threads), uint32_t(geometry.blocks), uint32_t(thread % Threads)});
+    step_tiles<Threads, P, G>(
+        arguments, ThreadIndex{uint32_t(thread / Threads), uint32_t(geometry.blocks), uint32_t(thread % Threads)});
   }
 }
 
@@ -44,7 +44,7 @@ void run(int param_dtype, int grad_dtype, const LargeStep& arguments, const Geom
 }  // namespace radam_fused
 
 extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const radam_fused::HostState* state,
-                                 const double* rows, int64_t row_count, int64_t zero_grads,
+                                 const double* scalars, int64_t scalar_count, int64_t zero_grads,
                                  const radam_fused::Geometry* geometry) {
   using namespace radam_fused;
   std::vector<Segment> segments;
@@ -54,20 +54,22 @@ extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const
     if (tensor.numel() == 0) continue;
     const Shape grad{tensor.size, tensor.grad_stride, tensor.dim};
     const bool is_plain = plain({tensor.size, tensor.param_stride, tensor.dim}, grad, strides[i]);
-    segments.push_back({tensor.param, tensor.grad, tensor.start, tensor.numel(), tensor.row, int(tensor.grad_dtype),
-                        is_plain ? nullptr : &strides[i], overlaps_itself(grad), tensor.origin});
+    segments.push_back({tensor.param, tensor.grad, tensor.start, tensor.numel(), tensor.scalar_index,
+                        int(tensor.grad_dtype), is_plain ? nullptr : &strides[i], overlaps_itself(grad),
+                        tensor.rng_offset});
   }
-  const Forms forms = state->forms();
-  const std::vector<unsigned char> rounded = round_rows(rows, row_count, forms.param_dtype);
-  const HostLaunch launch{forms, state->buffers, rows, rounded, zero_grads != 0, *geometry};
+  const StateFormat format = state->format();
+  const std::vector<unsigned char> rounded = round_scalars(scalars, scalar_count, format.param_dtype);
+  const HostLaunch launch{format, state->buffers, scalars, rounded, zero_grads != 0, *geometry};
   for (const int grad_dtype : gradient_dtypes(segments)) {
-    if (forms.plain()) {
+    if (format.plain()) {
       launch.start<LargeStep>(segments, grad_dtype, [&](const LargeStep& arguments) {
-        run(forms.param_dtype, grad_dtype, arguments, *geometry);
+        run(format.param_dtype, grad_dtype, arguments, *geometry);
       });
     } else {
-      launch.start<Small<StoredTables>>(
-          segments, grad_dtype, [&](const Small<StoredTables>& arguments) { run_stored(arguments, *geometry); });
+      launch.start<Small<LowPrecisionTables>>(segments, grad_dtype, [&](const Small<LowPrecisionTables>& arguments) {
+        run_low_precision(arguments, *geometry);
+      });
     }
   }
 }

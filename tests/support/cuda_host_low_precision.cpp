@@ -1,0 +1,39 @@
+// Runs the body of the CUDA kernels over stored forms on the host, warp by warp and lane by lane: see
+// cuda_host_step.cpp.
+#include "cuda_host.h"
+
+namespace radam_fused {
+namespace {
+
+template <int Warps, MomentFormat kMoments>
+void run_warps(const Small<LowPrecisionTables>& arguments, const Geometry& geometry) {
+  const int64_t all = geometry.blocks * Warps;
+  for (int64_t i = 0; i < all; ++i) {
+    const int64_t warp = geometry.backwards ? all - 1 - i : i;
+    step_low_precision_tiles<kMoments, Warps>(
+        arguments, ThreadIndex{uint32_t(warp / Warps), uint32_t(geometry.blocks), uint32_t(warp % Warps)},
+        WarpInTurn{&geometry, warp * kWarp});
+  }
+}
+
+template <MomentFormat kMoments>
+void run(const Small<LowPrecisionTables>& arguments, const Geometry& geometry) {
+  geometry.threads == 32 ? run_warps<1, kMoments>(arguments, geometry) : run_warps<4, kMoments>(arguments, geometry);
+}
+
+}  // namespace
+
+void run_low_precision(const Small<LowPrecisionTables>& arguments, const Geometry& geometry) {
+  switch (arguments.format.moments) {
+    case MomentFormat::kFloat32:
+      return run<MomentFormat::kFloat32>(arguments, geometry);
+    case MomentFormat::kBFloat16:
+      return run<MomentFormat::kBFloat16>(arguments, geometry);
+    case MomentFormat::kFloat16:
+      return run<MomentFormat::kFloat16>(arguments, geometry);
+    case MomentFormat::kInt8:
+      return run<MomentFormat::kInt8>(arguments, geometry);
+  }
+}
+
+}  // namespace radam_fused
