@@ -14,23 +14,23 @@ from .tensor_kinds import is_fake
 try:
     from ._C import (
         counts_shown,
-        describe,
-        describe_tensors,
-        describe_views,
+        find_tensor_offset,
         gradients,
-        have_memory_each,
-        in_place,
-        prepare_describe,
-        step_described,
+        pairs_unmoved,
+        read_pairs,
+        record_params,
+        record_views,
+        share_no_memory,
+        step_from_pointers,
         unchanged,
-        views_in_place,
-        write_rows,
+        views_intact,
+        write_scalars,
     )
 
     with _disable_current_modes():  # a FakeTensorMode around this import would make tensors without memory
         _SAMPLES = [torch.empty(n, dtype=torch.float32, device="cpu") for n in (3, 5)]
         _SAMPLES[1] = torch.nn.Parameter(_SAMPLES[1])
-        DESCRIBES = prepare_describe(
+        DESCRIBES = find_tensor_offset(
             Tensor,
             torch.nn.Parameter,
             [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
@@ -46,14 +46,14 @@ except ImportError:
     def _missing(*_: Any) -> Any:
         raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or DESCRIBES first")
 
-    counts_shown = describe = describe_tensors = describe_views = _missing  # type: ignore[assignment]
-    in_place = step_described = unchanged = views_in_place = _missing  # type: ignore[assignment]
+    counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
+    pairs_unmoved = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
-    def write_rows(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
+    def write_scalars(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
         """False: `radam_fused.numerics.scalars.step_row` makes them."""
         return False
 
-    def have_memory_each(tensors: list[Tensor]) -> bool:
+    def share_no_memory(tensors: list[Tensor]) -> bool:
         """False: `radam_fused.numerics.overlaps.layers` has to look."""
         return False
 
@@ -80,15 +80,15 @@ __all__ = [
     "DESCRIBES",
     "HAS_LOOPS",
     "counts_shown",
-    "describe",
-    "describe_tensors",
-    "describe_views",
     "gradients",
-    "have_memory_each",
-    "in_place",
-    "step_described",
+    "pairs_unmoved",
+    "read_pairs",
+    "record_params",
+    "record_views",
+    "share_no_memory",
+    "step_from_pointers",
     "unchanged",
     "upload",
-    "views_in_place",
-    "write_rows",
+    "views_intact",
+    "write_scalars",
 ]

@@ -45,7 +45,7 @@ struct Launch {
 Launch prepare(const TensorList& params, const TensorList& grads, const StateTensors& state,
                const TableTensors& tables);
 
-// A pair of arrays in the order of their moments, as radam_fused._C.describe fills it in and `described` of the
+// A pair of arrays in the order of their moments, as radam_fused._C.read_pairs fills it in and `described` of the
 // operator step_from_pointers holds it: an int64 (n, 5) tensor.
 struct TensorPair {
   AtenTensorHandle tensor;  // the parameter

@@ -104,20 +104,23 @@ PyObject* gradients(PyObject*, PyObject* params) {
 }
 
 PyMethodDef methods[] = {
-    {"instruction_set", capability_name, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
+    {"cpu_capability", capability_name, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
     {"unchanged", unchanged, METH_VARARGS, "Whether groups and state hold the very objects that they did."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
-    {"prepare_describe", radam_fused::find_tensor_offset, METH_VARARGS, "Whether this torch has what describe needs."},
-    {"describe_tensors", radam_fused::record_params, METH_VARARGS, "Notes where the parameters' tensors are."},
-    {"describe", radam_fused::read_pairs, METH_VARARGS, "Fills in plain pairs of parameters and gradients; or False."},
-    {"in_place", radam_fused::pairs_unmoved, METH_VARARGS, "Whether pairs lie where they were described to."},
+    {"find_tensor_offset", radam_fused::find_tensor_offset, METH_VARARGS,
+     "Whether this torch has what read_pairs needs."},
+    {"record_params", radam_fused::record_params, METH_VARARGS, "Notes where the parameters' tensors are."},
+    {"read_pairs", radam_fused::read_pairs, METH_VARARGS,
+     "Fills in plain pairs of parameters and gradients; or False."},
+    {"pairs_unmoved", radam_fused::pairs_unmoved, METH_VARARGS, "Whether pairs are where they were read."},
     {"counts_shown", radam_fused::counts_shown, METH_VARARGS, "Whether step counts are shown as they are."},
-    {"describe_views", radam_fused::record_views, METH_VARARGS, "Notes where tensors and their elements are."},
-    {"have_memory_each", radam_fused::share_no_memory, METH_O, "Whether no two tensors can share memory."},
-    {"views_in_place", radam_fused::views_intact, METH_VARARGS, "Whether tensors' elements are where they were."},
-    {"write_rows", radam_fused::write_scalars, METH_VARARGS,
+    {"record_views", radam_fused::record_views, METH_VARARGS, "Notes where tensors and their elements are."},
+    {"share_no_memory", radam_fused::share_no_memory, METH_O, "Whether no two tensors can share memory."},
+    {"views_intact", radam_fused::views_intact, METH_VARARGS, "Whether tensors' elements are where they were."},
+    {"write_scalars", radam_fused::write_scalars, METH_VARARGS,
      "The rows of a step; False where Python has to make them."},
-    {"step_described", radam_fused::step_from_pointers, METH_VARARGS, "As describe, and a step over them; or False."},
+    {"step_from_pointers", radam_fused::step_from_pointers, METH_VARARGS,
+     "As read_pairs, and a step over them; or False."},
     {nullptr, nullptr, 0, nullptr},
 };
 

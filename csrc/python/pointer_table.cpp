@@ -163,8 +163,8 @@ PyObject* record_params(PyObject*, PyObject* args) {
   Py_RETURN_TRUE;
 }
 
-// describe(*addresses) -> bool: fills in what a step changes. False where a parameter has no gradient or a pair is not
-// plain: then the caller goes the ordinary way, by which everything is checked anew.
+// read_pairs(*addresses) -> bool: fills in what a step changes. False where a parameter has no gradient or a pair is
+// not plain: then the caller goes the ordinary way, by which everything is checked anew.
 PyObject* read_pairs(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
@@ -200,7 +200,7 @@ PyObject* record_views(PyObject*, PyObject* args) try {
 // share_no_memory(tensors) -> bool: whether no two of these strided tensors of one device can share memory; false also
 // where one is of another type than torch's own.
 PyObject* share_no_memory(PyObject*, PyObject* tensors) try {
-  if (!PyList_Check(tensors)) return PyErr_Format(PyExc_TypeError, "have_memory_each() takes a list of tensors");
+  if (!PyList_Check(tensors)) return PyErr_Format(PyExc_TypeError, "share_no_memory() takes a list of tensors");
   std::vector<MemorySpan> spans;
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* object = PyList_GetItem(tensors, i);
@@ -233,7 +233,7 @@ PyObject* views_intact(PyObject*, PyObject* args) {
 // step_from_pointers(addresses, brief, (described, exp_avg, exp_avg_sq, segments, scalar_index, rows, zero_grads,
 // scales, residue, stochastic, origins), counts) -> bool: describes the pairs, raises the version counters of what is
 // written, steps, and counts the step: in one call, so that no signal handler of Python's runs between the two. False,
-// and nothing is done, where `describe` says so. `brief` keeps the interpreter to this thread, for a step that takes
+// and nothing is done, where `read_pairs` says so. `brief` keeps the interpreter to this thread, for a step that takes
 // less than it costs to keep every gradient alive.
 PyObject* step_from_pointers(PyObject*, PyObject* args) try {
   PairsArgument given;

@@ -1,5 +1,5 @@
 // Reads parameters and their gradients by the addresses of the tensors' objects, for a step that then needs no list of
-// tensors. The functions are those of the Python module radam_fused._C; see describe.cpp.
+// tensors. The functions are those of the Python module radam_fused._C; see pointer_table.cpp.
 #pragma once
 
 #include <Python.h>

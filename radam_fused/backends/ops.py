@@ -145,7 +145,7 @@ def _fake_rows(
     return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
 
 
-# The step of CUDA by addresses that radam_fused._C.describe has filled in (csrc/args/step_args.h, Described); the
+# The step of CUDA by addresses that radam_fused._C.read_pairs has filled in (csrc/args/step_args.h, Described); the
 # CPU's is no operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
 # (addresses.py).
 _library.define(
@@ -190,7 +190,7 @@ _native = _operators("native")._replace(by_addresses=DESCRIBES)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """``param_dtype`` of ``step_described``: csrc/numerics/dtypes.h."""
 NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
-"""``device_type`` of `radam_fused.cpp_helpers.describe`: torch's own numbers."""
+"""``device_type`` of `radam_fused.cpp_helpers.read_pairs`: torch's own numbers."""
 OPERATORS: dict[str, Operators] = {
     "cuda": _native,
     "cpu": _native,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 
-from ..cpp_helpers import DESCRIBES, describe_views, have_memory_each, views_in_place
+from ..cpp_helpers import DESCRIBES, record_views, share_no_memory, views_intact
 from ..dtensor import local
 from ..tensor_kinds import is_fake
 
@@ -112,7 +112,7 @@ class Places:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = [local(tensor) for tensor in tensors]
         self._table = torch.zeros(len(tensors), 2, dtype=torch.int64, device="cpu")
-        self._known = DESCRIBES and describe_views(self._tensors, self._table.data_ptr())
+        self._known = DESCRIBES and record_views(self._tensors, self._table.data_ptr())
         self._address = self._table.data_ptr()
         self._spans = [] if self._known else self._look()
 
@@ -121,7 +121,7 @@ class Places:
 
     def intact(self) -> bool:
         """Whether all tensors are where they were."""
-        return views_in_place(self._address, len(self._tensors)) if self._known else self._spans == self._look()
+        return views_intact(self._address, len(self._tensors)) if self._known else self._spans == self._look()
 
 
 def check_freed(tensor: Tensor, name: str) -> None:
@@ -150,7 +150,7 @@ def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
     if any(is_fake(local(p)) for p in plan.params[:1]):
         return
     plan.places = None
-    if not have_memory_each([local(p) for p in plan.params]):
+    if not share_no_memory([local(p) for p in plan.params]):
         for later, earlier in sharing(plan.params):
             name = names()
             for p in (plan.params[later], plan.params[earlier]):

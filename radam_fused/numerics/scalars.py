@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cpp_helpers import write_rows
+from ..cpp_helpers import write_scalars
 from ..modes import real
 from ..options import Checked
 from ..rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
@@ -111,7 +111,7 @@ class RowTable:
         Raises:
             TypeError, ValueError: a hyperparameter that user code has written into a group since, and is not allowed.
         """
-        if not write_rows(self._address, groups, rows, taken.data_ptr()):
+        if not write_scalars(self._address, groups, rows, taken.data_ptr()):
             self._checked.check(groups, sorted({index for index, _ in rows}))
             with real():
                 counts = taken.tolist()

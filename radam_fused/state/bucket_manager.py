@@ -19,7 +19,7 @@ from ..backends import backend_for
 from ..backends.fake_tensors import faked
 from ..backends.offload import Offloader
 from ..backends.ops import OPERATORS, Operators
-from ..cpp_helpers import gradients, unchanged, views_in_place
+from ..cpp_helpers import gradients, unchanged, views_intact
 from ..device import NEW_STATE, capturing
 from ..dtensor import is_sharded
 from ..numerics.layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
@@ -130,7 +130,7 @@ class Placement:
             return True
         for bucket in self._looked_at:
             views = bucket.views
-            if not (views_in_place(*views.few) if views.few is not None else views.intact()):
+            if not (views_intact(*views.few) if views.few is not None else views.intact()):
                 return True
         return False
 

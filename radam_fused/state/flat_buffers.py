@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
 from ..backends.ops import NATIVE_DEVICE, NATIVE_DTYPE
-from ..cpp_helpers import DESCRIBES, describe_tensors, in_place
+from ..cpp_helpers import DESCRIBES, pairs_unmoved, record_params
 from ..modes import real
 from ..numerics.layout import ALIGNMENT, fingerprint
 from ..numerics.tensor_checks import check_gradients, check_stored
@@ -116,7 +116,7 @@ class FlatBuffers:
         if bucket.is_fake:
             return None
         places = torch.zeros(len(bucket.params), 5, dtype=torch.int64, device="cpu")
-        if not DESCRIBES or not describe_tensors(bucket.params, places.data_ptr()):
+        if not DESCRIBES or not record_params(bucket.params, places.data_ptr()):
             return None
         starts = torch.tensor(bucket.starts, dtype=torch.int64, device="cpu")
         places[:, 1] = self.param.data_ptr() + starts * self.param.element_size()
@@ -154,7 +154,8 @@ class FlatBuffers:
             return all(self._is_stored(index) and self._is_bound(index) for index in range(begin, end))
         bucket, line = self._bucket, self._places.element_size() * self._places.shape[1]
         device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
-        return in_place(self._places.data_ptr() + begin * line, 0, end - begin, NATIVE_DTYPE[bucket.dtype], *device)
+        table = self._places.data_ptr() + begin * line
+        return pairs_unmoved(table, 0, end - begin, NATIVE_DTYPE[bucket.dtype], *device)
 
     def _is_stored(self, index: int) -> bool:
         """Whether a parameter is the buffer's view."""

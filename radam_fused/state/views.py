@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C import _storage_Use_Count
 
-from ..cpp_helpers import DESCRIBES, describe_views, views_in_place
+from ..cpp_helpers import DESCRIBES, record_views, views_intact
 from ..dtensor import is_sharded, local
 from ..modes import real
 
@@ -72,7 +72,7 @@ class ShownViews:
         buffers: the flat tensors.
 
     Attributes:
-        few: what ``views_in_place`` takes to look at all of them; None where `intact` does more than that.
+        few: what ``views_intact`` takes to look at all of them; None where `intact` does more than that.
     """
 
     def __init__(self, buffers: Sequence[Tensor]) -> None:
@@ -93,7 +93,7 @@ class ShownViews:
         self._shown = [t if is_sharded(t) else None for t in tensors]
         with real():
             self._table = torch.zeros(len(self._views), 2, dtype=torch.int64, device="cpu")
-        if not DESCRIBES or not describe_views(self._views, self._table.data_ptr()):
+        if not DESCRIBES or not record_views(self._views, self._table.data_ptr()):
             self._table[:, 1] = torch.tensor([v.data_ptr() for v in self._views], dtype=torch.int64, device="cpu")
             self._pointers = self._table[:, 1].tolist()
             self._table = None
@@ -129,4 +129,4 @@ class ShownViews:
             return False
         if self._table is None:
             return all(self._views[i].data_ptr() == self._pointers[i] for i in range(begin, end))
-        return views_in_place(self._address + 16 * begin, end - begin)
+        return views_intact(self._address + 16 * begin, end - begin)

@@ -17,7 +17,7 @@ from torch._C._autograd import _profiler_enabled
 from torch.utils._device import DeviceContext
 
 from ..backends.ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
-from ..cpp_helpers import describe, describe_tensors, step_described
+from ..cpp_helpers import read_pairs, record_params, step_from_pointers
 
 if TYPE_CHECKING:
     from ..state.bucket import Bucket
@@ -46,7 +46,7 @@ class Addresses:
     ) -> None:
         self.table = torch.zeros(len(params), 5, dtype=torch.int64, device="cpu")
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
-        self.known = describe_tensors(params, self.table.data_ptr())
+        self.known = record_params(params, self.table.data_ptr())
         self._params = params  # the table has addresses within these objects
         self._brief = bucket.length <= BRIEF  # on the CPU alone: a launch on a GPU never keeps the interpreter
         self._pairs = (
@@ -62,7 +62,7 @@ class Addresses:
 
     def plain(self) -> bool:
         """Whether all pairs are plain tensors that fit."""
-        return describe(*self._pairs)
+        return read_pairs(*self._pairs)
 
     def step(self, rows: Tensor, zero_grads: bool, counts: tuple[int, int, int, int] | None) -> bool:
         """The step, its count, and the version counters of what it writes; False, with nothing done, if not `plain`.
@@ -72,7 +72,7 @@ class Addresses:
             zero_grads: whether to leave zeros in the gradients.
             counts: of `Bucket.counting`.
         """
-        return step_described(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after), counts)
+        return step_from_pointers(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after), counts)
 
 
 def suits(bucket: Bucket, ops: Operators) -> bool:

@@ -144,7 +144,7 @@ def test_instruction_sets_agree(isa: str, tmp_path, monkeypatch: pytest.MonkeyPa
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
         "from tests.kernels import test_bits; "
         "out = {str(p): test_bits.train('cpu', p, p, steps=12) for p in test_bits.SHORT}; "
-        "torch.save((C.instruction_set(), out), sys.argv[2])"
+        "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
     monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
     path = tmp_path / "out.pt"

@@ -20,7 +20,8 @@ import ctypes, sys, threading, time
 from types import SimpleNamespace
 
 import torch
-from radam_fused import addresses, ops
+from radam_fused.backends import ops
+from radam_fused.step import pointer_table
 from radam_fused.numerics.layout import fingerprint
 
 library = ctypes.PyDLL(sys.argv[1])  # whose functions keep the interpreter's lock
@@ -34,7 +35,7 @@ bucket = SimpleNamespace(
     exp_avg_sq=torch.empty(0, device="meta"), scales=None, residue=None, stochastic=False,
 )
 segments = torch.tensor([[0, fingerprint([0], [1])]] * 3)
-pairs = addresses.Addresses(bucket, params, segments, torch.zeros(3, dtype=torch.int64), None)
+pairs = pointer_table.Addresses(bucket, params, segments, torch.zeros(3, dtype=torch.int64), None)
 pairs._pairs = (*pairs._pairs[:-1], params[0].get_device())  # the device's index
 
 

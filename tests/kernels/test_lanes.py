@@ -22,7 +22,7 @@ ALL_16_BITS = torch.arange(-(2**15), 2**15).to(torch.int16)
 NARROWED, AS_PARAMETER, DRAWN = range(3)
 BFLOAT = pytest.mark.parametrize("bfloat", [False, True], ids=["fp16", "bf16"])
 
-pytestmark = pytest.mark.skipif(_C.instruction_set() != "avx512", reason="runs AVX-512")
+pytestmark = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="runs AVX-512")
 
 
 @pytest.fixture(scope="module")

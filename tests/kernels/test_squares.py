@@ -85,7 +85,7 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.Mo
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
         "from tests.kernels import test_squares as t; "
         "out = {(n, str(d)): t.OPERATORS['cpu'].squares(c(d)) for n, c in t.CASES.items() for d in t.SHORT}; "
-        "torch.save((C.instruction_set(), out), sys.argv[2])"
+        "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
     monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
     path = tmp_path / "out.pt"

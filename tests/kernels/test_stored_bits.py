@@ -162,7 +162,7 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.Mo
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
         "from tests.kernels import test_stored_bits as t; from tests.support import state_formats as forms; "
         "out = [forms.Case(f, t.layouts_of(f)).run(torch.ops.radam_fused.step_native) for f in forms.FORMS[::5]]; "
-        "torch.save((C.instruction_set(), out), sys.argv[2])"
+        "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
     monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
     path = tmp_path / "out.pt"

@@ -132,7 +132,7 @@ def test_by_turns_every_view_is_looked_at() -> None:
 
 def test_an_assignment_that_is_not_seen_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: without the look at the views, the step would go on with the old moments."""
-    monkeypatch.setattr("radam_fused.state.views.views_in_place", lambda *_: True)
+    monkeypatch.setattr("radam_fused.state.views.views_intact", lambda *_: True)
     params, opt = pair()
     step(params, opt, 0)
     opt.state[params[0]]["exp_avg"].data = torch.full_like(params[0], 3.0)
