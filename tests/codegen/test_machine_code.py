@@ -12,8 +12,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +22,9 @@ import triton
 import radam_fused
 from radam_fused.backends.triton import compat as triton_compiler
 from radam_fused.backends.triton.compat import fuses
+from tests.codegen.triton_code import Code, read
 
 COMPILE = Path(__file__).parent / "compile_triton.py"
-TOOLS = Path(__import__("triton").__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (80, 90, 100)
 PAIRS = ("fp32-fp32", "bf16-bf16", "fp16-fp16", "bf16-fp32", "fp64-fp64")
 BYTES = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
@@ -44,18 +42,6 @@ ADDS, MULTIPLIES = 8, 8
 """Of the numeric contract, an element: the additions and multiplications outside of the division and the root."""
 
 
-@dataclass
-class Code:
-    instructions: Counter[str]
-    registers: int
-    stack: int
-    local: int
-    ptx: str
-
-    def count(self, *names: str) -> int:
-        return sum(n for name, n in self.instructions.items() if name in names)
-
-
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int, bool], Code]:
     """Every kernel for every architecture, and some with fusion allowed, compiled once in a process of their own."""
@@ -69,18 +55,6 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, int, 
     compiling = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     subprocess.run([sys.executable, str(COMPILE), str(folder), json.dumps(jobs)], check=True, env=compiling)
     return {job: read(folder / "-".join(map(str, job))) for job in jobs}
-
-
-def read(stem: Path) -> Code:
-    cubin = f"{stem}.cubin"
-    sass = subprocess.run([TOOLS / "cuobjdump", "-sass", cubin], check=True, capture_output=True, text=True).stdout
-    usage = subprocess.run(
-        [TOOLS / "cuobjdump", "-res-usage", cubin], check=True, capture_output=True, text=True
-    ).stdout
-    numbers = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    # An instruction, after its address comment and an optional predicate.
-    names = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass)
-    return Code(Counter(names), numbers["REG"], numbers["STACK"], numbers["LOCAL"], Path(f"{stem}.ptx").read_text())
 
 
 KERNELS = pytest.mark.parametrize("pair", PAIRS)

@@ -7,8 +7,6 @@ after another. What was interrupted is then tried again: the run must end as one
 from __future__ import annotations
 
 import copy
-import os
-import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -20,26 +18,10 @@ from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.state import memory
 from tests.support.helpers import same_bits
 from tests.support.interrupts import Interrupted, signal_at
+from tests.support.mixed_dtypes import give, parameters
 
 # Python itself drops what a handler raises inside of a finalizer.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-def parameters() -> list[nn.Parameter]:
-    shapes: list[tuple[tuple[int, ...], torch.dtype]] = [
-        ((3, 5), torch.float32),
-        ((7,), torch.float64),
-        ((4, 2), torch.bfloat16),
-        ((6,), torch.float32),
-    ]
-    generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape, dtype in shapes]
-
-
-def give(params: list[nn.Parameter], t: int) -> None:
-    generator = torch.Generator().manual_seed(t)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
 
 
 class Run:
@@ -182,106 +164,6 @@ def test_a_constructor_interrupted_anywhere_leaves_the_parameters(flatten: bool)
             params = parameters()
             give(params, 0)
             before = [(p.data_ptr(), p.detach().clone(), p.grad) for p in params]
-
-
-STEPS: dict[str, dict[str, Any]] = {
-    "cpu": {},
-    "reference": {"backend": "reference"},
-    "flatten": {"flatten": True},
-    "clipped": {"max_grad_norm": 0.5},
-    "capturable": {"capturable": True},
-    "offload": {"offload": True},
-    "zero_grads": {"zero_grads": True},
-    "bf16": {"state_dtype": torch.float32, "master_weights": "kahan"},
-}
-
-
-def one_dtype(options: dict[str, Any]) -> tuple[list[nn.Parameter], FusedRAdam]:
-    params = [nn.Parameter(torch.linspace(-1.0, 1.0, 30 + k)) for k in range(3)]
-    return params, FusedRAdam(params, lr=0.01, **options)
-
-
-@pytest.mark.parametrize("buckets", [1, 3])
-@pytest.mark.parametrize("options", STEPS.values(), ids=STEPS)
-def test_a_step_interrupted_anywhere_is_done_and_counted_or_neither(options: dict[str, Any], buckets: int) -> None:
-    def prepared() -> tuple[list[nn.Parameter], FusedRAdam]:
-        if buckets == 1:
-            params, opt = one_dtype(options)
-        else:
-            params = parameters()
-            opt = FusedRAdam(params, lr=0.01, **options)
-        for t in range(3):
-            give(params, t)
-            opt.step()
-        give(params, 3)
-        return params, opt
-
-    params, opt = prepared()
-    with signal_at(0) as lines:
-        opt.step()
-    seen = set()
-    for line in range(1, lines[0] + 1, max(1, lines[0] // 70)):
-        params, opt = prepared()
-        before = [p.detach().clone() for p in params]
-        try:
-            with signal_at(line):
-                opt.step()
-        except Interrupted:
-            moved = [not same_bits(p, q) for p, q in zip(params, before, strict=True)]
-            counted = [float(opt.state[p]["step"]) - 3.0 for p in params]
-            assert counted == [float(m) for m in moved], line
-            assert len(set(moved)) == 1, line
-            seen.add(moved[0])
-        (shown,) = {float(opt.state[p]["step"]) for p in params}
-        for t in range(4, 6):
-            give(params, t)
-            opt.step()
-        assert {float(opt.state[p]["step"]) for p in params} == {shown + 2.0}
-    assert seen == {False, True}
-
-
-def test_without_deferred_handlers_a_part_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: with the handlers run at once, some line leaves parameters moved and not counted."""
-    monkeypatch.setattr("radam_fused.step.interrupts.DEFERRED", [])
-    with pytest.raises(AssertionError):
-        test_a_step_interrupted_anywhere_is_done_and_counted_or_neither({"backend": "reference"}, 1)
-
-
-def test_handlers_are_as_before_and_run_once() -> None:
-    params, opt = one_dtype({"max_grad_norm": 1.0})
-    arrived = []
-    before = signal.signal(signal.SIGUSR2, lambda *_: arrived.append(1))
-    try:
-        mine = signal.getsignal(signal.SIGUSR2)
-        give(params, 0)
-        opt.register_step_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGUSR2))
-        opt.step()
-        assert arrived == [1]
-        assert signal.getsignal(signal.SIGUSR2) is mine
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-
-
-def test_a_failing_operator_is_tried_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    params, opt = one_dtype({})
-    give(params, 0)
-    opt.step()
-    (bucket,) = opt._placement.buckets
-    ops = opt._placement.ops[bucket]
-    calls = []
-
-    def failing(*args: Any) -> None:
-        calls.append(1)
-        raise RuntimeError("a launch failed (played)")
-
-    opt._placement.ops[bucket] = ops._replace(step=failing, by_addresses=False)
-    monkeypatch.setattr(type(opt._placement), "amend", lambda self, b: True)  # says each time that it has repaired
-    bucket._plan = None
-    give(params, 1)
-    with pytest.raises(RuntimeError, match="a launch failed"):
-        opt.step()
-    assert len(calls) == 2
-    assert [float(opt.state[p]["step"]) for p in params] == [1.0] * 3
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
