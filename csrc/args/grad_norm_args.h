@@ -1,4 +1,4 @@
-// A list of gradients whose squares are to be added, read and checked, whatever the device.
+// The gradients that a grad_norm operator reads, checked, for all devices.
 #pragma once
 
 #include <memory>
@@ -9,14 +9,14 @@
 
 namespace radam_fused {
 
-struct Gradients {
+struct GradNormArgs {
   int dtype = kUnsupported;
   Device device{};
-  Scratch<Segment> segments;                  // those with elements; only what concerns a gradient is filled in
-  Scratch<std::unique_ptr<Strides>> strides;  // what segments point to; null for most
+  Scratch<Segment> segments;                  // those that have elements; what concerns parameters is left empty
+  Scratch<std::unique_ptr<Strides>> strides;  // owns what segments point to; null for most
 };
 
 // Raises for the first tensor that does not fit (radam_fused/backends/ops.py, squares).
-Gradients read_gradients(const TensorList& grads);
+GradNormArgs read_grad_norm_args(const TensorList& grads);
 
 }  // namespace radam_fused

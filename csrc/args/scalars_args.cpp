@@ -27,35 +27,35 @@ const float* scalar(const std::optional<Tensor>& tensor, const char* name) {
   return static_cast<const float*>(tensor->const_data_ptr());
 }
 
-void check_pairs(const int64_t* pairs, int64_t count, int64_t groups, int64_t segments) {
+void check_sources(const ScalarSource* sources, int64_t count, int64_t groups, int64_t segments) {
   for (int64_t i = 0; i < count; ++i) {
-    RADAM_CHECK(pairs[2 * i] >= 0 && pairs[2 * i] < groups, "pairs: row ", i, " names group ", pairs[2 * i], " of ",
-                groups);
-    RADAM_CHECK(pairs[2 * i + 1] >= 0 && pairs[2 * i + 1] < segments, "pairs: row ", i, " names segment ",
-                pairs[2 * i + 1], " of ", segments);
+    const auto [group, segment] = sources[i];
+    RADAM_CHECK(group >= 0 && group < groups, "pairs: row ", i, " names group ", group, " of ", groups);
+    RADAM_CHECK(segment >= 0 && segment < segments, "pairs: row ", i, " names segment ", segment, " of ", segments);
   }
 }
 
 }  // namespace
 
-ScalarsCall check_scalars_args(const Tensor& group_scalars, const Tensor& pairs, const Tensor& counted,
-                               const Tensor& steps, const Tensor& taken, const std::optional<Tensor>& lr,
-                               const std::optional<Tensor>& partial_sums, double max_grad_norm,
-                               const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf) {
+ScalarsCall read_scalars_args(const ScalarsArgs& args) {
+  const Tensor &group_scalars = args.group_scalars, &sources = args.sources, &counted = args.counted;
+  const Tensor &steps = args.steps, &taken = args.taken;
+  const std::optional<Tensor>&lr = args.lr, &partial_sums = args.partial_sums;
+  const std::optional<Tensor>&grad_scale = args.grad_scale, &found_inf = args.found_inf;
   const Device device = device_of(group_scalars.get());
   const auto there = [&](const Tensor& tensor) { return is_strided_on(tensor.get(), device); };
   const auto there_or_none = [&](const std::optional<Tensor>& tensor) { return !tensor || there(*tensor); };
-  RADAM_CHECK(there(group_scalars) && there(pairs) && there(counted) && there(steps) && there(taken) &&
+  RADAM_CHECK(there(group_scalars) && there(sources) && there(counted) && there(steps) && there(taken) &&
                   there_or_none(lr) && there_or_none(partial_sums) && there_or_none(grad_scale) &&
                   there_or_none(found_inf),
               "all tensors must be strided and on one device, that of hyper");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
-  RADAM_CHECK(is_stored(group_scalars) && is_stored(pairs) && is_stored(counted) && is_stored(steps) &&
+  RADAM_CHECK(is_stored(group_scalars) && is_stored(sources) && is_stored(counted) && is_stored(steps) &&
                   is_stored(taken) && stored(lr) && stored(partial_sums) && stored(grad_scale) && stored(found_inf),
               "a tensor: ", kFreed);
   RADAM_CHECK(is_table(group_scalars, kGroupColumns, /*integers=*/false),
               "hyper must be contiguous float64 of shape (groups, 16)");
-  RADAM_CHECK(is_table(pairs, 2, /*integers=*/true), "pairs must be contiguous int64 of shape (rows, 2)");
+  RADAM_CHECK(is_table(sources, 2, /*integers=*/true), "pairs must be contiguous int64 of shape (rows, 2)");
   RADAM_CHECK(is_vector(steps, steps.numel()), "steps must be contiguous float32 of shape (n)");
   RADAM_CHECK(is_vector(counted, steps.numel()), "counted must be contiguous float32 with one element a step count");
 
@@ -63,10 +63,10 @@ ScalarsCall check_scalars_args(const Tensor& group_scalars, const Tensor& pairs,
       taken.dim() == 1 && taken.size(0) == steps.numel() && taken.is_contiguous() && dtype_of(taken.get()) == kFloat64,
       "taken must be contiguous float64 with one element a step count");
 
-  ScalarsArguments arguments{};
-  arguments.group_scalars = static_cast<const GroupScalars*>(group_scalars.const_data_ptr());
-  arguments.pairs = static_cast<const int64_t*>(pairs.const_data_ptr());
-  arguments.scalar_count = pairs.size(0);
+  ScalarsKernelArgs arguments{};
+  arguments.groups = static_cast<const GroupScalars*>(group_scalars.const_data_ptr());
+  arguments.sources = static_cast<const ScalarSource*>(sources.const_data_ptr());
+  arguments.scalar_count = sources.size(0);
   arguments.counted = static_cast<const float*>(counted.const_data_ptr());
   arguments.steps = static_cast<float*>(steps.mutable_data_ptr());
   arguments.taken = static_cast<double*>(taken.mutable_data_ptr());
@@ -83,13 +83,13 @@ ScalarsCall check_scalars_args(const Tensor& group_scalars, const Tensor& pairs,
     RADAM_CHECK(is_table(*partial_sums, kPartialSums, /*integers=*/false),
                 "squares must be contiguous float64 of shape (k, 1024)");
     arguments.partial_sums = static_cast<const double*>(partial_sums->const_data_ptr());
-    arguments.partial_sum_rows = partial_sums->size(0);
+    arguments.bucket_count = partial_sums->size(0);
   }
-  arguments.max_grad_norm = max_grad_norm;
+  arguments.max_grad_norm = args.max_grad_norm;
   arguments.grad_scale = scalar(grad_scale, "grad_scale");
   arguments.found_inf = scalar(found_inf, "found_inf");
   const bool on_cpu = is_on_cpu(group_scalars.get());
-  if (on_cpu) check_pairs(arguments.pairs, arguments.scalar_count, group_scalars.size(0), steps.numel());
+  if (on_cpu) check_sources(arguments.sources, arguments.scalar_count, group_scalars.size(0), steps.numel());
 
   const torch::stable::Device where =
       on_cpu ? torch::stable::Device(DeviceType::CPU) : torch::stable::Device(DeviceType::CUDA, device.index);

@@ -1,4 +1,4 @@
-// A segment: one parameter's stretch of the flat index space, as a launch sees it.
+// A segment: one parameter's range of the flat index space of a bucket.
 #pragma once
 
 #include <algorithm>
@@ -8,14 +8,14 @@
 
 namespace radam_fused {
 
-// How a parameter and its gradient are laid out against the order of the moments, outermost dimension first.
-// Only for segments that cannot be walked as plain arrays; see `plain` below.
+// The strides of a parameter and its gradient in the order of the moments, outermost dimension first, where the three
+// are not plain arrays in one order (`needs_strides` below).
 struct Strides {
   std::vector<int64_t> size;
   std::vector<int64_t> param;
   std::vector<int64_t> grad;
 
-  // Appends a dimension within the last one, or makes one dimension of both where they run on without a break.
+  // Adds a dimension inside the last one, or merges the two where they are contiguous.
   void add(int64_t inner_size, int64_t param_stride, int64_t grad_stride) {
     if (!size.empty() && param.back() == inner_size * param_stride && grad.back() == inner_size * grad_stride) {
       size.back() *= inner_size;
@@ -31,15 +31,22 @@ struct Strides {
 
 struct Segment {
   void* param;
-  void* grad;              // written where gradients are to be zero after the step
+  void* grad;              // written too, if gradients are to be zero after the step
   int64_t start;           // offset of its moments in the bucket's flat buffers, in elements
   int64_t numel;           // never 0
-  int64_t scalar_index;    // its row in the rows table
-  int grad_dtype;          // which gradient dtype, in the launcher's own numbering
+  int64_t scalar_index;    // which row of the scalars the step uses
+  int grad_dtype;          // a Dtype
   const Strides* strides;  // null when parameter, gradient and moments share one dense order
   bool overlapping;        // whether elements of the gradient may share memory
-  int64_t rng_offset;      // the place that its first element's random numbers are drawn for
+  int64_t rng_offset;      // the offset of its first element's random numbers
 };
+
+// Removes the segments that have no elements.
+template <typename Segments>
+void drop_empty(Segments& segments) {
+  const auto empty = [](const Segment& segment) { return segment.numel == 0; };
+  segments.erase(std::remove_if(segments.begin(), segments.end(), empty), segments.end());
+}
 
 struct Shape {
   const int64_t* size;
@@ -47,8 +54,7 @@ struct Shape {
   int64_t dim;
 };
 
-// What tells two layouts apart (FNV-1a over sizes and strides); the twin of `fingerprint` in
-// radam_fused/numerics/layout.py.
+// FNV-1a over sizes and strides. Must match radam_fused/numerics/layout.py bit for bit.
 inline int64_t layout_hash(const Shape& shape) {
   uint64_t hash = 14695981039346656037u;
   for (int64_t d = 0; d < shape.dim; ++d) {
@@ -58,7 +64,7 @@ inline int64_t layout_hash(const Shape& shape) {
   return int64_t(hash);
 }
 
-// Dimensions by falling stride, the order in which a dense tensor lies in memory; dimensions of size 1 do not matter.
+// Dimensions by falling stride, which is the order of a dense tensor's memory; without dimensions of size 1.
 inline std::vector<int64_t> memory_order(const Shape& shape) {
   std::vector<int64_t> order;
   for (int64_t d = 0; d < shape.dim; ++d) {
@@ -88,31 +94,31 @@ inline bool overlaps_itself(const Shape& shape) {
   return false;
 }
 
-// Fills `strides` and returns false, or returns true when both tensors are plain arrays in one dense order.
-// The moments lie in a dense parameter's own order, and in row-major order for any other parameter
-// (radam_fused/numerics/layout.py, moment_strides).
-inline bool plain(const Shape& param, const Shape& grad, Strides& strides) {
+// Whether a kernel needs strides to find the elements, which it then writes to `strides`; otherwise parameter, gradient
+// and moments are plain arrays in one dense order. Moments are in the order of a dense parameter, and row-major beside
+// any other (radam_fused/numerics/layout.py, moment_strides).
+inline bool needs_strides(const Shape& param, const Shape& grad, Strides& strides) {
   std::vector<int64_t> order = memory_order(param);
   const bool dense = is_dense(param, order);
   if (!dense) {
     order.resize(param.dim);
     std::iota(order.begin(), order.end(), 0);
   }
-  if (dense && is_dense(grad, order)) return true;
+  if (dense && is_dense(grad, order)) return false;
   for (const int64_t d : order) strides.add(param.size[d], param.stride[d], grad.stride[d]);
-  return false;
+  return true;
 }
 
-// The same of a gradient alone, which is walked as it lies in memory if it is dense, and row-major otherwise.
-inline bool plain(const Shape& grad, Strides& strides) {
-  if (is_dense(grad, memory_order(grad))) return true;
+// The same for a gradient alone: a dense one is read in the order of its memory, any other row-major.
+inline bool needs_strides(const Shape& grad, Strides& strides) {
+  if (is_dense(grad, memory_order(grad))) return false;
   for (int64_t d = 0; d < grad.dim; ++d) {
     if (grad.size[d] != 1) strides.add(grad.size[d], 0, grad.stride[d]);
   }
-  return false;
+  return true;
 }
 
-// Walks the elements of a strided segment in the order of its moments.
+// Steps through the elements of a strided segment in the order of its moments.
 class StridedCursor {
  public:
   StridedCursor(const Strides& strides, int64_t position) : strides_(strides), index_(strides.size.size()) {

@@ -12,29 +12,31 @@ constexpr const char* kFreedParam =
 constexpr const char* kFreedGrad =
     "the gradient's storage does not hold all of its elements: it was freed or made smaller";
 
-// What each segment is held against.
+// What each segment is checked against.
 struct Bounds {
   Device device;
   StateFormat format;
-  int64_t capacity;
-  int64_t scalars;
+  int64_t capacity;  // of the flat buffers, in elements
+  int64_t scalar_count;
   int64_t alignment;  // of the segments' starts
 
-  // Whether a segment is within the buffers. Starts up to 2^63 - 1 are to be refused, so nothing is added to one.
+  // Whether a segment is within the flat buffers. A start may be anything up to 2^63 - 1, so nothing is added to it.
   bool hold(const Segment& segment) const {
     return segment.start >= 0 && segment.start % alignment == 0 && segment.numel <= capacity &&
            segment.start <= capacity - segment.numel;
   }
-  bool has_scalars(const Segment& segment) const { return segment.scalar_index >= 0 && segment.scalar_index < scalars; }
+  bool has_scalars(const Segment& segment) const {
+    return segment.scalar_index >= 0 && segment.scalar_index < scalar_count;
+  }
 };
 
-// Whether every random number of a segment has a place below 2^63.
+// Whether the random numbers of all elements have offsets in [0, 2^63).
 bool has_rng_range(const Segment& segment) {
   return segment.rng_offset >= 0 && segment.rng_offset <= INT64_MAX - segment.numel;
 }
 
-// Reads one pair of tensors; returns what is wrong with it, or null.
-const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, int64_t layout,
+// Reads a parameter and its gradient; returns what is wrong with them, or null.
+const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bounds& bounds, int64_t hash,
                          Segment& segment, std::unique_ptr<Strides>& strides) {
   if (!is_strided_on(param, bounds.device) || !is_strided_on(grad, bounds.device)) {
     return "not a strided tensor on the device of exp_avg";
@@ -47,7 +49,7 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   if (shape.dim != grad_shape.dim || !std::equal(shape.size, shape.size + shape.dim, grad_shape.size)) {
     return "gradient and parameter differ in shape";
   }
-  if (layout_hash(shape) != layout) return "shape or strides have changed since the moments were laid out";
+  if (layout_hash(shape) != hash) return "shape or strides have changed since the moments were laid out";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
   if (!bounds.hold(segment)) return "start out of the buffer, or not a multiple of what its moments need";
   if (!bounds.has_scalars(segment)) return "row out of the table";
@@ -62,24 +64,24 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
     return kFreedGrad;
   }
   if (!(is_contiguous(param) && is_contiguous(grad))) {
-    auto walk = std::make_unique<Strides>();
-    if (!plain(shape, grad_shape, *walk)) {
+    auto needed = std::make_unique<Strides>();
+    if (needs_strides(shape, grad_shape, *needed)) {
       if (overlaps_itself(shape)) return "parameter is expanded: several of its elements share memory";
-      segment.strides = walk.get();
+      segment.strides = needed.get();
       segment.overlapping = overlaps_itself(grad_shape);
-      strides = std::move(walk);
+      strides = std::move(needed);
     }
   }
   return nullptr;
 }
 
-// The forms of the buffers beside parameters of this dtype; raises where they do not go together.
-StateFormat format_of(const StateTensors& state, int param_dtype) {
+// The format of the state of parameters of this dtype; raises where its buffers do not fit each other.
+StateFormat format_of(const StepArgs& args, int param_dtype) {
   StateFormat format;
   const bool half = param_dtype == kBFloat16 || param_dtype == kFloat16;
   format.param_dtype = param_dtype;
-  format.stochastic = state.stochastic && half;  // others have nothing to round
-  const AtenTensorHandle exp_avg = state.exp_avg.get(), exp_avg_sq = state.exp_avg_sq.get();
+  format.stochastic = args.stochastic && half;  // other dtypes are not rounded
+  const AtenTensorHandle exp_avg = args.exp_avg.get(), exp_avg_sq = args.exp_avg_sq.get();
   const int dtype = dtype_of(exp_avg);
   const bool codes = has_dtype(exp_avg, aoti_torch_dtype_int8()) && has_dtype(exp_avg_sq, aoti_torch_dtype_uint8());
   STD_TORCH_CHECK(codes || (dtype != kUnsupported && dtype == dtype_of(exp_avg_sq)),
@@ -91,9 +93,9 @@ StateFormat format_of(const StateTensors& state, int param_dtype) {
   const bool none = param_dtype == kUnsupported;  // no parameters
   STD_TORCH_CHECK(none || (param_dtype == kFloat64) == (dtype == kFloat64),
                   "radam_fused: no kernel for these dtypes: float64 parameters go with float64 moments, and no others");
-  STD_TORCH_CHECK(state.scales.has_value() == codes, "scales belong to int8 moments, and to no others");
-  if (!state.master.has_value()) return format;
-  const AtenTensorHandle master = state.master->get();
+  STD_TORCH_CHECK(args.scales.has_value() == codes, "scales belong to int8 moments, and to no others");
+  if (!args.master.has_value()) return format;
+  const AtenTensorHandle master = args.master->get();
   if (none || (half && dtype_of(master) == kFloat32)) {
     format.master = MasterFormat::kFloat32;
   } else if (param_dtype == kBFloat16 && has_dtype(master, aoti_torch_dtype_int16())) {
@@ -102,41 +104,39 @@ StateFormat format_of(const StateTensors& state, int param_dtype) {
     STD_TORCH_CHECK(half && dtype_of(master) == param_dtype, "no form has such a residue beside these parameters");
     format.master = MasterFormat::kKahan;
   }
-  STD_TORCH_CHECK(!state.stochastic, "stochastic: parameters with a residue are rounded to nearest");
+  STD_TORCH_CHECK(!args.stochastic, "stochastic: parameters with a residue are rounded to nearest");
   return format;
 }
 
-Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTensors& state,
-                     const TableTensors& tables) {
-  const Tensor &exp_avg = state.exp_avg, &segments = tables.segments, &scalar_index = tables.scalar_index,
-               &scalars = tables.scalars;
-  Bounds bounds{device_of(exp_avg.get()), format_of(state, param_dtype), exp_avg.numel(), 0, 1};
+Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StepArgs& args) {
+  const Tensor &exp_avg = args.exp_avg, &segments = args.segments, &scalar_index = args.scalar_index;
+  const Tensor& scalars = args.scalars;
+  Bounds bounds{device_of(exp_avg.get()), format_of(args, param_dtype), exp_avg.numel(), 0, 1};
   const auto flat = [&](const Tensor& buffer, int64_t numel, int64_t dim = 1) {
     return buffer.numel() == numel && buffer.dim() == dim && buffer.is_contiguous() &&
            is_strided_on(buffer.get(), bounds.device);
   };
-  // One buffer is read for two where their memory overlaps, and what is written last is kept.
   const auto apart = [&](const Tensor& a, const Tensor& b) {
     const auto* first = static_cast<const char*>(a.const_data_ptr());
     const auto* second = static_cast<const char*>(b.const_data_ptr());
     return first + a.numel() * a.element_size() <= second || second + b.numel() * b.element_size() <= first;
   };
-  STD_TORCH_CHECK(flat(exp_avg, bounds.capacity) && flat(state.exp_avg_sq, bounds.capacity),
+  STD_TORCH_CHECK(flat(exp_avg, bounds.capacity) && flat(args.exp_avg_sq, bounds.capacity),
                   "exp_avg and exp_avg_sq must be flat buffers of one size, dtype and device");
-  if (state.scales.has_value()) {
+  if (args.scales.has_value()) {
     bounds.alignment = kBlockElements;
-    STD_TORCH_CHECK(bounds.capacity % kBlockElements == 0 && dtype_of(state.scales->get()) == kFloat32 &&
-                        flat(*state.scales, 2 * (bounds.capacity / kBlockElements), 2) && state.scales->size(0) == 2,
+    STD_TORCH_CHECK(bounds.capacity % kBlockElements == 0 && dtype_of(args.scales->get()) == kFloat32 &&
+                        flat(*args.scales, 2 * (bounds.capacity / kBlockElements), 2) && args.scales->size(0) == 2,
                     "scales must be contiguous float32 of shape (2, length / 256) on the device of exp_avg");
   }
-  STD_TORCH_CHECK(!state.master.has_value() || flat(*state.master, bounds.capacity),
+  STD_TORCH_CHECK(!args.master.has_value() || flat(*args.master, bounds.capacity),
                   "residue must be a flat buffer of the size and device of exp_avg");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
-  STD_TORCH_CHECK(is_stored(exp_avg) && is_stored(state.exp_avg_sq) && stored(state.scales) && stored(state.master),
+  STD_TORCH_CHECK(is_stored(exp_avg) && is_stored(args.exp_avg_sq) && stored(args.scales) && stored(args.master),
                   "exp_avg, exp_avg_sq, scales or residue: ", kFreed);
-  STD_TORCH_CHECK(is_stored(segments) && is_stored(scalar_index) && is_stored(scalars) && stored(state.rng_offsets),
+  STD_TORCH_CHECK(is_stored(segments) && is_stored(scalar_index) && is_stored(scalars) && stored(args.rng_offsets),
                   "segments, row_of, rows or origins: ", kFreed);
-  STD_TORCH_CHECK(apart(exp_avg, state.exp_avg_sq), "exp_avg and exp_avg_sq must not share memory");
+  STD_TORCH_CHECK(apart(exp_avg, args.exp_avg_sq), "exp_avg and exp_avg_sq must not share memory");
   STD_TORCH_CHECK(dtype_of(scalars.get()) == kFloat64 && scalars.dim() == 2 && scalars.size(1) == kScalarColumns &&
                       scalars.is_contiguous() &&
                       (is_on_cpu(scalars.get()) || is_strided_on(scalars.get(), bounds.device)),
@@ -148,38 +148,54 @@ Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StateTen
                       is_on_cpu(scalar_index.get()),
                   "segments and row_of must be contiguous int64 on the CPU");
   STD_TORCH_CHECK(
-      !state.rng_offsets.has_value() || (size_t(state.rng_offsets->numel()) == count &&
-                                         is_int64(state.rng_offsets->get()) && is_on_cpu(state.rng_offsets->get())),
+      !args.rng_offsets.has_value() || (size_t(args.rng_offsets->numel()) == count &&
+                                        is_int64(args.rng_offsets->get()) && is_on_cpu(args.rng_offsets->get())),
       "origins must be contiguous int64 on the CPU, one entry a segment");
-  bounds.scalars = scalars.size(0);
+  bounds.scalar_count = scalars.size(0);
   return bounds;
 }
 
-Launch begin(const Bounds& bounds, const StateTensors& state, const Tensor& scalars) {
+// What the tables say about each segment.
+class SegmentTables {
+ public:
+  explicit SegmentTables(const StepArgs& args)
+      : places_(static_cast<const SegmentPlace*>(args.segments.const_data_ptr())),
+        scalar_index_(static_cast<const int64_t*>(args.scalar_index.const_data_ptr())),
+        rng_offsets_(args.rng_offsets.has_value() ? static_cast<const int64_t*>(args.rng_offsets->const_data_ptr())
+                                                  : nullptr) {}
+
+  void fill(size_t i, Segment& segment) const {
+    segment.start = places_[i].start;
+    segment.rng_offset = rng_offsets_ != nullptr ? rng_offsets_[i] : segment.start;
+    segment.scalar_index = scalar_index_[i];
+  }
+  int64_t layout_hash(size_t i) const { return places_[i].layout_hash; }
+
+ private:
+  const SegmentPlace* places_;
+  const int64_t* scalar_index_;
+  const int64_t* rng_offsets_;  // null: a segment's random numbers begin at its start
+};
+
+Launch begin(const Bounds& bounds, const StepArgs& args) {
   Launch launch;
   launch.format = bounds.format;
-  launch.state.exp_avg = static_cast<char*>(state.exp_avg.mutable_data_ptr());
-  launch.state.exp_avg_sq = static_cast<char*>(state.exp_avg_sq.mutable_data_ptr());
-  if (state.scales.has_value()) {
-    launch.state.scales = static_cast<float*>(state.scales->mutable_data_ptr());
+  launch.state.exp_avg = static_cast<char*>(args.exp_avg.mutable_data_ptr());
+  launch.state.exp_avg_sq = static_cast<char*>(args.exp_avg_sq.mutable_data_ptr());
+  if (args.scales.has_value()) {
+    launch.state.scales = static_cast<float*>(args.scales->mutable_data_ptr());
     launch.state.sq_scales = launch.state.scales + bounds.capacity / kBlockElements;
   }
-  if (state.master.has_value()) launch.state.master = static_cast<char*>(state.master->mutable_data_ptr());
-  launch.scalars = static_cast<const double*>(scalars.const_data_ptr());
-  launch.scalar_count = bounds.scalars;
-  launch.scalars_on_device = !is_on_cpu(scalars.get());
+  if (args.master.has_value()) launch.state.master = static_cast<char*>(args.master->mutable_data_ptr());
+  launch.scalars = static_cast<const double*>(args.scalars.const_data_ptr());
+  launch.scalar_count = bounds.scalar_count;
+  launch.scalars_on_device = !is_on_cpu(args.scalars.get());
   return launch;
 }
 
-// Where each segment's random numbers begin: null for its start.
-const int64_t* rng_offsets_of(const StateTensors& state) {
-  return state.rng_offsets.has_value() ? static_cast<const int64_t*>(state.rng_offsets->const_data_ptr()) : nullptr;
-}
-
-// Leaves out what is empty, and counts the elements.
+// Drops segments without elements, and counts the elements of the others.
 void finish(Launch& launch) {
-  auto empty = [](const Segment& segment) { return segment.numel == 0; };
-  launch.segments.erase(std::remove_if(launch.segments.begin(), launch.segments.end(), empty), launch.segments.end());
+  drop_empty(launch.segments);
   launch.ends.reserve(launch.segments.size());
   int64_t end = 0;
   for (const Segment& segment : launch.segments) launch.ends.push_back(end += segment.numel);
@@ -187,29 +203,24 @@ void finish(Launch& launch) {
 
 }  // namespace
 
-Launch prepare(const TensorList& params, const TensorList& grads, const StateTensors& state,
-               const TableTensors& tables) {
+Launch read_step_args(const TensorList& params, const TensorList& grads, const StepArgs& args) {
   const size_t count = params.size();
   const int param_dtype = count > 0 ? dtype_of(params[0]) : kUnsupported;
-  const Bounds bounds = check_buffers(count, grads.size(), param_dtype, state, tables);
-  Launch launch = begin(bounds, state, tables.scalars);
+  const Bounds bounds = check_buffers(count, grads.size(), param_dtype, args);
+  Launch launch = begin(bounds, args);
 
   launch.segments.resize(count);
   launch.strides.resize(count);
-  const int64_t* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
-  const int64_t* scalar_index = static_cast<const int64_t*>(tables.scalar_index.const_data_ptr());
-  const int64_t* rng_offsets = rng_offsets_of(state);
+  const SegmentTables tables(args);
   const auto read = [&](size_t i) {
     Segment& segment = launch.segments[i];
-    segment.start = start_and_layout[2 * i];
-    segment.rng_offset = rng_offsets != nullptr ? rng_offsets[i] : segment.start;
-    segment.scalar_index = scalar_index[i];
-    return read_segment(params[i], grads[i], bounds, start_and_layout[2 * i + 1], segment, launch.strides[i]);
+    tables.fill(i, segment);
+    return read_segment(params[i], grads[i], bounds, tables.layout_hash(i), segment, launch.strides[i]);
   };
   const auto values = [&](size_t i) {
     const Segment& segment = launch.segments[i];
     return " (start " + std::to_string(segment.start) + " of " + std::to_string(bounds.capacity) + ", row " +
-           std::to_string(segment.scalar_index) + " of " + std::to_string(bounds.scalars) + ", origin " +
+           std::to_string(segment.scalar_index) + " of " + std::to_string(bounds.scalar_count) + ", origin " +
            std::to_string(segment.rng_offset) + ")";
   };
   read_each("radam_fused::step_native", count, read, values);
@@ -221,32 +232,23 @@ Launch prepare(const TensorList& params, const TensorList& grads, const StateTen
   return launch;
 }
 
-PointerTable read_pointer_table(const Tensor& pointer_table) {
+Launch read_step_args(const Tensor& pointer_table, int param_dtype, const StepArgs& args) {
   STD_TORCH_CHECK(pointer_table.dim() == 2 && pointer_table.size(1) == 5 && is_int64(pointer_table.get()) &&
                       is_on_cpu(pointer_table.get()),
                   "described must be contiguous int64 of shape (n, 5) on the CPU");
-  return {static_cast<const TensorPair*>(pointer_table.const_data_ptr()), size_t(pointer_table.size(0))};
-}
-
-Launch prepare_described(const Tensor& pointer_table, int param_dtype, const StateTensors& state,
-                         const TableTensors& tables) {
-  const PointerTable pairs = read_pointer_table(pointer_table);
-  const size_t count = pairs.size;
-  const Bounds bounds = check_buffers(count, count, param_dtype, state, tables);
-  Launch launch = begin(bounds, state, tables.scalars);
+  const auto* pairs = static_cast<const TensorPair*>(pointer_table.const_data_ptr());
+  const auto count = size_t(pointer_table.size(0));
+  const Bounds bounds = check_buffers(count, count, param_dtype, args);
+  Launch launch = begin(bounds, args);
   launch.segments.resize(count);
-  const auto* start_and_layout = static_cast<const int64_t*>(tables.segments.const_data_ptr());
-  const auto* scalar_index = static_cast<const int64_t*>(tables.scalar_index.const_data_ptr());
-  const int64_t* rng_offsets = rng_offsets_of(state);
+  const SegmentTables tables(args);
   for (size_t i = 0; i < count; ++i) {
     Segment& segment = launch.segments[i];
     segment.param = pairs[i].param;
     segment.grad = pairs[i].grad;
     segment.numel = pairs[i].numel;
     segment.grad_dtype = int(pairs[i].grad_dtype);
-    segment.start = start_and_layout[2 * i];
-    segment.rng_offset = rng_offsets != nullptr ? rng_offsets[i] : segment.start;
-    segment.scalar_index = scalar_index[i];
+    tables.fill(i, segment);
     STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && bounds.has_scalars(segment) &&
                         has_rng_range(segment),
                     "radam_fused::step_described: tensor ", i, ": dtypes, start, row or origin do not fit");

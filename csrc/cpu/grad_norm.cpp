@@ -37,7 +37,7 @@ void add_gradient(const GradNormKernel& kernel, const Segment& grad, double* lan
 }
 
 // The partial sums from `begin` up to `end`. Of gradient i the tiles end at ends[i], counted over the whole list.
-void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double* sums, int64_t begin, int64_t end) {
+void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, double* sums, int64_t begin, int64_t end) {
   const GradNormKernel kernel = select_grad_norm_kernel(grads.dtype);
   const int64_t tiles = ends.empty() ? 0 : ends.back();
   int64_t tile = first_tile_of(begin, tiles);
@@ -59,7 +59,7 @@ void add_range(const Gradients& grads, const std::vector<int64_t>& ends, double*
   }
 }
 
-Tensor add_up(const Gradients& grads) {
+Tensor add_up(const GradNormArgs& grads) {
   Scratch<int64_t> ends;
   ends.reserve(grads.segments.size());
   int64_t tiles = 0;
@@ -77,7 +77,7 @@ Tensor add_up(const Gradients& grads) {
 
 Tensor grad_norm(StableListHandle list) {
   const TensorList grads(list);
-  return add_up(read_gradients(grads));
+  return add_up(read_grad_norm_args(grads));
 }
 
 }  // namespace

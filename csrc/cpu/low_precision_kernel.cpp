@@ -131,7 +131,7 @@ RADAM_HD void step_compensated(Block& block, P* __restrict p, P* __restrict mast
     const float d = update_moments(block.x[i], block.g[i], block.m[i], block.v[i], scalars, branches);
     block.x[i] = decrease(block.x[i], d, scalars, branches);
   }
-  if (scalars.direction == UpdateRule::kNoParamUpdate) return;
+  if (scalars.update_rule == UpdateRule::kNoParamUpdate) return;
   for (int i = 0; i < n; ++i) {
     float after = widen(p[i]);
     compensate<P>(after, block.compensation[i], block.x[i]);
@@ -182,7 +182,7 @@ RADAM_HD void narrow_moments(const Block& block, bfloat16* __restrict m, bfloat1
 RADAM_HD void narrow_moments(Block& block, float16* __restrict m, float16* __restrict v, int offset) {
   const uint16_t* rand16 = block.rand16 + offset;
   const int n = block.n;
-  for (int i = 0; i < n; ++i) block.v[i] = HalfRoot::at_least_a_unit(square_root(square_root(block.v[i])));
+  for (int i = 0; i < n; ++i) block.v[i] = HalfRoot::at_least_min(square_root(square_root(block.v[i])));
   for (int i = 0; i < n; ++i) v[i] = Stochastic<float16>::from(block.v[i], rand16[i]);
   widen_all(block.v, v, n);
   for (int i = 0; i < n; ++i) block.m[i] = FirstCode::quotient(block.m[i], block.v[i] * block.v[i]);
@@ -265,7 +265,7 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(master), scalars);
   } else {
     update_all(block, scalars);
-    if (scalars.direction ==
+    if (scalars.update_rule ==
         UpdateRule::kNoParamUpdate) {  // the parameter stays bit for bit; a copy takes over what it was written
       if (format.master == MasterFormat::kFloat32) std::memcpy(master, block.x, block.n * sizeof(float));
     } else {

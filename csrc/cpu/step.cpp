@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "args/step_args.h"
 #include "cpu/low_precision_kernel.h"
 #include "cpu/step_kernel.h"
 #include "cpu/strided_copy.h"
@@ -13,8 +12,6 @@
 
 namespace radam_fused {
 namespace {
-
-using torch::stable::Tensor;
 
 // Below this many elements a thread is not worth waking (about 30 us of work at 28 bytes an element).
 constexpr int64_t kGrain = 16384;
@@ -92,10 +89,10 @@ Pass pass_for(const Launch& launch, const Segment& segment, bool zero_grads) {
   pass.scalars = launch.scalars + segment.scalar_index * kScalarColumns;
   pass.single = StepScalars<float>::from(pass.scalars);
   pass.wide = StepScalars<double>::from(pass.scalars);
-  pass.skip = pass.wide.direction == UpdateRule::kSkipStep;
+  pass.skip = pass.wide.update_rule == UpdateRule::kSkipStep;
   pass.clear = zero_grads && !segment.overlapping;
   pass.kernel = select_step_kernel(launch.format.param_dtype, segment.grad_dtype);
-  pass.low_precision = launch.format.plain() ? nullptr : select_low_precision_kernel();
+  pass.low_precision = launch.format.is_full_precision() ? nullptr : select_low_precision_kernel();
   pass.grad_item = item_size(segment.grad_dtype);
   pass.moment_item = launch.format.moment_item();
   return pass;
@@ -152,7 +149,11 @@ void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t 
   }
 }
 
-void run(const Launch& launch, bool zero_grads) {
+void run(const Launch& launch, const StepArgs& args) { run_step(launch, args.zero_grads); }
+
+}  // namespace
+
+void run_step(const Launch& launch, bool zero_grads) {
   if (launch.segments.empty()) return;
   // A short segment costs more than its elements: as much as these many.
   constexpr int64_t kSegmentCost = 256;
@@ -163,28 +164,6 @@ void run(const Launch& launch, bool zero_grads) {
                               [&](int64_t begin, int64_t end) { update_range(launch, zero_grads, begin, end); });
 }
 
-void step(StableListHandle params, StableListHandle grads, Tensor exp_avg, Tensor exp_avg_sq, Tensor segments,
-          Tensor scalar_index, Tensor scalars, bool zero_grads, std::optional<Tensor> scales,
-          std::optional<Tensor> master, bool stochastic, std::optional<Tensor> rng_offsets) {
-  const TensorList param_list(params);
-  const TensorList grad_list(grads);
-  const Launch launch = prepare(param_list, grad_list, {exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets},
-                                {segments, scalar_index, scalars});
-  run(launch, zero_grads);
-  if (zero_grads) clear_overlapping(grad_list, launch);
-}
-
-}  // namespace
-
-void step_from_pointers(const Tensor& pointer_table, int param_dtype, const Tensor& exp_avg, const Tensor& exp_avg_sq,
-                        const Tensor& segments, const Tensor& scalar_index, const Tensor& scalars, bool zero_grads,
-                        const std::optional<Tensor>& scales, const std::optional<Tensor>& master, bool stochastic,
-                        const std::optional<Tensor>& rng_offsets) {
-  run(prepare_described(pointer_table, param_dtype, {exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets},
-                        {segments, scalar_index, scalars}),
-      zero_grads);
-}
-
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("step_native", TORCH_BOX(&step)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("step_native", TORCH_BOX(&step_operator<run>)); }
 
 }  // namespace radam_fused

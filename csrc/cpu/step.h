@@ -1,19 +1,11 @@
-// The step by addresses on the CPU, which needs no dispatcher; on a GPU it is an operator, in another library.
+// The step on the CPU.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
+#include "args/step_args.h"
 
 namespace radam_fused {
 
-// The arguments are those of the operator `step_from_pointers` (radam_fused/backends/ops.py).
-void step_from_pointers(const torch::stable::Tensor& pointer_table, int param_dtype,
-                        const torch::stable::Tensor& exp_avg, const torch::stable::Tensor& exp_avg_sq,
-                        const torch::stable::Tensor& segments, const torch::stable::Tensor& scalar_index,
-                        const torch::stable::Tensor& scalars, bool zero_grads,
-                        const std::optional<torch::stable::Tensor>& scales,
-                        const std::optional<torch::stable::Tensor>& master, bool stochastic,
-                        const std::optional<torch::stable::Tensor>& rng_offsets);
+// Performs a checked step, on all of torch's threads.
+void run_step(const Launch& launch, bool zero_grads);
 
 }  // namespace radam_fused

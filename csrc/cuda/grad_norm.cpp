@@ -14,7 +14,7 @@ namespace {
 using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 
-Tensor add_up(const Gradients& grads) {
+Tensor add_up(const GradNormArgs& grads) {
   LaunchBuilder builder({});
   builder.reserve(grads.segments.size());
   for (const Segment& grad : grads.segments) builder.add(grad);
@@ -41,7 +41,7 @@ Tensor add_up(const Gradients& grads) {
 
 Tensor grad_norm(StableListHandle list) {
   const TensorList grads(list);
-  return add_up(read_gradients(grads));
+  return add_up(read_grad_norm_args(grads));
 }
 
 }  // namespace

@@ -31,6 +31,6 @@ cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& argume
 cudaError_t launch_low_precision(const LowPrecisionStep& arguments, int device, cudaStream_t stream);
 cudaError_t launch_grad_norm(int dtype, const LargeGradNorm& arguments, size_t by_value, int device,
                              cudaStream_t stream);
-cudaError_t launch_scalars(const ScalarsArguments& arguments, cudaStream_t stream);
+cudaError_t launch_scalars(const ScalarsKernelArgs& arguments, cudaStream_t stream);
 
 }  // namespace radam_fused

@@ -38,7 +38,7 @@ class LowPrecisionBlock {
   // The warp comes by value, for what its lanes keep is of one block.
   template <typename Warp>
   RADAM_HD void update(Warp warp) const {
-    const bool skip = scalars_at<float>(arguments_, segment_.scalar_index).direction == UpdateRule::kSkipStep;
+    const bool skip = scalars_at<float>(arguments_, segment_.scalar_index).update_rule == UpdateRule::kSkipStep;
     const bool clear = arguments_.zero_grads && !segment_.overlapping;
     if (skip && !clear) return;
     warp([&](int number, Lane& lane) {
@@ -167,7 +167,7 @@ class LowPrecisionBlock {
     step_all(lane.values, g, scalars, format.master);
     Philox random{};
     if (format.stochastic) random = random_for(span, scalars, kParamStream);
-    write_parameter(elements, lane.values.x, format, scalars.direction, random);
+    write_parameter(elements, lane.values.x, format, scalars.update_rule, random);
     store_parameter(span, elements);
     if constexpr (kMoments != MomentFormat::kFloat32) lane.random = random_for(span, scalars, kMomentStream);
     if constexpr (kCodes) {

@@ -86,7 +86,7 @@ RADAM_HD void step_all(Values& values, const float* g, const StepScalars<float>&
     const float d = update_moments(x, g[i], values.m[i], values.v[i], scalars, branches);
     const float taken = decrease(x, d, scalars, branches);
     const float stepped = compensated ? taken : x - taken;
-    x = scalars.direction == UpdateRule::kNoParamUpdate ? x : stepped;
+    x = scalars.update_rule == UpdateRule::kNoParamUpdate ? x : stepped;
   }
 }
 

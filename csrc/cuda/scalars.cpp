@@ -1,5 +1,5 @@
 // radam_fused::rows_native on NVIDIA GPUs: one launch of one block, on the current stream. Nothing here waits for the
-// device, and what a graph captures refers to nothing but the arguments and results.
+// device, and a captured graph refers to nothing but arguments and results.
 #include "args/scalars_args.h"
 #include "cuda/kernels.h"
 #include "cuda/stream.h"
@@ -7,20 +7,13 @@
 namespace radam_fused {
 namespace {
 
-using torch::stable::Tensor;
-
-std::tuple<Tensor, Tensor> scalars(Tensor group_scalars, Tensor pairs, Tensor counted, Tensor steps, Tensor taken,
-                                   std::optional<Tensor> lr, std::optional<Tensor> partial_sums, double max_grad_norm,
-                                   std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-  const ScalarsCall table = check_scalars_args(group_scalars, pairs, counted, steps, taken, lr, partial_sums,
-                                               max_grad_norm, grad_scale, found_inf);
-  const CurrentStream current(table.device.index, "radam_fused::rows_native");
-  current.launched(launch_scalars(table.arguments, current.stream));
-  return {table.scalars, table.norm};
+void run(const ScalarsCall& call) {
+  const CurrentStream current(call.device.index, "radam_fused::rows_native");
+  current.launched(launch_scalars(call.arguments, current.stream));
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("rows_native", TORCH_BOX(&scalars)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("rows_native", TORCH_BOX(&scalars_operator<run>)); }
 
 }  // namespace radam_fused

@@ -197,7 +197,7 @@ RADAM_HD void update_tile(const Arguments& arguments, uint32_t number, int32_t i
   using T = ComputeType<P>;
   const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
   const StepScalars<T> scalars = scalars_at<T>(arguments, segment.scalar_index);
-  if (scalars.direction == UpdateRule::kSkipStep) return;
+  if (scalars.update_rule == UpdateRule::kSkipStep) return;
   const TileRange range = range_of(segment, number);
   Tile<P, G> tile;
   tile.p = static_cast<P*>(segment.param);

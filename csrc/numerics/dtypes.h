@@ -1,4 +1,4 @@
-// The dtypes that the kernels serve, in this project's own numbering.
+// The dtypes that the kernels support. Python has the same numbers: NATIVE_DTYPE.
 #pragma once
 
 #include "numerics/float_formats.h"
@@ -9,7 +9,7 @@ enum Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kUns
 
 RADAM_HD constexpr int64_t item_size(int dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
 
-// float64 goes with float64 alone; the others mix, and compute in float32.
+// float64 parameters need float64 gradients. The other dtypes may be mixed; their arithmetic is in float32.
 constexpr bool supported(int param_dtype, int grad_dtype) {
   return param_dtype < kUnsupported && grad_dtype < kUnsupported &&
          (param_dtype == kFloat64) == (grad_dtype == kFloat64);

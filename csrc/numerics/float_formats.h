@@ -1,5 +1,5 @@
-// 16-bit storage formats, widened exactly and rounded to nearest even in integer arithmetic, so that every compiler,
-// instruction set and device gives the same bits. Written without branches: a loop over these vectorises.
+// 16-bit storage formats: widened exactly, and rounded to nearest even in integer arithmetic, so that every compiler,
+// instruction set and device gives the same bits. There are no branches, so compilers vectorise loops over these.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +44,9 @@ RADAM_HD float widen(bfloat16 x) { return float_from_bits(uint32_t(x.bits) << 16
 RADAM_HD float widen(float16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
-  const uint32_t exponent_shift = rest >= 0x7c00u ? 0x70000000u : 0x38000000u;  // inf and NaN go to exponent 255
+  const uint32_t exponent_shift = rest >= 0x7c00u ? 0x70000000u : 0x38000000u;  // inf and NaN: exponent 255
   const uint32_t normal = (rest << 13) + exponent_shift;
-  // A subnormal is rest * 2^-24: placed in the mantissa of 0.5, whose ulp that is, it survives the subtraction exactly.
+  // A subnormal is rest * 2^-24, and 2^-24 is the ulp of 0.5: as the mantissa of 0.5 it is exact after the subtraction.
   const uint32_t subnormal = bits_from_float(float_from_bits(0x3f000000u + rest) - 0.5f);
   return float_from_bits(sign | (rest < 0x0400u ? subnormal : normal));
 }

@@ -12,7 +12,7 @@ constexpr int kLanes = kTile;
 
 RADAM_HD int64_t first_tile_of(int64_t sum, int64_t tiles) { return sum * tiles / kPartialSums; }
 
-// Exact in float64 but for the square itself, whatever the gradient is stored as.
+// In float64, where only the square itself is rounded.
 template <typename G>
 RADAM_HD double square(G stored) {
   const double value = double(widen(stored));

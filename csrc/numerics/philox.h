@@ -1,25 +1,25 @@
 // Random numbers for stochastic rounding: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-// SC11). They depend on nothing but the seed, the step and the place in the flat index space, so a run repeats bit for
-// bit, whatever the launch.
+// SC11). They depend only on the seed, the step and the offset of an element among all parameters, so a run repeats bit
+// for bit, whatever the launch.
 #pragma once
 
 #include "numerics/float_formats.h"
 
 namespace radam_fused {
 
-constexpr int kRandsPerCall = 8;  // 16-bit numbers that one call gives, to as many neighbours
+constexpr int kRandsPerCall = 8;  // 16-bit numbers per call, for as many consecutive elements
 
-// The streams of numbers.
+// Independent streams: for rounding parameters, and for rounding moments.
 constexpr uint32_t kParamStream = 0, kMomentStream = 1;
 
 struct Philox {
   uint32_t word[4];
 
-  // Of the i-th of kRandsPerCall neighbours.
+  // The number of the i-th of kRandsPerCall elements.
   RADAM_HD uint32_t rand16(int i) const { return (word[i / 2] >> (16 * (i % 2))) & 0xffffu; }
 };
 
-// For the neighbours from 8 * group on in the flat index space.
+// For the elements whose offsets begin at 8 * group.
 RADAM_HD Philox philox(uint64_t group, uint32_t step, uint32_t stream, uint32_t seed) {
   uint32_t c0 = uint32_t(group), c1 = uint32_t(group >> 32), c2 = step, c3 = stream;
   uint32_t k0 = seed, k1 = 0;
@@ -37,11 +37,11 @@ RADAM_HD Philox philox(uint64_t group, uint32_t step, uint32_t stream, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-// For the neighbours from any place on: one between two groups takes the end of one and the beginning of the next.
-RADAM_HD Philox philox_from(uint64_t place, uint32_t step, uint32_t stream, uint32_t seed) {
-  const uint64_t group = place / kRandsPerCall;
+// For the elements from any offset on: between two groups, the end of one and the beginning of the next.
+RADAM_HD Philox philox_from(uint64_t offset, uint32_t step, uint32_t stream, uint32_t seed) {
+  const uint64_t group = offset / kRandsPerCall;
   const Philox first = philox(group, step, stream, seed);
-  const uint32_t by = uint32_t(place % kRandsPerCall);
+  const uint32_t by = uint32_t(offset % kRandsPerCall);
   if (by == 0) return first;
   const Philox second = philox(group + 1, step, stream, seed);
   uint32_t words[8];
@@ -60,7 +60,8 @@ RADAM_HD Philox philox_from(uint64_t place, uint32_t step, uint32_t stream, uint
   return result;
 }
 
-// A second number from each: its bytes swapped, so that either's upper bits are the other's lower ones.
+// A second number from each one: with its bytes swapped, so that the upper bits of either are the lower ones of the
+// other.
 RADAM_HD uint32_t swap_bytes(uint32_t rand16) { return ((rand16 << 8) | (rand16 >> 8)) & 0xffffu; }
 
 }  // namespace radam_fused

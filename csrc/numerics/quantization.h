@@ -1,6 +1,6 @@
-// The stored forms of moments, master weights and parameters in fewer bits than the arithmetic has: how one element is
-// read from them and written to them, once for the host and the device (docs/precision.md has the formulae). The twin
-// of radam_fused/backends/reference/low_precision.py, operation by operation.
+// Low-precision state: how one element of moments, master weights and parameters is read from fewer bits than the
+// arithmetic has, and written to them, for host and device (docs/precision.md has the formulae). Must match
+// radam_fused/backends/reference/low_precision.py bit for bit.
 #pragma once
 
 #include "numerics/radam_update.h"
@@ -9,7 +9,7 @@ namespace radam_fused {
 
 constexpr uint32_t kMagnitude = 0x7fffffffu, kInfinity = 0x7f800000u, kQuietNan = 0x7fc00000u;
 
-// Rounds up in magnitude with the probability that makes the mean exact; `draw` is 16 random bits.
+// Rounds up in magnitude with the probability that makes the mean exact; `rand16` holds 16 random bits.
 template <typename Stored>
 struct Stochastic;
 
@@ -34,7 +34,7 @@ struct Stochastic<float16> {
     const uint32_t rest = bits & kMagnitude;
     const uint32_t shifted = (rest + (rand16 >> 3) - 0x38000000u) >> 13;
     const uint32_t normal = shifted < 0x7c00u ? shifted : 0x7c00u;
-    // In units of the least subnormal; 14 of the bits, so that what is a whole number of them stays one.
+    // In units of the smallest subnormal, with 14 of the random bits: an exact multiple stays what it is.
     const float magnitude = rest < 0x38800000u ? float_from_bits(rest) : 0.0f;
     const uint32_t subnormal = uint32_t(int32_t(magnitude * 0x1p24f + float(int32_t(rand16 >> 2)) * 0x1p-14f));
     const uint32_t finite = rest < 0x38800000u ? subnormal : normal;
@@ -42,8 +42,8 @@ struct Stochastic<float16> {
   }
 };
 
-// The parameter of a master copy: bfloat16 is rounded to nearest with ties away from zero, since ties to even could not
-// be undone by the 16 bits of kSplit; both master copies round alike.
+// The parameter for a master weight. bfloat16 is rounded to nearest with ties away from zero: after ties to even the 16
+// bits of kSplit could not restore the master weight. kFloat32 rounds in the same way.
 template <typename P>
 struct Parameter {
   static RADAM_HD P from(float x) { return Narrow<P>::from(x); }
@@ -57,13 +57,13 @@ struct Parameter<bfloat16> {
   }
 };
 
-// The master copy, but where somebody else has written the parameter since: that.
+// The master weight; or the parameter, if user code has written the parameter since the last step.
 template <typename P>
 RADAM_HD float from_master(P p, float master) {
   return Parameter<P>::from(master).bits == p.bits ? master : widen(p);
 }
 
-// The float32 that a bfloat16 and the bits beside it make up, and those bits of one.
+// MasterFormat::kSplit: the float32 made of a bfloat16 and 16 more bits, and these bits of a float32.
 RADAM_HD float join(bfloat16 high, int16_t low) {
   return float_from_bits((uint32_t(high.bits) << 16) + uint32_t(int32_t(low)));
 }
@@ -74,8 +74,8 @@ RADAM_HD int16_t low_bits(float x) {
 
 RADAM_HD uint32_t magnitude_bits(float x) { return bits_from_float(x) & kMagnitude; }
 
-// Kahan's sum: the parameter takes what it can of the update, and the compensation the rest. Either is a value of P. Of
-// an infinite parameter there is no rest: inf - inf would be a NaN.
+// Kahan summation: the parameter takes what it can represent of the update, and the compensation the rest. Both are
+// values of P. An infinite parameter has no rest: inf - inf would be a NaN.
 template <typename P>
 RADAM_HD void compensate(float& p, float& compensation, float decrease) {
   const float update = compensation - decrease;
@@ -85,21 +85,21 @@ RADAM_HD void compensate(float& p, float& compensation, float decrease) {
   p = after;
 }
 
-// Magnitudes of a block are compared as bits, so that a NaN is the largest of all.
+// The scale of a block, from its largest magnitude as bits: compared as bits, a NaN is the largest of all.
 RADAM_HD float scale_from(uint32_t largest) { return float_from_bits(largest > kInfinity ? kQuietNan : largest); }
 
-// The next float up: a factor that has been rounded down would leave the largest of a block below the code that its
-// scale is found by again.
+// The next float up, for factors: a factor that was rounded down would encode the largest element of a block below the
+// largest code, and the next step would compute a smaller scale.
 RADAM_HD float next_up(float x) { return float_from_bits(bits_from_float(x) + 1); }
 
-// A code from 0 to `limit`, rounded stochastically; a NaN is 0.
+// A code from 0 to `limit`, rounded stochastically; 0 for a NaN.
 RADAM_HD int32_t stochastic_code(float c, uint32_t rand16, float limit) {
   c = c + float(int32_t(rand16)) * 0x1p-16f;
   c = c > 0.0f ? c : 0.0f;
   return int32_t(c < limit ? c : limit);
 }
 
-// 8 bits for the square root of the second moment: codes linear in its own square root, 0 for 0 alone.
+// 8 bits for the square root of the second moment: codes are linear in the root's own square root; only 0 has code 0.
 struct RootCode {
   static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(255.0f / square_root(scale)) : 0.0f; }
   static RADAM_HD int32_t encode(float root, float factor, uint32_t rand16) {
@@ -113,9 +113,9 @@ struct RootCode {
   }
 };
 
-// 8 bits for the first moment: codes linear in its quotient with the decoded root, which is what a step moves by.
+// 8 bits for the first moment: codes are linear in its quotient with the decoded root, the step that it causes.
 struct FirstCode {
-  static constexpr float kMinScale = 0x1p-100f;  // a block whose quotients are all smaller is at rest
+  static constexpr float kMinScale = 0x1p-100f;  // a block with smaller quotients alone underflows to zero
 
   static RADAM_HD float quotient(float m, float root) { return root > 0.0f ? m / root : 0.0f; }
   static RADAM_HD float scale(uint32_t largest) {
@@ -132,20 +132,20 @@ struct FirstCode {
   }
 };
 
-// float16 for the square root of the second moment: the square root of that, so that its range is 4e-15 to 4e9. At
-// least one unit where the root is above 0: a step divides by it.
+// float16 for the square root of the second moment: stored as the root's own square root, for a range from 4e-15 to
+// 4e9. At least kMinRoot where the root is above 0: a step divides by it.
 struct HalfRoot {
-  static constexpr float kUnit = 0x1p-24f;
+  static constexpr float kMinRoot = 0x1p-24f;
 
-  static RADAM_HD float at_least_a_unit(float fourth) { return fourth > 0.0f && fourth < kUnit ? kUnit : fourth; }
+  static RADAM_HD float at_least_min(float fourth) { return fourth > 0.0f && fourth < kMinRoot ? kMinRoot : fourth; }
   static RADAM_HD float16 encode(float root, uint32_t rand16) {
-    return Stochastic<float16>::from(at_least_a_unit(square_root(root)), rand16);
+    return Stochastic<float16>::from(at_least_min(square_root(root)), rand16);
   }
   static RADAM_HD float decode(float16 fourth) { return widen(fourth) * widen(fourth); }
 };
 
-// float16 for the first moment: its quotient with the decoded root, which is what a step moves by, so no rounding of
-// the root lengthens a step. A finite one is at most the largest number.
+// float16 for the first moment: its quotient with the decoded root, the step that it causes, so that rounding the root
+// makes no step longer. Finite quotients are limited to the largest float16.
 struct HalfFirst {
   static constexpr uint32_t kLargest = 0x477fe000u;  // 65504
 

@@ -1,4 +1,5 @@
-// The mathematics of a step, once for the host and the device: the lines of the numeric contract (docs/design.md).
+// The update of one element, for host and device: the formulae of the numeric contract (docs/design.md).
+// Must match radam_fused/backends/reference/update.py and radam_fused/backends/triton/step_kernel.py bit for bit.
 // Every operation is rounded by itself: compile with -ffp-contract=off, -fmad=false, and never with fast-math.
 #pragma once
 
@@ -9,46 +10,60 @@
 
 namespace radam_fused {
 
-// Columns of a row of the rows table, which Python fills (radam_fused/numerics/scalars.py, class Row).
-constexpr int kScalarColumns = 11;
+// The columns of the scalars tensor, in float64. Must match the fields of class Row in radam_fused/numerics/scalars.py.
+enum ScalarColumn : int {
+  kOneMinusBeta1,
+  kBeta2,
+  kOneMinusBeta2,
+  kEps,
+  kL2Decay,
+  kDecayFactor,
+  kStepSize,
+  kGradScaleFactor,
+  kUpdateRule,
+  kStep,
+  kSeed,
+  kScalarColumns
+};
 
-// What a parameter of the stored type P computes in, which is also what its moments are stored in.
+// The dtype of the arithmetic, and of full-precision moments, for parameters stored as P.
 template <typename P>
 using ComputeType = std::conditional_t<std::is_same_v<P, double>, double, float>;
 
-// kSkipStep is no step at all: whoever walks the elements leaves them alone.
+// What is subtracted from a parameter: a multiple of m (kUnrectified), of m / (sqrt(v) + eps) (kRectified), or nothing,
+// while the moments are updated (kNoParamUpdate). kSkipStep: no element is updated.
 enum class UpdateRule : int { kUnrectified = 0, kRectified = 1, kNoParamUpdate = 2, kSkipStep = 3 };
 
-// The scalars of one (group, step) pair, rounded once from float64 to the dtype T of the computation.
+// The scalars of one (group, step) pair, rounded once from float64 to the dtype T of the arithmetic.
 template <typename T>
 struct StepScalars {
   T one_minus_beta1;
   T beta2;
   T one_minus_beta2;
   T eps;
-  T l2_decay;
-  T decay_factor;  // lr * weight_decay where it is decoupled, else 0
-  T step_size;
-  T grad_scale_factor;
-  UpdateRule direction;
-  uint32_t step;  // t, and the seed: what stochastic rounding draws by
+  T l2_decay;           // added to the gradient, times the parameter; 0 if the decay is decoupled
+  T decay_factor;       // lr * weight_decay if the decay is decoupled, else 0
+  T step_size;          // lr / (1 - beta1^t), rectified
+  T grad_scale_factor;  // of gradient scaling, clipping and maximize
+  UpdateRule update_rule;
+  uint32_t step;  // step and seed: keys of the random numbers for stochastic rounding
   uint32_t seed;
 
   static RADAM_HD StepScalars from(const double* columns) {
-    return {T(columns[0]),        T(columns[1]),        T(columns[2]),
-            T(columns[3]),        T(columns[4]),        T(columns[5]),
-            T(columns[6]),        T(columns[7]),        UpdateRule(int(columns[8])),
-            uint32_t(columns[9]), uint32_t(columns[10])};
+    return {T(columns[kOneMinusBeta1]), T(columns[kBeta2]),           T(columns[kOneMinusBeta2]),
+            T(columns[kEps]),           T(columns[kL2Decay]),         T(columns[kDecayFactor]),
+            T(columns[kStepSize]),      T(columns[kGradScaleFactor]), UpdateRule(int(columns[kUpdateRule])),
+            uint32_t(columns[kStep]),   uint32_t(columns[kSeed])};
   }
 };
 
 RADAM_HD float square_root(float x) { return sqrtf(x); }
 RADAM_HD double square_root(double x) { return sqrt(x); }
 
-// Which of its two lines a row takes, for either of two values: the same for all of its elements.
+// Which of its two formulae the second moment and the parameter use: the same for all elements of a segment.
 struct UpdateBranches {
-  bool v_by_difference;  // the second moment's
-  bool decays;           // the parameter's
+  bool v_by_difference;
+  bool decays;  // the parameter, by decoupled weight decay
 
   template <typename T>
   static RADAM_HD UpdateBranches of(const StepScalars<T>& scalars) {
@@ -56,9 +71,9 @@ struct UpdateBranches {
   }
 };
 
-// The second moment v after the step. Rounded to float32, beta2 and 1 - beta2 do not add up to 1, and products with
-// both would settle beside the mean of the squares: from beta2 = 1/2 on v is moved by what it differs instead. Either
-// line has one product with v and one sum with it, so where a loop meets both they cost two blends and no branch.
+// The second moment v after the step. Rounded to float32, beta2 and 1 - beta2 do not add up to 1, so v as a sum of two
+// products would converge to a wrong mean of the squares. From beta2 = 1/2 on v is therefore moved by a difference.
+// Either formula has one product with v and one sum with it: a loop with both costs two blends and no branch.
 template <typename T>
 RADAM_HD T second_moment(T v, T g, const StepScalars<T>& scalars, const UpdateBranches& branches) {
   const T square = (scalars.one_minus_beta2 * g) * g;
@@ -66,30 +81,30 @@ RADAM_HD T second_moment(T v, T g, const StepScalars<T>& scalars, const UpdateBr
   return (branches.v_by_difference ? v : product) + (branches.v_by_difference ? square - product : square);
 }
 
-// One element's moments m = exp_avg and v = exp_avg_sq by its parameter p and gradient g; returns the direction d.
-// The conditions are the same for a whole segment; compilers turn them into blends or hoist them out of the loop.
+// Updates the moments m = exp_avg and v = exp_avg_sq of one element, from its parameter p and gradient g; returns the
+// direction d of the step. The conditions do not depend on the element; compilers hoist them or turn them into blends.
 template <typename T>
 RADAM_HD T update_moments(T p, T g, T& m, T& v, const StepScalars<T>& scalars, const UpdateBranches& branches) {
   g = g * scalars.grad_scale_factor;
   g = scalars.l2_decay != T(0) ? g + scalars.l2_decay * p : g;
   m = m + scalars.one_minus_beta1 * (g - m);
   v = second_moment(v, g, scalars, branches);
-  return scalars.direction == UpdateRule::kRectified ? m / (square_root(v) + scalars.eps) : m;
+  return scalars.update_rule == UpdateRule::kRectified ? m / (square_root(v) + scalars.eps) : m;
 }
 
-// What a step takes from the parameter p, by its direction d. Nothing is multiplied by 1 - decay: that is 1 in float32
-// for a small decay. And without decay nothing is multiplied by decay: 0 times an infinite p would be a NaN.
+// What a step in direction d subtracts from the parameter p. There is no factor 1 - decay_factor, which rounds to 1 in
+// float32 for a small decay; and no product with a decay_factor of 0, which would be a NaN for an infinite p.
 template <typename T>
 RADAM_HD T decrease(T p, T d, const StepScalars<T>& scalars, const UpdateBranches& branches) {
   const T step = scalars.step_size * d;
   return branches.decays ? scalars.decay_factor * p + step : step;
 }
 
-// One element: its moments, and the step of its parameter.
+// Updates one element: its moments and its parameter.
 template <typename T>
 RADAM_HD void update_element(T& p, T g, T& m, T& v, const StepScalars<T>& scalars, const UpdateBranches& branches) {
   const T d = update_moments(p, g, m, v, scalars, branches);
-  p = scalars.direction == UpdateRule::kNoParamUpdate ? p : p - decrease(p, d, scalars, branches);
+  p = scalars.update_rule == UpdateRule::kNoParamUpdate ? p : p - decrease(p, d, scalars, branches);
 }
 
 }  // namespace radam_fused

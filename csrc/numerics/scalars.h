@@ -1,5 +1,6 @@
-// The scalars of a step, in float64: the twin of radam_fused/rectification.py, operation by operation, so that host and
-// device give the same bits. Nothing but sums, products, quotients and square roots, each rounded by itself.
+// The scalars of a step, in float64, so that host and device give the same bits: only sums, products, quotients and
+// square roots, each rounded by itself. Must match radam_fused/rectification.py and radam_fused/numerics/scalars.py
+// operation by operation.
 #pragma once
 
 #include "numerics/float_formats.h"
@@ -34,7 +35,7 @@ RADAM_HD double rho(double t, double x, double c2, double rho_inf) {
   return rho_inf - 2.0 * t * ((1.0 - c2) / c2);
 }
 
-// Var[psi] of Theorem 1 for rho > 4: the asymptotic series where it holds, and down from there by the recurrence.
+// Var[psi] of Theorem 1 for rho > 4: the asymptotic series above kSeriesFrom, and the recurrence below.
 RADAM_HD double exact_variance(double rho) {
   constexpr int kLongest = 23;  // steps from rho = 4 to kSeriesFrom
   constexpr double kSeriesFrom = 50.0;
@@ -63,10 +64,11 @@ RADAM_HD double exact_variance(double rho) {
   return value;
 }
 
-// rectification= of a parameter group, as radam_fused/rectification.py numbers the KINDS.
-constexpr double kExact = 1.0, kNone = 2.0;
+// rectification= of a parameter group: the index into KINDS of radam_fused/rectification.py.
+constexpr double kExactRectification = 1.0, kNoRectification = 2.0;
 
-// A line of the hyper table (radam_fused/numerics/scalars.py, class Hyper).
+// The hyperparameters of a parameter group and what follows from them alone. Must match the fields of class Hyper in
+// radam_fused/numerics/scalars.py.
 struct GroupScalars {
   double lr, one_minus_beta1, decay_rate1, beta2, one_minus_beta2, decay_rate2, rho_inf, limit_variance, rho_threshold,
       eps, l2_decay, decoupled_decay, sign, unrectified_rule, kind, seed;
@@ -74,49 +76,48 @@ struct GroupScalars {
 constexpr int kGroupColumns = sizeof(GroupScalars) / sizeof(double);
 static_assert(kGroupColumns == 16, "as many as class Hyper has");
 
-// r_t of the first order or exact, for a rho_t above the threshold.
+// r_t, to first order or exact, for rho_t above the threshold.
 RADAM_HD double rectification_factor(double rho_t, const GroupScalars& h) {
-  if (h.kind == kExact) return sqrt(h.limit_variance / exact_variance(rho_t));
+  if (h.kind == kExactRectification) return sqrt(h.limit_variance / exact_variance(rho_t));
   return sqrt(((rho_t - 4.0) / (h.rho_inf - 4.0)) * ((rho_t - 2.0) / (h.rho_inf - 2.0)) * (h.rho_inf / rho_t));
 }
 
-// What all rows of a step have in common.
+// What all scalars of a step have in common.
 struct CommonScalars {
-  double clip_coefficient;  // by which clipping shortens the gradients, at most 1
-  double grad_scale;        // the factor that they carry
+  double clip_coefficient;  // of gradient clipping, at most 1
+  double grad_scale;        // by which the loss was multiplied
   bool skip;
 };
 
-// The row of a group's parameters that take their step t at this learning rate (radam_fused/numerics/scalars.py,
-// step_row).
+// The scalars of a group's parameters that take their step t at this learning rate.
 RADAM_HD void compute_scalars(double* columns, const GroupScalars& h, double t, double lr,
                               const CommonScalars& common) {
   const double c1 = one_minus_exp(t * h.decay_rate1);
   const double c2 = one_minus_exp(t * h.decay_rate2);
   const double root_c2 = sqrt(c2);
-  const bool adam = h.kind == kNone;
+  const bool adam = h.kind == kNoRectification;
   const double rho_t = adam ? 0.0 : rho(t, h.decay_rate2, c2, h.rho_inf);
   const bool rectified = adam || rho_t > h.rho_threshold;
   double step_size = lr / c1;
-  double direction = h.unrectified_rule;
+  double rule = h.unrectified_rule;
   if (rectified) {
     const double r_t = adam ? 1.0 : rectification_factor(rho_t, h);
     step_size = lr * r_t * root_c2 / c1;
-    direction = double(UpdateRule::kRectified);
-  } else if (direction == double(UpdateRule::kNoParamUpdate)) {
+    rule = double(UpdateRule::kRectified);
+  } else if (rule == double(UpdateRule::kNoParamUpdate)) {
     step_size = 0.0;
   }
-  columns[0] = h.one_minus_beta1;
-  columns[1] = h.beta2;
-  columns[2] = h.one_minus_beta2;
-  columns[3] = adam ? h.eps * root_c2 : h.eps;
-  columns[4] = h.l2_decay;
-  columns[5] = lr * h.decoupled_decay;
-  columns[6] = step_size;
-  columns[7] = h.sign * common.clip_coefficient / common.grad_scale;
-  columns[8] = common.skip ? double(UpdateRule::kSkipStep) : direction;
-  columns[9] = t;
-  columns[10] = h.seed;
+  columns[kOneMinusBeta1] = h.one_minus_beta1;
+  columns[kBeta2] = h.beta2;
+  columns[kOneMinusBeta2] = h.one_minus_beta2;
+  columns[kEps] = adam ? h.eps * root_c2 : h.eps;
+  columns[kL2Decay] = h.l2_decay;
+  columns[kDecayFactor] = lr * h.decoupled_decay;
+  columns[kStepSize] = step_size;
+  columns[kGradScaleFactor] = h.sign * common.clip_coefficient / common.grad_scale;
+  columns[kUpdateRule] = common.skip ? double(UpdateRule::kSkipStep) : rule;
+  columns[kStep] = t;
+  columns[kSeed] = h.seed;
 }
 
 }  // namespace radam_fused

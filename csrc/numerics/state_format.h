@@ -1,16 +1,16 @@
-// In which forms a launch finds its state (radam_fused/numerics/state_format.py).
+// How a bucket's state is stored (radam_fused/numerics/state_format.py).
 #pragma once
 
 #include "numerics/dtypes.h"
 
 namespace radam_fused {
 
-// How both moments are stored: in float32; in bfloat16; in float16, as HalfRoot and HalfFirst have them; or in 8 bits,
-// kBlockElements of them to a scale, as RootCode and FirstCode have them.
+// Both moments: float32 (float64 for float64 parameters); bfloat16; float16, encoded as HalfRoot and HalfFirst; or
+// 8-bit codes, encoded as RootCode and FirstCode, with a scale per block of kBlockElements (numerics/quantization.h).
 enum class MomentFormat : int { kFloat32, kBFloat16, kFloat16, kInt8 };
 
-// What is kept beside a 16-bit parameter: nothing; a copy in float32; the 16 bits that make it one (beside bfloat16);
-// or a compensation in the parameter's own dtype.
+// The master buffer beside 16-bit parameters: none; float32 master weights; the low 16 bits that make a bfloat16 a
+// float32; or Kahan compensations in the parameters' dtype.
 enum class MasterFormat : int { kNone, kFloat32, kSplit, kKahan };
 
 constexpr int kBlockElements = 256;
@@ -21,8 +21,10 @@ struct StateFormat {
   MasterFormat master = MasterFormat::kNone;
   bool stochastic = false;
 
-  // Whether the kernels for state in the dtype of the arithmetic serve it.
-  bool plain() const { return moments == MomentFormat::kFloat32 && master == MasterFormat::kNone && !stochastic; }
+  // Whether all state has the dtype of the arithmetic: step_kernel, not low_precision_kernel.
+  bool is_full_precision() const {
+    return moments == MomentFormat::kFloat32 && master == MasterFormat::kNone && !stochastic;
+  }
 
   int64_t moment_item() const {
     return moments == MomentFormat::kInt8      ? 1
@@ -38,9 +40,9 @@ struct StateFormat {
 struct StateBuffers {
   char* exp_avg = nullptr;
   char* exp_avg_sq = nullptr;
-  float* scales = nullptr;     // of the first moment's blocks, or null
+  float* scales = nullptr;     // of the first moment's blocks; null unless kInt8
   float* sq_scales = nullptr;  // of the second moment's
-  char* master = nullptr;      // or null
+  char* master = nullptr;      // null for kNone
 };
 
 }  // namespace radam_fused

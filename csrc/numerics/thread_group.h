@@ -1,12 +1,12 @@
-// Work that threads do together, in parts with a barrier after each. A part gets the number of a thread; a team runs it
-// for all of its threads: a block of a GPU at once (csrc/cuda/block.cuh), the host one after the other.
+// Work of a thread group, in phases with a barrier after each. A phase is called with the rank of a thread; the group
+// runs it for all of its threads: at once in a block of a GPU (csrc/cuda/block.cuh), one after the other on the host.
 #pragma once
 
 #include "numerics/float_formats.h"
 
 namespace radam_fused {
 
-// A team of one.
+// A group of one thread.
 struct SingleThread {
   static constexpr int kThreads = 1;
 
@@ -16,8 +16,7 @@ struct SingleThread {
   }
 };
 
-// The sum of n values, a power of two, as a tree in place: the second half is added to the first, until values[0] is
-// it.
+// The sum of n values, a power of two, in place: the second half is added to the first, until values[0] is the sum.
 template <typename ThreadGroup>
 RADAM_HD void tree_reduce(double* values, int n, const ThreadGroup& threads) {
   for (int half = n / 2; half > 0; half /= 2) {

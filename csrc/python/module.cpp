@@ -1,6 +1,6 @@
-// The Python face of the extension. Importing radam_fused._C loads the library, whose static initialisers register the
-// operators; the module itself holds loops over parameters that every step makes and Python would make slowly
-// (radam_fused/cpp_helpers.py has the same in Python).
+// The Python module radam_fused._C. Importing it loads the library, whose static initialisers register the operators.
+// Its functions are loops over parameters that run in every step and would be slow in Python
+// (radam_fused/cpp_helpers.py).
 #include <Python.h>
 
 #include <cstdint>
@@ -18,14 +18,14 @@ using radam_fused::size_of;
 
 PyObject* capability_name(PyObject*, PyObject*) { return PyUnicode_FromString(radam_fused::capability_name()); }
 
-// The ids of Python objects in the order in which they were noted, read one after the other.
+// Recorded ids of Python objects, read in order.
 class Ids {
  public:
   explicit Ids(const uint64_t* at) : at_(at) {}
 
   uint64_t next() { return *at_++; }
 
-  // Whether a list or tuple holds the very objects that come next, after their number.
+  // Whether a list or tuple holds exactly the recorded objects that come next, after their number.
   bool identical(PyObject* sequence) {
     const Py_ssize_t size = size_of(sequence);
     if (size < 0 || next() != uint64_t(size)) return false;
@@ -50,10 +50,10 @@ class Ids {
   const uint64_t* at_;
 };
 
-// unchanged(groups, state, ids) -> bool. The ids, from this address on, are those of the state's values after their
-// number; then the number of groups; then of each group its parameters after their number. Objects that have died may
-// share an id with one that was made since, so the Python code that notes the ids has to make sure that this does no
-// harm.
+// unchanged(groups, state, ids) -> bool: whether groups and state hold exactly the recorded objects. From the address
+// `ids` on: the number of the state's values, then their ids; the number of groups; then for each group the number of
+// its parameters, then their ids. The id of a dead object may be used again: the Python code that records them has to
+// make sure that this does no harm.
 PyObject* unchanged(PyObject*, PyObject* args) {
   PyObject *groups, *state;
   unsigned long long address;
@@ -70,7 +70,7 @@ PyObject* unchanged(PyObject*, PyObject* args) {
   return PyErr_Occurred() ? nullptr : PyBool_FromLong(same);
 }
 
-// The attribute "grad" of params[i], a new reference; asks for the memory of one that comes soon.
+// params[i].grad, a new reference; prefetches a parameter that comes soon.
 PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
   constexpr Py_ssize_t kAhead = 8;
   static PyObject* const name = PyUnicode_InternFromString("grad");
@@ -105,20 +105,19 @@ PyObject* gradients(PyObject*, PyObject* params) {
 
 PyMethodDef methods[] = {
     {"cpu_capability", capability_name, METH_NOARGS, "The instruction set that the CPU kernels use on this machine."},
-    {"unchanged", unchanged, METH_VARARGS, "Whether groups and state hold the very objects that they did."},
+    {"unchanged", unchanged, METH_VARARGS, "Whether groups and state hold exactly the recorded objects."},
     {"gradients", gradients, METH_O, "The gradients of parameters, and the indices of those that have none."},
     {"find_tensor_offset", radam_fused::find_tensor_offset, METH_VARARGS,
-     "Whether this torch has what read_pairs needs."},
-    {"record_params", radam_fused::record_params, METH_VARARGS, "Notes where the parameters' tensors are."},
-    {"read_pairs", radam_fused::read_pairs, METH_VARARGS,
-     "Fills in plain pairs of parameters and gradients; or False."},
+     "Whether the pointer path works with this torch."},
+    {"record_params", radam_fused::record_params, METH_VARARGS, "Records where the parameters' tensors are."},
+    {"read_pairs", radam_fused::read_pairs, METH_VARARGS, "Reads the addresses of parameters and gradients; or False."},
     {"pairs_unmoved", radam_fused::pairs_unmoved, METH_VARARGS, "Whether pairs are where they were read."},
-    {"counts_shown", radam_fused::counts_shown, METH_VARARGS, "Whether step counts are shown as they are."},
-    {"record_views", radam_fused::record_views, METH_VARARGS, "Notes where tensors and their elements are."},
+    {"counts_shown", radam_fused::counts_shown, METH_VARARGS, "Whether user code has written to no step count."},
+    {"record_views", radam_fused::record_views, METH_VARARGS, "Records where tensors and their elements are."},
     {"share_no_memory", radam_fused::share_no_memory, METH_O, "Whether no two tensors can share memory."},
     {"views_intact", radam_fused::views_intact, METH_VARARGS, "Whether tensors' elements are where they were."},
     {"write_scalars", radam_fused::write_scalars, METH_VARARGS,
-     "The rows of a step; False where Python has to make them."},
+     "Computes the scalars of a step; False where Python has to."},
     {"step_from_pointers", radam_fused::step_from_pointers, METH_VARARGS,
      "As read_pairs, and a step over them; or False."},
     {nullptr, nullptr, 0, nullptr},

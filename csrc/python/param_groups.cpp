@@ -1,6 +1,6 @@
-// The rows of a step from the optimizer's param_groups: `step_row` of radam_fused/numerics/scalars.py by
-// `compute_scalars`, which gives the same bits. A row takes Python some 3 us, and six times that where a training step
-// has emptied the caches.
+// The scalars of a step from the optimizer's param_groups: the same bits as `step_row` of
+// radam_fused/numerics/scalars.py, which takes some 3 us per row, and six times that after a training step has emptied
+// the caches.
 #include "python/param_groups.h"
 
 #include <cmath>
@@ -12,7 +12,7 @@
 namespace radam_fused {
 namespace {
 
-// The keys of a group. Made once: a string for every look would cost more than the row.
+// The keys of a group, made once: a string per lookup would cost more than the scalars.
 struct Names {
   static PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
   PyObject *lr = intern("lr"), *betas = intern("betas"), *eps = intern("eps"), *weight_decay = intern("weight_decay"),
@@ -21,8 +21,8 @@ struct Names {
            *rectification = intern("rectification"), *seed = intern("seed"), *differentiable = intern("differentiable");
 };
 
-// The hyperparameters of a group, as Python objects. Whatever is not plainly as it should be makes `plain` false, and
-// Python finds out what is wrong: `check_later` of radam_fused/options.py has the ranges.
+// Reads the hyperparameters of a group. Any unexpected value makes `plain` false; Python then reports what is wrong
+// (`check_later` in radam_fused/options.py has the ranges).
 class Group {
  public:
   explicit Group(PyObject* dict) : dict_(dict), plain_(PyDict_Check(dict)) {}
@@ -66,7 +66,7 @@ class Group {
     return beta;
   }
 
-  // The place of a string among others.
+  // The index of a string among the choices.
   template <size_t n>
   double choice(PyObject* name, const char* const (&choices)[n]) {
     PyObject* value = get(name);
@@ -90,13 +90,13 @@ class Group {
   bool plain_;
 };
 
-// rectification.py, decay_rate
+// As `decay_rate` of radam_fused/rectification.py.
 double decay_rate(double beta) {
   if (beta == 0.0) return std::numeric_limits<double>::infinity();
   return beta >= 0.5 ? -std::log1p(beta - 1.0) : -std::log(beta);
 }
 
-// rows.py, hyper
+// As `hyper` of radam_fused/numerics/scalars.py.
 GroupScalars read_group_scalars(Group& group) {
   static const Names names;
   static const char* const kKinds[] = {"first_order", "exact", "none"};
@@ -119,27 +119,27 @@ GroupScalars read_group_scalars(Group& group) {
   h.unrectified_rule = double(group.flag(names.to_sgd) ? UpdateRule::kUnrectified : UpdateRule::kNoParamUpdate);
   h.kind = group.choice(names.rectification, kKinds);
   h.seed = group.seed(names.seed);
-  group.require(!group.flag(names.differentiable));  // such an optimizer steps elsewhere
-  const bool exact = group.plain() && h.kind == kExact && h.rho_inf > h.rho_threshold;
+  group.require(!group.flag(names.differentiable));  // these steps are plain torch operations
+  const bool exact = group.plain() && h.kind == kExactRectification && h.rho_inf > h.rho_threshold;
   h.limit_variance = exact ? exact_variance(h.rho_inf) : 1.0;
   return h;
 }
 
 }  // namespace
 
-// write_scalars(address, groups, rows, taken) -> bool: writes a row (class Row of rows.py) for each (group, segment) of
-// a list from this address on, after as many steps as the segment has taken by the float64 array `taken`. False where a
-// group has something else than plain numbers: then some rows may be written.
+// write_scalars(address, groups, pairs, taken) -> bool: for each (group, segment) pair of a list writes its scalars,
+// from this address on; the float64 array at `taken` has the number of steps that each segment has taken. False if a
+// group has anything but plain numbers; some scalars may be written then.
 PyObject* write_scalars(PyObject*, PyObject* args) {
   unsigned long long address, taken;
-  PyObject *groups, *rows;
-  if (!PyArg_ParseTuple(args, "KOO!K", &address, &groups, &PyList_Type, &rows, &taken)) return nullptr;
+  PyObject *groups, *pairs;
+  if (!PyArg_ParseTuple(args, "KOO!K", &address, &groups, &PyList_Type, &pairs, &taken)) return nullptr;
   if (size_of(groups) < 0) Py_RETURN_FALSE;
   auto* columns = reinterpret_cast<double*>(address);
   const CommonScalars unscaled{1.0, 1.0, false};
-  for (Py_ssize_t i = 0; i < PyList_Size(rows); ++i, columns += kScalarColumns) {
+  for (Py_ssize_t i = 0; i < PyList_Size(pairs); ++i, columns += kScalarColumns) {
     Py_ssize_t index, segment;
-    if (!PyArg_ParseTuple(PyList_GetItem(rows, i), "nn", &index, &segment)) return nullptr;
+    if (!PyArg_ParseTuple(PyList_GetItem(pairs, i), "nn", &index, &segment)) return nullptr;
     PyObject* dict = item_of(groups, index);  // borrowed; null, with IndexError, where there is none
     if (dict == nullptr) return nullptr;
     Group group(dict);

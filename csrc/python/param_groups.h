@@ -1,4 +1,4 @@
-// The rows of a step from the optimizer's param_groups, for the Python module radam_fused._C; see group_rows.cpp.
+// The scalars of a step from the optimizer's param_groups, for the Python module radam_fused._C.
 #pragma once
 
 #include <Python.h>

@@ -1,9 +1,9 @@
-// A list of tensors on its way through torch's dispatcher costs several allocations and reference counts a tensor, more
-// than everything else that a step does for a small one; and a Python object for every gradient more still. But the
-// Python object of a parameter holds an at::Tensor, and the address of one is what the stable ABI calls a handle
-// (AtenTensorHandle). Where in the object it lies, `find_tensor_offset` finds out from tensors of which it knows
-// everything; from there on torch's own functions tell the rest (libtorch.h), on all threads, as none of them needs
-// the interpreter.
+// The dispatcher spends several allocations and reference counts on each tensor of a list: more than the rest of a step
+// costs for a small tensor; and reading `.grad` makes a Python object per gradient. But the Python object of a
+// parameter contains an at::Tensor, whose address is a handle of the stable ABI (AtenTensorHandle).
+// `find_tensor_offset` locates it inside the object, with two sample tensors whose properties are known. From there
+// torch's own functions give everything else (libtorch_symbols.h). None of them needs the interpreter, so all threads
+// take part.
 #include "python/pointer_table.h"
 
 #include <cstring>
@@ -25,22 +25,22 @@ using torch::stable::Tensor;
 struct TensorObjects {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
-  Py_ssize_t handle = 0;  // where in an object its at::Tensor lies, in bytes
+  Py_ssize_t offset = 0;  // of the at::Tensor within the Python object, in bytes; 0: not found
 };
 
 TensorObjects tensor_objects;
 
-// Where the at::Tensor in an object is not known, no object is of a plain type: everything goes the ordinary way.
+// Whether an object is of torch's own types, and its at::Tensor can be found.
 bool is_plain_type(PyObject* object) {
   PyTypeObject* type = Py_TYPE(object);
-  return tensor_objects.handle != 0 && (type == tensor_objects.parameter || type == tensor_objects.tensor);
+  return tensor_objects.offset != 0 && (type == tensor_objects.parameter || type == tensor_objects.tensor);
 }
 
 AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
   return reinterpret_cast<AtenTensorHandle>(reinterpret_cast<char*>(object) + offset);
 }
 
-// The interpreter runs other threads meanwhile.
+// Releases the GIL for as long as it lives.
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
@@ -50,8 +50,9 @@ class GilRelease {
   PyThreadState* state_;
 };
 
-// The place of the at::Tensor in tensors' objects, whose TensorImpls are known; 0 where there is no telling.
-Py_ssize_t find_handle(PyObject* samples, Py_ssize_t begin, Py_ssize_t end) {
+// The offset of the at::Tensor in the samples' objects, by the known addresses of their TensorImpls; 0 unless exactly
+// one offset fits all samples.
+Py_ssize_t find_offset(PyObject* samples, Py_ssize_t begin, Py_ssize_t end) {
   Py_ssize_t found = 0;
   for (Py_ssize_t at = begin; at + Py_ssize_t(sizeof(void*)) <= end; at += sizeof(void*)) {
     bool fits = PyList_Size(samples) > 0;
@@ -75,15 +76,15 @@ Py_ssize_t find_handle(PyObject* samples, Py_ssize_t begin, Py_ssize_t end) {
   return found;
 }
 
-// As PyArg_ParseTuple wants them.
+// A pointer table and what its pairs are checked against, as PyArg_ParseTuple wants them.
 struct PairsArgument {
-  unsigned long long scalars, segments;
+  unsigned long long table, segments;
   long long count;
   int dtype, device_type, device_index;
 
   TensorPairs pairs() const {
-    return {reinterpret_cast<TensorPair*>(scalars),
-            reinterpret_cast<const int64_t*>(segments),
+    return {reinterpret_cast<TensorPair*>(table),
+            reinterpret_cast<const SegmentPlace*>(segments),
             count,
             dtype,
             {device_type, device_index}};
@@ -91,96 +92,102 @@ struct PairsArgument {
 };
 
 bool parse(PyObject* args, PairsArgument& given) {
-  return PyArg_ParseTuple(args, "KKLiii", &given.scalars, &given.segments, &given.count, &given.dtype,
-                          &given.device_type, &given.device_index);
+  return PyArg_ParseTuple(args, "KKLiii", &given.table, &given.segments, &given.count, &given.dtype, &given.device_type,
+                          &given.device_index);
 }
 
-Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object, tensor_objects.handle)); }
+Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object, tensor_objects.offset)); }
 
 std::optional<Tensor> optional_tensor_of(PyObject* object) {
   return object == Py_None ? std::nullopt : std::optional<Tensor>(tensor_of(object));
 }
 
-// What a step takes beside the pairs, as Python objects.
-struct StepArgument {
+// What a step takes besides the pairs, as Python objects.
+struct StepObjects {
   PyObject *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scalars, *scales, *master, *rng_offsets;
   int zero_grads, stochastic;
 
-  void step(const TensorPairs& pairs) const {
-    if (pairs.device.type == aoti_torch_device_type_cpu()) {
-      step_from_pointers(tensor_of(pointer_table), pairs.dtype, tensor_of(exp_avg), tensor_of(exp_avg_sq),
-                         tensor_of(segments), tensor_of(scalar_index), tensor_of(scalars), bool(zero_grads),
-                         optional_tensor_of(scales), optional_tensor_of(master), bool(stochastic),
-                         optional_tensor_of(rng_offsets));
-    } else {
-      call_operator(pairs);
-    }
-  }
-
- private:
-  void call_operator(const TensorPairs& pairs) const {
-    using torch::stable::detail::from;
-    StableIValue stack[] = {
-        from(tensor_of(pointer_table)),   from(int64_t(pairs.dtype)), from(tensor_of(exp_avg)),
-        from(tensor_of(exp_avg_sq)),      from(tensor_of(segments)),  from(tensor_of(scalar_index)),
-        from(tensor_of(scalars)),         from(bool(zero_grads)),     from(optional_tensor_of(scales)),
-        from(optional_tensor_of(master)), from(bool(stochastic)),     from(optional_tensor_of(rng_offsets))};
-    if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) {
-      return;
-    }
-    throw std::runtime_error(&libtorch::message != nullptr ? libtorch::message()
-                                                           : "radam_fused::step_described: torch has printed why");
+  StepArgs args() const {
+    return {tensor_of(exp_avg),         tensor_of(exp_avg_sq),
+            tensor_of(segments),        tensor_of(scalar_index),
+            tensor_of(scalars),         bool(zero_grads),
+            optional_tensor_of(scales), optional_tensor_of(master),
+            bool(stochastic),           optional_tensor_of(rng_offsets)};
   }
 };
 
+// The step of a GPU is in another library, and so can be called only as an operator.
+void call_operator(const Tensor& pointer_table, int param_dtype, const StepArgs& args) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(pointer_table),   from(int64_t(param_dtype)), from(args.exp_avg),
+                          from(args.exp_avg_sq), from(args.segments),        from(args.scalar_index),
+                          from(args.scalars),    from(args.zero_grads),      from(args.scales),
+                          from(args.master),     from(args.stochastic),      from(args.rng_offsets)};
+  if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
+  throw std::runtime_error(&libtorch::message != nullptr ? libtorch::message()
+                                                         : "radam_fused::step_described: torch has printed why");
+}
+
+void run(const TensorPairs& pairs, const StepObjects& objects) {
+  const Tensor pointer_table = tensor_of(objects.pointer_table);
+  const StepArgs args = objects.args();
+  if (pairs.device.type == aoti_torch_device_type_cpu()) {
+    run_step(read_step_args(pointer_table, pairs.dtype, args), args.zero_grads);
+  } else {
+    call_operator(pointer_table, pairs.dtype, args);
+  }
+}
+
 }  // namespace
 
-// find_tensor_offset(Tensor, Parameter, samples, begin, end) -> bool. `samples` is a list of (tensor, address of its
-// TensorImpl, data_ptr(), numel()), whose at::Tensor is looked for in the bytes [begin, end) of each object.
+// find_tensor_offset(Tensor, Parameter, samples, begin, end) -> bool: whether the pointer path works with this torch.
+// `samples` is a list of (tensor, address of its TensorImpl, data_ptr(), numel()); the at::Tensor is looked for in the
+// bytes [begin, end) of each object.
 PyObject* find_tensor_offset(PyObject*, PyObject* args) {
   PyObject *tensor, *parameter, *samples;
   Py_ssize_t begin, end;
   if (!PyArg_ParseTuple(args, "OOO!nn", &tensor, &parameter, &PyList_Type, &samples, &begin, &end)) return nullptr;
   tensor_objects.tensor = reinterpret_cast<PyTypeObject*>(tensor);
   tensor_objects.parameter = reinterpret_cast<PyTypeObject*>(parameter);
-  tensor_objects.handle = libtorch::has_all() ? find_handle(samples, begin, end) : 0;
+  tensor_objects.offset = libtorch::has_all() ? find_offset(samples, begin, end) : 0;
   if (PyErr_Occurred()) return nullptr;
-  return PyBool_FromLong(tensor_objects.handle != 0);
+  return PyBool_FromLong(tensor_objects.offset != 0);
 }
 
-// record_params(params, described) -> bool: notes in each Described, from this address on, where its parameter's
-// at::Tensor is; false where one is of another type than torch's own. The objects have to outlive the table.
+// record_params(params, table) -> bool: writes to the pointer table at this address where each parameter's at::Tensor
+// is. False if a parameter is not of torch's own types. The objects must outlive the table.
 PyObject* record_params(PyObject*, PyObject* args) {
   PyObject* params;
-  unsigned long long pointer_table;
-  if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &params, &pointer_table)) return nullptr;
-  auto* scalars = reinterpret_cast<TensorPair*>(pointer_table);
+  unsigned long long address;
+  if (!PyArg_ParseTuple(args, "O!K", &PyList_Type, &params, &address)) return nullptr;
+  auto* pairs = reinterpret_cast<TensorPair*>(address);
   for (Py_ssize_t i = 0; i < PyList_Size(params); ++i) {
     PyObject* param = PyList_GetItem(params, i);
     if (!is_plain_type(param)) Py_RETURN_FALSE;
-    scalars[i].tensor = handle_of(param, tensor_objects.handle);
+    pairs[i].tensor = handle_of(param, tensor_objects.offset);
   }
   Py_RETURN_TRUE;
 }
 
-// read_pairs(*addresses) -> bool: fills in what a step changes. False where a parameter has no gradient or a pair is
-// not plain: then the caller goes the ordinary way, by which everything is checked anew.
+// read_pairs(table, segments, count, dtype, device_type, device_index) -> bool: reads the addresses of parameters and
+// gradients into the table. False if a parameter has no gradient or a pair is not supported: the caller then passes
+// tensor lists through the dispatcher, which checks everything again and reports what is wrong.
 PyObject* read_pairs(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
   return PyBool_FromLong(read_pairs(given.pairs()));
 }
 
-// pairs_unmoved(*addresses) -> bool: whether parameters and gradients lie where the table says that they do, and no
-// gradient is where it has none. `segments` is not looked at.
+// pairs_unmoved(table, segments, count, dtype, device_type, device_index) -> bool: whether parameters and gradients are
+// where the table has them, and no parameter has a gradient that the table has not. Does not read `segments`.
 PyObject* pairs_unmoved(PyObject*, PyObject* args) {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
   return PyBool_FromLong(are_unmoved(given.pairs()));
 }
 
-// record_views(tensors, views) -> bool: notes in each View, from this address on, where its tensor's at::Tensor and
-// its elements are; false where one is of another type than torch's own. The objects have to outlive the table.
+// record_views(tensors, views) -> bool: writes to each View, from this address on, where a tensor's at::Tensor and its
+// elements are. False if a tensor is not of torch's own types. The objects must outlive the views.
 PyObject* record_views(PyObject*, PyObject* args) try {
   PyObject* tensors;
   unsigned long long address;
@@ -189,7 +196,7 @@ PyObject* record_views(PyObject*, PyObject* args) try {
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* tensor = PyList_GetItem(tensors, i);
     if (!is_plain_type(tensor)) Py_RETURN_FALSE;
-    views[i].tensor = handle_of(tensor, tensor_objects.handle);
+    views[i].tensor = handle_of(tensor, tensor_objects.offset);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(views[i].tensor, &views[i].data));
   }
   Py_RETURN_TRUE;
@@ -197,15 +204,15 @@ PyObject* record_views(PyObject*, PyObject* args) try {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
 
-// share_no_memory(tensors) -> bool: whether no two of these strided tensors of one device can share memory; false also
-// where one is of another type than torch's own.
+// share_no_memory(tensors) -> bool: whether no two of these strided tensors of one device can share memory. False also
+// if one is not of torch's own types.
 PyObject* share_no_memory(PyObject*, PyObject* tensors) try {
   if (!PyList_Check(tensors)) return PyErr_Format(PyExc_TypeError, "share_no_memory() takes a list of tensors");
   std::vector<MemorySpan> spans;
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* object = PyList_GetItem(tensors, i);
     if (!is_plain_type(object)) Py_RETURN_FALSE;
-    const AtenTensorHandle tensor = handle_of(object, tensor_objects.handle);
+    const AtenTensorHandle tensor = handle_of(object, tensor_objects.offset);
     const Shape shape = shape_of(tensor);
     const void* data;
     int32_t dtype;
@@ -230,36 +237,37 @@ PyObject* views_intact(PyObject*, PyObject* args) {
   return PyBool_FromLong(are_intact(reinterpret_cast<const View*>(address), count));
 }
 
-// step_from_pointers(addresses, brief, (described, exp_avg, exp_avg_sq, segments, scalar_index, rows, zero_grads,
-// scales, residue, stochastic, origins), counts) -> bool: describes the pairs, raises the version counters of what is
-// written, steps, and counts the step: in one call, so that no signal handler of Python's runs between the two. False,
-// and nothing is done, where `read_pairs` says so. `brief` keeps the interpreter to this thread, for a step that takes
-// less than it costs to keep every gradient alive.
+// step_from_pointers(pairs, hold_gil, (pointer_table, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
+// residue, stochastic, origins), counts) -> bool: reads the pairs, raises the version counters of what is written,
+// steps, and counts the step. It is one call so that no Python signal handler runs in between. False, with nothing
+// done, where `read_pairs` returns False. `hold_gil`: do not release the GIL, for a step that takes less time than
+// keeping every gradient alive would cost.
 PyObject* step_from_pointers(PyObject*, PyObject* args) try {
   PairsArgument given;
-  StepArgument rest;
+  StepObjects objects;
   int hold_gil;
   PyObject* counts_argument;
   StepCounts counts;
-  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)O", &given.scalars, &given.segments, &given.count, &given.dtype,
-                        &given.device_type, &given.device_index, &hold_gil, &rest.pointer_table, &rest.exp_avg,
-                        &rest.exp_avg_sq, &rest.segments, &rest.scalar_index, &rest.scalars, &rest.zero_grads,
-                        &rest.scales, &rest.master, &rest.stochastic, &rest.rng_offsets, &counts_argument) ||
+  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)O", &given.table, &given.segments, &given.count, &given.dtype,
+                        &given.device_type, &given.device_index, &hold_gil, &objects.pointer_table, &objects.exp_avg,
+                        &objects.exp_avg_sq, &objects.segments, &objects.scalar_index, &objects.scalars,
+                        &objects.zero_grads, &objects.scales, &objects.master, &objects.stochastic,
+                        &objects.rng_offsets, &counts_argument) ||
       !parse(counts_argument, counts)) {
     return nullptr;
   }
   const TensorPairs pairs = given.pairs();
   if (!read_pairs(pairs)) Py_RETURN_FALSE;
-  // First, while every gradient is known to be there, and as it may raise.
-  count_versions(pairs, rest.zero_grads);
-  // The launch on a GPU may wait for room in its queue, and takes a lock that another thread may hold while it wants
-  // the interpreter's: so it is never brief.
+  // Before the step: the gradients are certainly alive now, and this may raise.
+  bump_versions(pairs, objects.zero_grads);
+  // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
+  // another thread may hold while that thread waits for the GIL.
   if (hold_gil && given.device_type == aoti_torch_device_type_cpu()) {
-    rest.step(pairs);
+    run(pairs, objects);
   } else {
     const HeldGradients held(pairs);
-    const GilRelease swapped_bytes;
-    rest.step(pairs);
+    const GilRelease released;
+    run(pairs, objects);
   }
   add_step(counts);
   Py_RETURN_TRUE;

@@ -1,4 +1,4 @@
-// Lists and tuples alike: user code may put either in the place of param_groups or of a group's "params".
+// Lists and tuples: user code may assign either to param_groups or to a group's "params".
 #pragma once
 
 #include <Python.h>
@@ -10,7 +10,7 @@ inline Py_ssize_t size_of(PyObject* sequence) {
   return PyList_Check(sequence) ? PyList_Size(sequence) : PyTuple_Check(sequence) ? PyTuple_Size(sequence) : -1;
 }
 
-// A borrowed reference to an item of a list or a tuple; null, with IndexError, where there is none.
+// A borrowed reference to an item of a list or a tuple; null, with IndexError set, if there is none.
 inline PyObject* item_of(PyObject* sequence, Py_ssize_t index) {
   return PyList_Check(sequence) ? PyList_GetItem(sequence, index) : PyTuple_GetItem(sequence, index);
 }

@@ -8,19 +8,19 @@
 namespace radam_fused {
 
 struct StepCounts {
-  float* shown = nullptr;   // what optimizer.state shows: taken, rounded
+  float* shown = nullptr;   // `taken` rounded, as optimizer.state shows it
   double* taken = nullptr;  // null: a scalars operator has counted the step
   int64_t size = 0;
-  const float* counted = nullptr;  // 1 for a segment that takes the step, else 0; null: all do
+  const float* counted = nullptr;  // 1 for a segment that takes the step, else 0; null: all take it
 };
 
 // Reads (shown, taken, size, counted), addresses as integers, or None.
 bool parse(PyObject* tuple, StepCounts& counts);
 
-// One more step.
+// Counts one more step.
 void add_step(const StepCounts& counts);
 
-// counts_shown(shown, taken, size) -> bool: whether each count is shown; otherwise user code has written one.
+// counts_shown(shown, taken, size) -> bool: False if user code has written to a step count in optimizer.state.
 PyObject* counts_shown(PyObject* module, PyObject* args);
 
 }  // namespace radam_fused

@@ -1,4 +1,4 @@
-// Pairs of a parameter and its gradient, read by the addresses of their tensors.
+// Pairs of a parameter and its gradient, read through the addresses of their tensors.
 #pragma once
 
 #include <vector>
@@ -8,10 +8,10 @@
 namespace radam_fused {
 
 struct TensorPairs {
-  TensorPair* data;         // of each the tensor and its number of elements are known
-  const int64_t* segments;  // (n, 2), the operator's argument: where the moments start, and their layout
+  TensorPair* data;              // the pointer table; tensor and numel of each pair are known
+  const SegmentPlace* segments;  // the operator's argument
   int64_t count;
-  int dtype;
+  int dtype;  // of the parameters
   Device device;
 };
 
@@ -21,18 +21,18 @@ struct MemorySpan {
   const char* end;
 };
 
-// Whether no two spans meet; sorts them.
+// Whether no two spans overlap; sorts them.
 bool are_apart(std::vector<MemorySpan>& spans);
 
-// Fills in the rows, on all threads; false where a parameter has no gradient, a pair is not two arrays in the order
-// that the moments were laid out in, or two parameters share memory since they have moved.
+// Reads all pairs, on all threads. False if a parameter has no gradient, a pair is not two arrays in the order of their
+// moments, or parameters have moved and two now share memory.
 bool read_pairs(const TensorPairs& pairs);
 
-// Whether parameters and gradients lie where the rows say; a row without an address for its gradient says that there is
-// none. `segments` is not looked at.
+// Whether parameters and gradients are where the table has them; a null gradient means that there is none. Does not
+// read `segments`.
 bool are_unmoved(const TensorPairs& pairs);
 
-// A tensor that optimizer.state shows, and where its elements were.
+// A tensor in optimizer.state, and the address of its elements when it was recorded.
 struct View {
   AtenTensorHandle tensor;
   void* data;
@@ -40,10 +40,10 @@ struct View {
 
 bool are_intact(const View* views, int64_t count);
 
-// Raises the version counters that autograd compares, of parameters and, where they were cleared, of gradients.
-void count_versions(const TensorPairs& pairs, bool of_grads);
+// Raises autograd's version counters of the parameters, and of the gradients if these are cleared.
+void bump_versions(const TensorPairs& pairs, bool of_grads);
 
-// The gradients of described pairs, kept alive while the interpreter runs other threads, which may replace them.
+// Keeps the gradients alive while the GIL is released: another thread may replace `.grad` meanwhile.
 class HeldGradients {
  public:
   explicit HeldGradients(const TensorPairs& pairs);

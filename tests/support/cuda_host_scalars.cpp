@@ -29,7 +29,7 @@ extern "C" void radam_fused_grad_norm(const HostTensor* tensors, int64_t count, 
     Segment segment{};
     segment.grad = tensor.grad;
     segment.numel = tensor.numel();
-    if (!plain({tensor.size, tensor.grad_stride, tensor.dim}, strides[i])) segment.strides = &strides[i];
+    if (needs_strides({tensor.size, tensor.grad_stride, tensor.dim}, strides[i])) segment.strides = &strides[i];
     builder.add(segment);
   }
   Large<GradNormTables> arguments{};
@@ -45,7 +45,7 @@ extern "C" void radam_fused_grad_norm(const HostTensor* tensors, int64_t count, 
                       : add<bfloat16>(arguments, *geometry);
 }
 
-extern "C" void radam_fused_scalars(const radam_fused::ScalarsArguments* arguments,
+extern "C" void radam_fused_scalars(const radam_fused::ScalarsKernelArgs* arguments,
                                     const radam_fused::Geometry* geometry) {
   using namespace radam_fused;
   ScalarsShared shared;

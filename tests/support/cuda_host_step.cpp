@@ -53,16 +53,16 @@ extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const
     const HostTensor& tensor = tensors[i];
     if (tensor.numel() == 0) continue;
     const Shape grad{tensor.size, tensor.grad_stride, tensor.dim};
-    const bool is_plain = plain({tensor.size, tensor.param_stride, tensor.dim}, grad, strides[i]);
+    const bool strided = needs_strides({tensor.size, tensor.param_stride, tensor.dim}, grad, strides[i]);
     segments.push_back({tensor.param, tensor.grad, tensor.start, tensor.numel(), tensor.scalar_index,
-                        int(tensor.grad_dtype), is_plain ? nullptr : &strides[i], overlaps_itself(grad),
+                        int(tensor.grad_dtype), strided ? &strides[i] : nullptr, overlaps_itself(grad),
                         tensor.rng_offset});
   }
   const StateFormat format = state->format();
   const std::vector<unsigned char> rounded = round_scalars(scalars, scalar_count, format.param_dtype);
   const HostLaunch launch{format, state->buffers, scalars, rounded, zero_grads != 0, *geometry};
   for (const int grad_dtype : gradient_dtypes(segments)) {
-    if (format.plain()) {
+    if (format.is_full_precision()) {
       launch.start<LargeStep>(segments, grad_dtype, [&](const LargeStep& arguments) {
         run(format.param_dtype, grad_dtype, arguments, *geometry);
       });

@@ -80,7 +80,7 @@ RADAM_VEC Codes encode_firsts(const Pair& quotient, F factor, U rand16) {
 RADAM_VEC F fourth_root(F root) {
   const F fourth = root_of(root);
   const __mmask16 positive = _mm512_cmp_ps_mask(fourth, _mm512_setzero_ps(), _CMP_GT_OQ);
-  return _mm512_mask_max_ps(fourth, positive, fourth, all(HalfRoot::kUnit));
+  return _mm512_mask_max_ps(fourth, positive, fourth, all(HalfRoot::kMinRoot));
 }
 RADAM_VEC Pair fourth_roots(const Pair& root) { return {fourth_root(root.even), fourth_root(root.odd)}; }
 

@@ -26,7 +26,7 @@ RADAM_VEC F update_moments(F p, F g, F& m, F& v, F& root, const StepScalars<floa
   if (scalars.l2_decay != 0.0f) g = _mm512_add_ps(g, _mm512_mul_ps(all(scalars.l2_decay), p));
   m = _mm512_add_ps(m, _mm512_mul_ps(all(scalars.one_minus_beta1), _mm512_sub_ps(g, m)));
   v = second_moment(v, g, scalars);
-  const bool adaptive = scalars.direction == UpdateRule::kRectified;
+  const bool adaptive = scalars.update_rule == UpdateRule::kRectified;
   if (kRoot || adaptive) root = root_of(v);
   return adaptive ? _mm512_div_ps(m, _mm512_add_ps(root, all(scalars.eps))) : m;
 }
@@ -37,7 +37,7 @@ RADAM_VEC void step(F& x, F g, F& m, F& v, F& root, const StepScalars<float>& sc
   const F taken = decrease(x, update_moments<kRoot>(x, g, m, v, root, scalars), scalars);
   if (compensated) {
     x = taken;
-  } else if (scalars.direction != UpdateRule::kNoParamUpdate) {
+  } else if (scalars.update_rule != UpdateRule::kNoParamUpdate) {
     x = _mm512_sub_ps(x, taken);
   }
 }
@@ -140,7 +140,7 @@ RADAM_VEC void write_parameter(void* p, void* master, const StateFormat& format,
 template <typename Random>
 RADAM_VEC void write_or_hold(void* p, void* master, const StateFormat& format, const Pair& x, const Random& random,
                              const StepScalars<float>& scalars, int i) {
-  if (scalars.direction != UpdateRule::kNoParamUpdate) {
+  if (scalars.update_rule != UpdateRule::kNoParamUpdate) {
     write_parameter(p, master, format, x, random, i);
   } else if (format.master == MasterFormat::kFloat32) {
     store_floats(master, i, x);

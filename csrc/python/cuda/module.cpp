@@ -1,5 +1,5 @@
-// The Python face of the CUDA library: importing radam_fused._C_cuda registers the operator for CUDA tensors; the
-// module itself tells what it was built for.
+// The Python module radam_fused._C_cuda. Importing it loads the CUDA library, whose static initialisers register the
+// operators for CUDA tensors; its functions return what the library was built for.
 #include <Python.h>
 #include <cuda_runtime_api.h>
 
