@@ -1,4 +1,4 @@
-// Memory that a call fills anew and its thread keeps for the next.
+// Memory that a thread keeps from one call to the next.
 #pragma once
 
 #include <utility>
@@ -6,8 +6,8 @@
 
 namespace radam_fused {
 
-// A vector that begins empty, in the memory of the last one of its type on this thread. For a request of 1 KiB or more
-// glibc's malloc first merges every small chunk that lies free (malloc_consolidate): with 10,000 gradients just freed
+// A vector that is empty at first and reuses the memory of the last one of its type on this thread. For requests of 1
+// KiB or more glibc's malloc first merges all small free chunks (malloc_consolidate): after freeing 10,000 gradients
 // that takes longer than the step.
 template <typename T>
 class Scratch : public std::vector<T> {

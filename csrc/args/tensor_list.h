@@ -1,4 +1,4 @@
-// Tensors as they reach a boxed kernel of the LibTorch stable ABI.
+// Tensors as a boxed kernel of the LibTorch stable ABI gets them.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,16 +14,16 @@
 
 namespace radam_fused {
 
-// A list of tensors that a boxed kernel has been given, and with it their handles, which it owns: reading one twice is
-// fine, and every tensor lives until the list goes. std::vector<torch::stable::Tensor> would cost an allocation more a
-// tensor, and a step takes two lists of up to tens of thousands.
+// A tensor list passed to a boxed kernel. It owns the list and the handles of its tensors: reading one twice is
+// allowed, and every tensor lives as long as the list. std::vector<torch::stable::Tensor> would cost an allocation more
+// per tensor, and a step has two lists of up to tens of thousands.
 class TensorList {
  public:
   explicit TensorList(StableListHandle handle) : handle_(handle) {
     TORCH_ERROR_CODE_CHECK(torch_list_size(handle_, &size_));
   }
   ~TensorList() {
-    // From the end: what was read last is still in the caches.
+    // In reverse: the tensors read last are still in the caches.
     for (size_t i = size_; i-- > 0;) aoti_torch_delete_tensor_object((*this)[i]);
     torch_delete_list(handle_);
   }
@@ -44,11 +44,11 @@ class TensorList {
   size_t size_ = 0;
 };
 
-// Reads the tensors of lists, each by its index, on torch's threads: `read` returns what is wrong with one, or null.
-// Raises for one with which something is, with what `values` says of it.
+// Reads tensors by index, on torch's threads: `read` returns what is wrong with one, or null. Raises for a tensor with
+// a problem; `values` describes it.
 template <typename Read, typename Values>
 void read_each(const char* op, size_t count, const Read& read, const Values& values) {
-  constexpr int64_t kTensorsPerThread = 512;  // a chain of cache misses each
+  constexpr int64_t kTensorsPerThread = 512;  // each costs a chain of cache misses
   struct Problem {
     int64_t index;
     const char* what;
@@ -68,7 +68,7 @@ void read_each(const char* op, size_t count, const Read& read, const Values& val
   }
 }
 
-// A tensor of its own from a borrowed handle.
+// A tensor that shares a borrowed handle's tensor.
 inline torch::stable::Tensor borrowed(AtenTensorHandle tensor) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor, &handle));
@@ -86,7 +86,8 @@ inline int dtype_of(AtenTensorHandle tensor) {
   return kUnsupported;
 }
 
-// Whether a tensor has one of torch's dtypes that are only stored: given by aoti_torch_dtype_int8() and the like.
+// Whether a tensor has this dtype of torch, as aoti_torch_dtype_int8() and the like return it; for dtypes of state
+// alone.
 inline bool has_dtype(AtenTensorHandle tensor, int32_t torch_dtype) {
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
@@ -105,7 +106,7 @@ inline bool is_int64(AtenTensorHandle tensor) {
 
 struct Device {
   int32_t type;
-  int32_t index;  // 0 for the CPU, however it was spelt
+  int32_t index;  // 0 for the CPU
 };
 
 inline Device device_of(AtenTensorHandle tensor) {
@@ -138,7 +139,7 @@ inline Shape shape_of(AtenTensorHandle tensor) {
 
 constexpr const char* kFreed = "its storage does not hold all of its elements: it was freed or made smaller (resize_)";
 
-// Whether the storage of a tensor that has elements of `item` bytes holds all of them.
+// Whether the storage of a tensor with elements of `item` bytes holds all of them. The tensor must not be empty.
 inline bool is_stored(AtenTensorHandle tensor, const Shape& shape, int64_t item) {
   int64_t bytes, last;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor, &bytes));
@@ -147,7 +148,7 @@ inline bool is_stored(AtenTensorHandle tensor, const Shape& shape, int64_t item)
   return last < bytes / item;
 }
 
-// The same of a tensor of any size and dtype, which also has to have an address.
+// The same for a tensor of any size and dtype; its address must not be null either.
 inline bool is_stored(const torch::stable::Tensor& tensor) {
   return tensor.numel() == 0 || (is_stored(tensor.get(), shape_of(tensor.get()), int64_t(tensor.element_size())) &&
                                  tensor.const_data_ptr() != nullptr);

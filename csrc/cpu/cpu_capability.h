@@ -1,4 +1,4 @@
-// The instruction set that the CPU's loops run in, chosen when the first of them does.
+// The instruction set that the CPU kernels use, chosen when the first of them runs.
 #pragma once
 
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
@@ -7,19 +7,19 @@
 #define RADAM_X86 0
 #endif
 
-// For functions that the compiler is to vectorise for a wider set than the binary runs on: it inlines the same body in
-// each, and IEEE operations without contraction give the same bits on all of them.
+// For functions that the compiler vectorises for a wider instruction set than the library requires. The same body is
+// inlined in each of them; IEEE operations without contraction give the same bits in all.
 #define RADAM_AVX2 __attribute__((target("avx2")))
 #define RADAM_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
-// For a part of such a function.
+// For functions that are inlined into those.
 #define RADAM_AVX512_INLINE RADAM_AVX512 inline __attribute__((always_inline))
 
 namespace radam_fused {
 
 enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
-// The widest that this machine has. RADAM_FUSED_CPU_ISA=baseline|avx2 takes a narrower one: for tests that all give the
-// same bits.
+// The widest that this machine has. RADAM_FUSED_CPU_ISA=baseline|avx2 limits it, for tests that compare the bits of
+// all.
 CpuCapability cpu_capability();
 
 // Its name: "baseline", "avx2" or "avx512".

@@ -1,4 +1,4 @@
-// radam_fused::squares_native on the CPU: the partial sums, split over torch's threads.
+// radam_fused::squares_native on the CPU: the partial sums, computed by torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,7 +17,7 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Below this many tiles a thread is not worth waking (about 30 us of work at 10 GB/s).
+// Below this number of tiles another thread does not pay (about 30 us of work at 10 GB/s).
 constexpr int64_t kTilesPerThread = 64;
 
 // Adds the tiles from `begin` up to `end` of one gradient.
@@ -36,7 +36,7 @@ void add_gradient(const GradNormKernel& kernel, const Segment& grad, double* lan
   }
 }
 
-// The partial sums from `begin` up to `end`. Of gradient i the tiles end at ends[i], counted over the whole list.
+// The partial sums from `begin` up to `end`. The tiles of gradient i end at ends[i], counted over all gradients.
 void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, double* sums, int64_t begin, int64_t end) {
   const GradNormKernel kernel = select_grad_norm_kernel(grads.dtype);
   const int64_t tiles = ends.empty() ? 0 : ends.back();
@@ -55,7 +55,7 @@ void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, doub
       tile = until;
       if (tile == ends[index]) ++index;
     }
-    sums[sum] = kernel.tree_reduce(lanes);
+    sums[sum] = kernel.reduce(lanes);
   }
 }
 

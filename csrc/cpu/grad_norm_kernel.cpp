@@ -21,7 +21,7 @@ RADAM_HD void add_squares(double* __restrict lanes, const void* from, int64_t n)
   for (int i = 0; i < n; ++i) lanes[i] += square(g[i]);
 }
 
-// As `halve` in team.h; written so that it vectorises.
+// As tree_reduce (numerics/thread_group.h), in a form that compilers vectorise.
 RADAM_HD double reduce_lanes(double* __restrict lanes) {
   for (int half = kLanes / 2; half >= 8; half /= 2) {
     for (int i = 0; i < half; i += 8) {

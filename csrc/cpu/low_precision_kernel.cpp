@@ -1,5 +1,5 @@
-// The update over stored forms, a block of kBlockElements at a time: widened into arrays that stay in the first cache,
-// updated, and narrowed again. Every loop is over one array or a few of them, and vectorises.
+// The update of low-precision state, a block of kBlockElements at a time: read into float32 arrays that stay in the
+// first-level cache, updated, and written back. Every loop is over one array or a few, so that compilers vectorise it.
 #include "cpu/low_precision_kernel.h"
 
 #include <algorithm>
@@ -14,14 +14,14 @@ namespace {
 
 constexpr int kGroups = kBlockElements / kRandsPerCall + 1;  // a block may begin within a group
 
-// A block in the computation's form.
+// A block in float32.
 struct alignas(64) Block {
   float x[kBlockElements];             // the parameter
   float g[kBlockElements];             // the gradient
   float m[kBlockElements];             // the first moment
-  float v[kBlockElements];             // the second, or while it is encoded its root
-  float compensation[kBlockElements];  // under Master::kKahan
-  int32_t code[kBlockElements];        // of a moment in 8 bits
+  float v[kBlockElements];             // the second moment, or its square root while it is encoded
+  float compensation[kBlockElements];  // for MasterFormat::kKahan
+  int32_t code[kBlockElements];        // of an 8-bit moment
   uint16_t rand16[kGroups * kRandsPerCall];
   int n;
 };
@@ -42,7 +42,7 @@ RADAM_HD void widen_all(float* to, const void* from, int dtype, int64_t at, int 
   }
 }
 
-// The random numbers of a block, as the words of its groups lie in memory: the lower half of each comes first.
+// The random numbers of a block, in the order of memory: the lower half of each word comes first.
 RADAM_HD void fill_random(Block& block, uint64_t first_group, int groups, uint32_t stream,
                           const StepScalars<float>& scalars) {
   alignas(64) uint32_t words[kGroups][4];
@@ -50,7 +50,7 @@ RADAM_HD void fill_random(Block& block, uint64_t first_group, int groups, uint32
     const Philox random = philox(first_group + uint64_t(k), scalars.step, stream, scalars.seed);
     for (int w = 0; w < 4; ++w) words[k][w] = random.word[w];
   }
-  static_assert(sizeof(words) == sizeof(block.rand16), "as many halves as draws");
+  static_assert(sizeof(words) == sizeof(block.rand16), "two random numbers per word");
   std::memcpy(block.rand16, words, sizeof(words));
 }
 
@@ -107,7 +107,8 @@ RADAM_HD void read_moments(Block& block, const StateFormat& format, const StateB
   }
 }
 
-// A loop for each of the lines that are in use, as in kernels.cpp: of one with all of them GCC 12 vectorises not all.
+// A loop per pair of branches in common use, as in step_kernel.cpp: of one loop with all branches GCC 12 vectorises
+// only a part.
 RADAM_HD void update_all(Block& block, const StepScalars<float>& scalars, const UpdateBranches& branches) {
   for (int i = 0; i < block.n; ++i) update_element(block.x[i], block.g[i], block.m[i], block.v[i], scalars, branches);
 }
@@ -235,13 +236,13 @@ RADAM_HD void write_moments(Block& block, const StateFormat& format, const State
   }
 }
 
-// Asks for an array's next block but one or two, as prefetch.h says.
+// Prefetches an array's next block but one or two.
 RADAM_HD void prefetch_block(const void* block, int64_t item) {
   const char* ahead = static_cast<const char*>(block) + kPrefetchBytes;
   for (int64_t line = 0; line < kBlockElements * item; line += kLineBytes) __builtin_prefetch(ahead + line);
 }
 
-// The elements of a block that begins at `at` in the flat buffers, or within one.
+// Updates block.n elements, which are a block from `at` in the flat buffers, or a part of one.
 RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad_dtype, int64_t grad_at,
                            const StateFormat& format, const StateBuffers& state, int64_t at, int64_t rng_offset,
                            const StepScalars<float>& scalars) {
@@ -265,8 +266,8 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(master), scalars);
   } else {
     update_all(block, scalars);
-    if (scalars.update_rule ==
-        UpdateRule::kNoParamUpdate) {  // the parameter stays bit for bit; a copy takes over what it was written
+    if (scalars.update_rule == UpdateRule::kNoParamUpdate) {  // the parameter stays bit for bit; a master copy takes
+                                                              // over what user code has written
       if (format.master == MasterFormat::kFloat32) std::memcpy(master, block.x, block.n * sizeof(float));
     } else {
       if (format.stochastic) fill_random(block, group, groups, kParamStream, scalars);

@@ -1,18 +1,17 @@
-// Asking for memory ahead of its turn, in loops over several arrays.
+// Prefetching in loops over several arrays.
 #pragma once
 
 #include "numerics/float_formats.h"
 
 namespace radam_fused {
 
-// Four streams at once are more than the hardware prefetchers keep up with when they must not cross a page: asking for
-// memory this far ahead brings a step from 90 to 99 % of a loop that only adds.
+// The hardware prefetchers do not keep up with four streams, as they do not cross pages. Prefetching this far ahead
+// brings a step from 90 to 99 % of the speed of a loop that only adds.
 constexpr int64_t kPrefetchBytes = 1024;
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kPrefetchElements = 64;  // elements between requests: whole lines of every dtype
+constexpr int64_t kPrefetchElements = 64;  // whole cache lines of every dtype
 
-// Asks for the block that lies kPrefetchBytes after the one that begins here; past the end of an array that is
-// harmless.
+// Prefetches what is kPrefetchBytes after a block of kPrefetchElements; past the end of an array it does no harm.
 template <typename Stored>
 RADAM_HD void prefetch(const Stored* block) {
   const char* ahead = reinterpret_cast<const char*>(block) + kPrefetchBytes;

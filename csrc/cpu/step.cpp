@@ -1,4 +1,4 @@
-// radam_fused::step_native on the CPU: one pass over a bucket, its segments split evenly over torch's threads.
+// radam_fused::step_native on the CPU: one task over a bucket, whose elements are divided evenly among torch's threads.
 #include "cpu/step.h"
 
 #include <torch/csrc/stable/library.h>
@@ -13,108 +13,108 @@
 namespace radam_fused {
 namespace {
 
-// Below this many elements a thread is not worth waking (about 30 us of work at 28 bytes an element).
+// Below this number of elements another thread does not pay (about 30 us of work at 28 bytes per element).
 constexpr int64_t kGrain = 16384;
-// How many segments before its turn a segment is asked for.
+// How many segments ahead of its turn a segment is prefetched.
 constexpr size_t kSegmentsAhead = 4;
-// Strided segments pass through a buffer on the stack, this many elements at a time.
+// Strided segments are copied through a buffer on the stack, this many elements at a time.
 constexpr int64_t kChunk = 512;
-// How many elements of a gradient are cleared at a time, while they are in the first cache after their update.
+// How many elements are updated before their gradients are cleared, while these are in the first-level cache.
 constexpr int64_t kCleared = 2048;
 
-// What is to be done to a segment. All of it but the last two is the same for neighbours of one row, most often, and
-// would cost a short segment more than its elements do.
-struct Pass {
+// What a segment needs. All but the last two are usually the same for its neighbours; computing them again would cost
+// more than updating a short segment.
+struct SegmentTask {
   StepKernel kernel;
-  LowPrecisionKernel low_precision;  // in its place, where the state is not stored plainly
+  LowPrecisionKernel low_precision;  // used instead of `kernel` for low-precision state
   const double* scalars;
-  StepScalars<float> single;  // the row as `kernel` takes it, in one of two dtypes
-  StepScalars<double> wide;
-  bool skip;   // the row says so
-  bool clear;  // the gradient is zero afterwards
+  StepScalars<float> scalars_f32;  // as `kernel` takes them, in one of two dtypes
+  StepScalars<double> scalars_f64;
+  bool skip;   // leave parameters and moments alone
+  bool clear;  // set the gradient to zero
   int64_t grad_item;
   int64_t moment_item;
   char* exp_avg;  // of the segment's first element
   char* exp_avg_sq;
 };
 
-// Updates n elements from the one at place `at` of a segment on.
-void update(const Launch& launch, const Segment& segment, const Pass& pass, void* param, const void* grad, int64_t at,
-            int64_t n) {
-  if (pass.low_precision != nullptr) {
-    pass.low_precision(param, grad, segment.grad_dtype, launch.format, launch.state, segment.start + at,
-                       segment.rng_offset + at, n, pass.scalars);
+// Updates n elements from element `at` of a segment on.
+void update(const Launch& launch, const Segment& segment, const SegmentTask& task, void* param, const void* grad,
+            int64_t at, int64_t n) {
+  if (task.low_precision != nullptr) {
+    task.low_precision(param, grad, segment.grad_dtype, launch.format, launch.state, segment.start + at,
+                       segment.rng_offset + at, n, task.scalars);
   } else {
     const bool wide = launch.format.param_dtype == kFloat64;
-    pass.kernel(param, grad, pass.exp_avg + at * pass.moment_item, pass.exp_avg_sq + at * pass.moment_item, n,
-                wide ? static_cast<const void*>(&pass.wide) : &pass.single);
+    task.kernel(param, grad, task.exp_avg + at * task.moment_item, task.exp_avg_sq + at * task.moment_item, n,
+                wide ? static_cast<const void*>(&task.scalars_f64) : &task.scalars_f32);
   }
 }
 
-// Elements [begin, end) of one segment, of which parameter, gradient and moments are plain arrays.
-void update_plain(const Launch& launch, const Segment& segment, const Pass& pass, int64_t begin, int64_t end) {
+// Updates elements [begin, end) of a segment of plain arrays.
+void update_plain(const Launch& launch, const Segment& segment, const SegmentTask& task, int64_t begin, int64_t end) {
   char* grad = static_cast<char*>(segment.grad);
-  const int64_t chunk = pass.clear ? kCleared : end - begin;
+  const int64_t chunk = task.clear ? kCleared : end - begin;
   for (int64_t at = begin; at < end; at += chunk) {
     const int64_t n = std::min(chunk, end - at);
-    if (!pass.skip) {
-      update(launch, segment, pass, static_cast<char*>(segment.param) + at * item_size(launch.format.param_dtype),
-             grad + at * pass.grad_item, at, n);
+    if (!task.skip) {
+      update(launch, segment, task, static_cast<char*>(segment.param) + at * item_size(launch.format.param_dtype),
+             grad + at * task.grad_item, at, n);
     }
-    if (pass.clear) std::memset(grad + at * pass.grad_item, 0, n * pass.grad_item);
+    if (task.clear) std::memset(grad + at * task.grad_item, 0, n * task.grad_item);
   }
 }
 
-// The same of a segment whose elements are found by strides.
-void update_strided(const Launch& launch, const Segment& segment, const Pass& pass, int64_t begin, int64_t end) {
+// The same for a segment with strides.
+void update_strided(const Launch& launch, const Segment& segment, const SegmentTask& task, int64_t begin, int64_t end) {
   alignas(64) char param[kChunk * 8];
   alignas(64) char grad[kChunk * 8];
   for (int64_t at = begin; at < end; at += kChunk) {
     const int64_t n = std::min(kChunk, end - at);
-    if (!pass.skip) {
+    if (!task.skip) {
       load_strided(launch.format.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
       load_strided(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
-      update(launch, segment, pass, param, grad, at, n);
+      update(launch, segment, task, param, grad, at, n);
       store_strided(launch.format.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
     }
-    if (pass.clear) {
-      std::memset(grad, 0, n * pass.grad_item);
+    if (task.clear) {
+      std::memset(grad, 0, n * task.grad_item);
       store_strided(segment.grad_dtype, segment.grad, grad, *segment.strides, at, n, /*is_grad=*/true);
     }
   }
 }
 
-Pass pass_for(const Launch& launch, const Segment& segment, bool zero_grads) {
-  Pass pass;
-  pass.scalars = launch.scalars + segment.scalar_index * kScalarColumns;
-  pass.single = StepScalars<float>::from(pass.scalars);
-  pass.wide = StepScalars<double>::from(pass.scalars);
-  pass.skip = pass.wide.update_rule == UpdateRule::kSkipStep;
-  pass.clear = zero_grads && !segment.overlapping;
-  pass.kernel = select_step_kernel(launch.format.param_dtype, segment.grad_dtype);
-  pass.low_precision = launch.format.is_full_precision() ? nullptr : select_low_precision_kernel();
-  pass.grad_item = item_size(segment.grad_dtype);
-  pass.moment_item = launch.format.moment_item();
-  return pass;
+SegmentTask task_for(const Launch& launch, const Segment& segment, bool zero_grads) {
+  SegmentTask task;
+  task.scalars = launch.scalars + segment.scalar_index * kScalarColumns;
+  task.scalars_f32 = StepScalars<float>::from(task.scalars);
+  task.scalars_f64 = StepScalars<double>::from(task.scalars);
+  task.skip = task.scalars_f64.update_rule == UpdateRule::kSkipStep;
+  task.clear = zero_grads && !segment.overlapping;
+  task.kernel = select_step_kernel(launch.format.param_dtype, segment.grad_dtype);
+  task.low_precision = launch.format.is_full_precision() ? nullptr : select_low_precision_kernel();
+  task.grad_item = item_size(segment.grad_dtype);
+  task.moment_item = launch.format.moment_item();
+  return task;
 }
 
-// Whether the pass of one segment is that of another too, but for where its moments are.
-bool alike(const Segment& a, const Segment& b) {
+// Whether two segments need the same, apart from where their moments are.
+bool same_task(const Segment& a, const Segment& b) {
   return a.scalar_index == b.scalar_index && a.grad_dtype == b.grad_dtype && a.overlapping == b.overlapping;
 }
 
-void update_segment(const Launch& launch, const Segment& segment, Pass& pass, int64_t begin, int64_t end) {
-  if (pass.skip && !pass.clear) return;
-  pass.exp_avg = launch.state.exp_avg + segment.start * pass.moment_item;
-  pass.exp_avg_sq = launch.state.exp_avg_sq + segment.start * pass.moment_item;
-  (segment.strides == nullptr ? update_plain : update_strided)(launch, segment, pass, begin, end);
+void update_segment(const Launch& launch, const Segment& segment, SegmentTask& task, int64_t begin, int64_t end) {
+  if (task.skip && !task.clear) return;
+  task.exp_avg = launch.state.exp_avg + segment.start * task.moment_item;
+  task.exp_avg_sq = launch.state.exp_avg_sq + segment.start * task.moment_item;
+  (segment.strides == nullptr ? update_plain : update_strided)(launch, segment, task, begin, end);
 }
 
-// Asks for the first lines of a segment ahead of its turn: short segments lie scattered, where no hardware prefetcher
-// sees a stream, and each would begin with a cache miss for every array.
+// Prefetches the beginning of a segment: the arrays of short segments are scattered in memory, where the hardware
+// prefetchers see no stream, and each array would begin with a cache miss.
 void prefetch(const Launch& launch, const Segment& segment) {
   static constexpr int64_t kLine = 64;
-  static constexpr int64_t kAhead = 256;  // bytes; longer segments become streams
+  static constexpr int64_t kAhead = 256;  // bytes; the hardware prefetches the rest
   const int64_t moment_item = launch.format.moment_item();
   const auto touch = [](const void* address, int64_t bytes) {
     for (int64_t at = 0; at < std::min(bytes, kAhead); at += kLine) {
@@ -127,23 +127,23 @@ void prefetch(const Launch& launch, const Segment& segment) {
   touch(launch.state.exp_avg_sq + segment.start * moment_item, segment.numel * moment_item);
 }
 
-// Where within a segment a range that begins or ends at `at` does: between blocks, so that one is one thread's.
+// The next block boundary of a segment at or after `at`: a quantization block belongs to one thread.
 int64_t whole_blocks(int64_t at, int64_t numel) {
   return std::min(numel, (at + kBlockElements - 1) / kBlockElements * kBlockElements);
 }
 
-// Elements [begin, end) of the whole launch, counted over all segments without their padding.
+// Updates elements [begin, end) of the launch, counted over all segments without padding.
 void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t end) {
   auto index = size_t(std::upper_bound(launch.ends.begin(), launch.ends.end(), begin) - launch.ends.begin());
-  const Segment* passed = &launch.segments[index];
-  Pass pass = pass_for(launch, *passed, zero_grads);
+  const Segment* task_segment = &launch.segments[index];
+  SegmentTask task = task_for(launch, *task_segment, zero_grads);
   for (int64_t at = begin; at < end; ++index) {
     const Segment& segment = launch.segments[index];
     if (index + kSegmentsAhead < launch.segments.size()) prefetch(launch, launch.segments[index + kSegmentsAhead]);
-    if (!alike(segment, *passed)) pass = pass_for(launch, *(passed = &segment), zero_grads);
+    if (!same_task(segment, *task_segment)) task = task_for(launch, *(task_segment = &segment), zero_grads);
     const int64_t first = launch.ends[index] - segment.numel;
     const int64_t until = std::min(end, launch.ends[index]);
-    update_segment(launch, segment, pass, whole_blocks(at - first, segment.numel),
+    update_segment(launch, segment, task, whole_blocks(at - first, segment.numel),
                    whole_blocks(until - first, segment.numel));
     at = until;
   }
@@ -155,7 +155,7 @@ void run(const Launch& launch, const StepArgs& args) { run_step(launch, args.zer
 
 void run_step(const Launch& launch, bool zero_grads) {
   if (launch.segments.empty()) return;
-  // A short segment costs more than its elements: as much as these many.
+  // The overhead of a segment, in elements.
   constexpr int64_t kSegmentCost = 256;
   const int64_t elements = launch.ends.back();
   const int64_t cost = elements + kSegmentCost * int64_t(launch.segments.size());

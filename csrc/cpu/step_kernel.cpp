@@ -30,7 +30,7 @@ RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m
   for (; i < n; ++i) update_at(p, g, m, v, i, scalars, branches);
 }
 
-// A loop for each of the lines that are in use; one with blends for the short averages that hardly anyone takes.
+// A loop per pair of branches in common use; beta2 < 1/2, which is rare, has a loop with blends.
 template <typename P, typename G>
 RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
                           const void* rounded) {

@@ -1,4 +1,5 @@
-// The update over plain arrays, compiled for several instruction sets and chosen at run time.
+// The update of full-precision state over plain arrays, compiled for several instruction sets; one is chosen at run
+// time.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +8,12 @@
 
 namespace radam_fused {
 
-// Updates n elements: param[i] of the kernel's parameter dtype, grad[i] of its gradient dtype, exp_avg[i] and
-// exp_avg_sq[i] in float32 (float64 for float64 parameters); `row` points to a Row of that dtype.
+// Updates n elements: param[i] and grad[i] of the kernel's dtypes, exp_avg[i] and exp_avg_sq[i] in ComputeType;
+// `scalars` points to StepScalars of that type.
 using StepKernel = void (*)(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
                             const void* scalars);
 
-// The fastest kernel that this machine runs, or null for a pair of dtypes that no kernel serves.
+// The fastest kernel that this machine supports, or null for unsupported dtypes.
 StepKernel select_step_kernel(int param_dtype, int grad_dtype);
 
 }  // namespace radam_fused

@@ -1,4 +1,4 @@
-// Strided tensors pass through a buffer: copies that move words of a dtype's size, whatever its meaning.
+// Copies between strided tensors and contiguous buffers, in words of a dtype's size.
 #pragma once
 
 #include "args/segment.h"
@@ -22,7 +22,7 @@ void store_strided_words(void* to, const void* from, const Strides& strides, int
   }
 }
 
-// n elements from position `begin` on, in the order of the moments; of the gradient or of the parameter.
+// Copies n elements from position `begin` on, in the order of the moments, of the gradient or of the parameter.
 inline void load_strided(int dtype, void* to, const void* from, const Strides& strides, int64_t begin, int64_t n,
                          bool is_grad) {
   const auto move = item_size(dtype) == 8   ? load_strided_words<uint64_t>

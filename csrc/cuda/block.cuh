@@ -1,4 +1,4 @@
-// A block of threads as a team (csrc/numerics/thread_group.h).
+// A block of threads as a thread group (csrc/numerics/thread_group.h).
 #pragma once
 
 #include "numerics/thread_group.h"

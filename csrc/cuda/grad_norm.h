@@ -1,6 +1,6 @@
-// The sum of the squares of a list of gradients, in an order that does not depend on who adds what
-// (radam_fused/backends/ops.py, squares): tiles are numbered over the list, partial sum s takes the tiles from s *
-// tiles / 1024 up to (s + 1) * tiles / 1024 and adds their elements, each in its own lane; then the lanes are halved.
+// The sums of the squares of gradients, in an order of additions that does not depend on the launch
+// (numerics/grad_norm_order.h): a partial sum adds the i-th elements of its tiles in lane i, then the lanes by
+// tree_reduce.
 #pragma once
 
 #include "cuda/tile_loop.h"
@@ -9,19 +9,19 @@
 
 namespace radam_fused {
 
-// A thread's lanes: Runs of N neighbours, as wide as an access, kThreads * N lanes apart.
+// The sums of one thread's lanes: kVectors vectors of kVec lanes, as wide as an access, kDistance lanes apart.
 template <typename G>
 struct ThreadSums {
   static constexpr int kVec = kAccess / int(sizeof(G));
   static constexpr int kVectors = kLanes / (kThreads * kVec);
   static constexpr int kDistance = kThreads * kVec;
-  static constexpr int kTilesInFlight = kAccess / int(sizeof(G));  // 128 bytes a thread
+  static constexpr int kTilesInFlight = kAccess / int(sizeof(G));  // 128 bytes per thread
 
   double value[kVectors][kVec] = {};
 
   static RADAM_HD int lane(int thread, int vector, int i) { return vector * kDistance + thread * kVec + i; }
 
-  // So many whole tiles, one after the other in memory: all loads are on their way before the first is used.
+  // Adds whole tiles that follow one another in memory: all loads are issued before the first result is used.
   template <int Tiles>
   RADAM_HD void add_full(const G* tile, int thread) {
     AlignedVector<G, kVec> g[Tiles][kVectors];
@@ -41,7 +41,7 @@ struct ThreadSums {
     }
   }
 
-  // A tile whose elements are found one by one: `element` has a lane's, which must be below `length`.
+  // Adds a tile element by element: `element(i)` reads that of lane i, for i below `length`.
   template <typename Element>
   RADAM_HD void add_single(int length, int thread, const Element& element) {
     RADAM_UNROLL
@@ -55,12 +55,12 @@ struct ThreadSums {
   }
 };
 
-// The tiles from `begin` up to `end` of one segment.
+// Adds the tiles from `begin` up to `end` of one segment.
 template <typename G>
 RADAM_HD void add_tiles(ThreadSums<G>& sums, const TileSegment& segment, const G* grad, const int64_t* strides,
                         uint32_t begin, uint32_t end, int thread) {
   constexpr uint32_t kInFlight = ThreadSums<G>::kTilesInFlight;
-  if (segment.strides == kPlain && is_aligned(grad)) {
+  if (segment.strides == kContiguous && is_aligned(grad)) {
     const auto whole = uint32_t(segment.first_tile + segment.length / kTile);
     const uint32_t full = end < whole ? end : whole;
     const G* tile = grad + range_of(segment, begin).offset;
@@ -71,21 +71,21 @@ RADAM_HD void add_tiles(ThreadSums<G>& sums, const TileSegment& segment, const G
   }
   for (; begin < end; ++begin) {
     const TileRange range = range_of(segment, begin);
-    if (segment.strides == kPlain) {
+    if (segment.strides == kContiguous) {
       const G* tile = grad + range.offset;
       sums.add_single(range.length, thread, [&](int at) { return tile[at]; });
     } else {
-      const int64_t* walk = strides + segment.strides;
+      const int64_t* dims = strides + segment.strides;
       const bool small = segment.length <= INT32_MAX;
       sums.add_single(range.length, thread, [&](int at) {
         const int64_t position = range.offset + at;
-        return grad[(small ? locate(walk, uint32_t(position)) : locate(walk, uint64_t(position))).grad];
+        return grad[(small ? locate(dims, uint32_t(position)) : locate(dims, uint64_t(position))).grad];
       });
     }
   }
 }
 
-// A thread's lanes of one partial sum.
+// One thread's sums for one partial sum.
 template <typename G, typename Arguments>
 RADAM_HD ThreadSums<G> sums_of(const Arguments& arguments, int sum, int thread) {
   ThreadSums<G> sums;
@@ -102,7 +102,7 @@ RADAM_HD ThreadSums<G> sums_of(const Arguments& arguments, int sum, int thread) 
   return sums;
 }
 
-// The partial sums that fall to one block. `shared` has room for kLanes values.
+// Computes the partial sums of one block. `shared` has room for kLanes values.
 template <typename G, typename Arguments, typename ThreadGroup>
 RADAM_HD void sum_grad_norm(const Arguments& arguments, uint32_t block, uint32_t blocks, double* shared,
                             const ThreadGroup& threads) {

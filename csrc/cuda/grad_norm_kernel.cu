@@ -1,4 +1,4 @@
-// The kernel that adds squares, for every dtype (csrc/cuda/grad_norm.h).
+// The kernel of the grad_norm operator, for every dtype (csrc/cuda/grad_norm.h).
 #include "cuda/block.cuh"
 #include "cuda/grad_norm.h"
 #include "cuda/kernels.h"
@@ -8,7 +8,7 @@
 namespace radam_fused {
 namespace {
 
-// With at most 80 registers and 128 bytes in flight a thread, an SM has 96 KB on their way.
+// With at most 80 registers and 128 bytes in flight per thread, an SM has 96 KB in flight.
 constexpr int kGradNormBlocksPerSM = 6;
 
 template <typename G, typename Arguments>

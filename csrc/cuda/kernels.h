@@ -1,4 +1,4 @@
-// Launching the kernels, for a caller that no CUDA compiler sees.
+// Functions that launch the kernels, for C++ files that nvcc does not compile.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -15,17 +15,17 @@ using LowPrecisionStep = Small<LowPrecisionTables>;
 using SmallGradNorm = Small<GradNormTables>;
 using LargeGradNorm = Large<GradNormTables>;
 
-// Whether the CUDA here, the compiler's and the driver's, allows arguments of 32 KB.
+// Whether both the CUDA compiler and the driver support kernel arguments of 32 KB.
 bool allows_large_arguments();
 
-// How many bytes of rows and gradient addresses go by value.
+// How many bytes of scalars and gradient addresses can be passed by value.
 template <typename Tables>
 size_t by_value_capacity() {
   return allows_large_arguments() ? Large<Tables>::kCapacity : Small<Tables>::kCapacity;
 }
 
-// Each starts one launch on the current device, which must be `device`. Of `arguments.by_value` the first `by_value`
-// bytes count.
+// Each launches one kernel on the current device, which must be `device`. `by_value`: how many bytes of
+// arguments.by_value are used.
 cudaError_t launch_step(int param_dtype, int grad_dtype, const LargeStep& arguments, size_t by_value, int device,
                         cudaStream_t stream);
 cudaError_t launch_low_precision(const LowPrecisionStep& arguments, int device, cudaStream_t stream);

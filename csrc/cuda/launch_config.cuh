@@ -1,4 +1,4 @@
-// How many blocks a launch gets.
+// The number of blocks of a launch.
 #pragma once
 
 #include <algorithm>
@@ -11,14 +11,15 @@ namespace radam_fused {
 
 constexpr int kMaxDevices = 64;
 
-// RADAM_FUSED_CUDA_BLOCKS=n sets the size of every grid: for tests that all sizes give the same bits, and for tuning.
+// RADAM_FUSED_CUDA_BLOCKS=n sets the size of every grid, for tests that compare the bits of several sizes, and for
+// tuning.
 inline int blocks_asked_for() {
   static const char* value = std::getenv("RADAM_FUSED_CUDA_BLOCKS");
   return value != nullptr ? std::max(0, std::atoi(value)) : 0;
 }
 
-// As many blocks of kThreads as the device holds at once, which stay and share the work among them, but never more than
-// there is work for. The device is asked once a kernel.
+// As many blocks of kThreads as the device holds at once, but not more than there is work for: the kernels are
+// persistent. The device is queried once per kernel.
 template <auto Kernel>
 cudaError_t blocks_for(int device, uint32_t work, int& blocks) {
   static std::atomic<int> tensor_objects[kMaxDevices];
@@ -36,7 +37,7 @@ cudaError_t blocks_for(int device, uint32_t work, int& blocks) {
   return cudaSuccess;
 }
 
-// Starts a kernel whose only argument this is.
+// Launches a kernel with this argument.
 template <auto Kernel, typename Arguments>
 cudaError_t start(const Arguments& arguments, int blocks, int threads, cudaStream_t stream) {
   void* parameters[] = {const_cast<Arguments*>(&arguments)};

@@ -1,5 +1,5 @@
-// Makes on the host what csrc/cuda/tile_loop.h walks: the table of the segments, the tiles' map to them, the rows and
-// the gradients. Nothing here knows where the tables will lie, so the tests use them where they are made.
+// Builds on the host what the kernels read: segment table, scalars and gradient addresses. Nothing here depends on
+// where the tables are stored, so tests use them in host memory.
 #pragma once
 
 #include <cstring>
@@ -18,7 +18,7 @@
 
 namespace radam_fused {
 
-// One that all segments share, each its own stretch of it.
+// A buffer that all segments share.
 struct FlatBuffer {
   const char* data;
   int64_t item;
@@ -26,13 +26,13 @@ struct FlatBuffer {
   bool aligned_at(int64_t start) const { return is_aligned(data + start * item); }
 };
 
-// Those of a bucket's state, in which every element has its own place.
+// The buffers of a bucket's state that have one element per parameter element.
 inline std::vector<FlatBuffer> flat_buffers(const StateFormat& format, const StateBuffers& state) {
   const int64_t moment = format.moment_item();
   return {{state.exp_avg, moment}, {state.exp_avg_sq, moment}, {state.master, format.master_item()}};
 }
 
-// Builds the table and the list of gradients of one launch, which takes segments of one gradient dtype.
+// Builds the segment table and the list of gradients of one launch, over segments of one gradient dtype.
 class LaunchBuilder {
  public:
   explicit LaunchBuilder(std::vector<FlatBuffer> buffers) : buffers_(std::move(buffers)) {
@@ -62,7 +62,7 @@ class LaunchBuilder {
     entry.length = segment.numel;
     entry.first_tile = uint32_t(tiles_);
     entry.scalar_index = uint32_t(segment.scalar_index);
-    entry.strides = kPlain;
+    entry.strides = kContiguous;
     entry.aligned = is_aligned(segment.param);
     for (const FlatBuffer& buffer : buffers_) entry.aligned = entry.aligned && buffer.aligned_at(segment.start);
     entry.overlapping = segment.overlapping;
@@ -77,7 +77,7 @@ class LaunchBuilder {
   std::vector<const void*> grads;
 
  private:
-  static constexpr int64_t kMaxTiles = int64_t(1) << 31;  // so that a block's next tile never overflows
+  static constexpr int64_t kMaxTiles = int64_t(1) << 31;  // so that the number of a block's next tile does not overflow
 
   int32_t append_strides(const Strides& strides) {
     const auto at = int32_t(table.strides.size());
@@ -89,12 +89,12 @@ class LaunchBuilder {
   }
 
   std::vector<FlatBuffer> buffers_;
-  Scratch<TileSegment> segments_;  // the memory of those in the table, and of the list
+  Scratch<TileSegment> segments_;  // memory of the vectors in `table` and `grads`
   Scratch<const void*> grads_;
   int64_t tiles_ = 0;
 };
 
-// The dtypes among the gradients of a launch: one, in nearly every model.
+// The gradient dtypes of a launch: one, for nearly every model.
 inline std::vector<int> gradient_dtypes(const std::vector<Segment>& segments) {
   std::vector<int> found;
   for (const Segment& segment : segments) {
@@ -103,7 +103,7 @@ inline std::vector<int> gradient_dtypes(const std::vector<Segment>& segments) {
   return found;
 }
 
-// Rows as the kernel takes them by value, rounded from float64 to the dtype of the computation.
+// Scalars as kernels take them by value: rounded from float64 to the dtype of the arithmetic.
 inline std::vector<unsigned char> round_scalars(const double* scalars, int64_t count, int param_dtype) {
   const auto round = [&](auto zero) {
     using T = decltype(zero);
@@ -117,7 +117,7 @@ inline std::vector<unsigned char> round_scalars(const double* scalars, int64_t c
   return param_dtype == kFloat64 ? round(0.0) : round(0.0f);
 }
 
-// What went by value: how many bytes in all, and which of the two, the other having to lie in a table.
+// How many bytes are passed by value, and which of the two; the other is passed in a table.
 struct ByValue {
   size_t bytes = 0;
   bool scalars = false;
@@ -143,7 +143,7 @@ ByValue pass_by_value(const std::vector<unsigned char>& scalars, const std::vect
   return passed;
 }
 
-// What a step is told of the state; more of it where that is not stored plainly.
+// Sets the addresses of the state; for low-precision state its format too.
 inline void set_state(const StateFormat&, const StateBuffers& state, int, StepTables& tables) {
   tables.exp_avg = state.exp_avg;
   tables.exp_avg_sq = state.exp_avg_sq;

@@ -1,4 +1,4 @@
-// What a kernel over stored forms is given.
+// The arguments of a step with low-precision state.
 #pragma once
 
 #include "cuda/launch_args.h"
@@ -6,7 +6,7 @@
 
 namespace radam_fused {
 
-// What a step over stored forms is given besides.
+// What it needs besides.
 struct alignas(16) LowPrecisionTables : StepTables {
   float* scales;
   float* sq_scales;

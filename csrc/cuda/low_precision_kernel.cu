@@ -1,5 +1,5 @@
-// The step's kernels over stored forms (csrc/cuda/low_precision_tile_loop.h): one for each form of the moments.
-// Arguments take 4 KB at most; of a bucket with more rows and gradients than that the others lie in tables.
+// The kernels of a step with low-precision state (csrc/cuda/low_precision_tile_loop.h), one per MomentFormat. Their
+// arguments are 4 KB; scalars and gradient addresses that do not fit are passed in tables.
 #include "cuda/kernels.h"
 #include "cuda/launch_config.cuh"
 #include "cuda/low_precision_tile_loop.h"
@@ -7,7 +7,7 @@
 namespace radam_fused {
 namespace {
 
-// A warp whose lanes work in phases, each with a state in its registers.
+// A warp as a thread group: its lanes work in phases, each with a state in its registers.
 struct Warp {
   Lane lane;
 
@@ -18,7 +18,7 @@ struct Warp {
 #endif
   }
 
-  // Of all lanes' magnitudes.
+  // The largest magnitude of all lanes.
   RADAM_HD uint32_t largest() const {
     uint32_t largest = lane.values.largest;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -32,7 +32,7 @@ struct Warp {
   }
 };
 
-// The blocks that an SM is promised to hold: 512 threads of at most 128 registers.
+// The blocks that fit on an SM: 512 threads of at most 128 registers.
 constexpr int kLowPrecisionBlocksPerSM = 4;
 
 template <MomentFormat kMoments>

@@ -1,8 +1,9 @@
-// The walk of csrc/cuda/tile_loop.h over stored forms, once more the same lines for the device and for the host.
+// The tile loop for low-precision state. As csrc/cuda/tile_loop.h it is compiled for the device and for the host.
 //
-// A tile is four blocks of kBlockElements. A warp takes one at a time: eight neighbours a lane, and under moments in 8
-// bits the largest magnitude of all of them between its phases. A kernel is made for each form of the moments; what
-// parameter, gradient and residue are, a launch says, so that all threads go the same way.
+// A tile is four blocks of kBlockElements. A warp takes a block at a time, eight consecutive elements per lane; with
+// 8-bit moments it finds the block's largest magnitude between its phases. There is a kernel per MomentFormat. The
+// dtypes of parameter, gradient and master buffer are arguments of the launch, so that all threads take the same
+// branches.
 #pragma once
 
 #include "cuda/low_precision_args.h"
@@ -14,28 +15,28 @@ namespace radam_fused {
 constexpr int kWarp = 32;  // lanes
 static_assert(kWarp * kVec == kBlockElements, "a warp covers a block");
 
-// What a lane keeps from one phase to the next.
+// The state of a lane between phases.
 struct Lane {
   Values values;
   Philox random;
 };
 
-// A lane's elements of a block.
+// The elements of a block that a lane takes.
 struct Span {
   int64_t first;  // in the segment
   int count;
-  bool wide;  // whether all eight lie side by side and aligned, in every array
+  bool wide;  // whether there are eight, contiguous and aligned in every array
 };
 
 template <MomentFormat kMoments, typename Arguments>
 class LowPrecisionBlock {
  public:
-  // `offset` is where the block begins in its segment, and `length` what there is of it.
+  // `offset`: where the block begins in its segment; `length`: the number of its elements.
   RADAM_HD LowPrecisionBlock(const Arguments& arguments, const TileSegment& segment, char* grad, int64_t offset,
                              int length)
       : arguments_(arguments), segment_(segment), grad_(grad), offset_(offset), length_(length) {}
 
-  // The warp comes by value, for what its lanes keep is of one block.
+  // The warp is passed by value, as its lanes' state belongs to one block.
   template <typename Warp>
   RADAM_HD void update(Warp warp) const {
     const bool skip = scalars_at<float>(arguments_, segment_.scalar_index).update_rule == UpdateRule::kSkipStep;
@@ -71,7 +72,7 @@ class LowPrecisionBlock {
 
   RADAM_HD Span span_of(int lane) const {
     const int first = lane * kVec, left = length_ - first;
-    const bool aligned = segment_.strides == kPlain && segment_.aligned && is_aligned(grad_);
+    const bool aligned = segment_.strides == kContiguous && segment_.aligned && is_aligned(grad_);
     return {offset_ + first, left < 0 ? 0 : left < kVec ? left : kVec, aligned && left >= kVec};
   }
 
@@ -80,9 +81,9 @@ class LowPrecisionBlock {
   RADAM_HD int master_item() const { return int(arguments_.format.master_item()); }
   RADAM_HD bool has_master() const { return arguments_.format.master != MasterFormat::kNone; }
 
-  // Where an element lies: in the parameter and the gradient, and in the arrays of the state.
-  RADAM_HD Offsets place_of(int64_t element) const {
-    if (segment_.strides == kPlain) return {element, element};
+  // Where an element is stored: in parameter and gradient, and in the arrays of the state.
+  RADAM_HD Offsets offsets_of(int64_t element) const {
+    if (segment_.strides == kContiguous) return {element, element};
     const int64_t* strides = arguments_.strides + segment_.strides;
     return segment_.length <= INT32_MAX ? locate(strides, uint32_t(element)) : locate(strides, uint64_t(element));
   }
@@ -96,8 +97,8 @@ class LowPrecisionBlock {
   RADAM_HD char* master_at(int64_t element) const { return state_at(arguments_.master, element, master_item()); }
   RADAM_HD int64_t scale_index() const { return (segment_.start + offset_) / kBlockElements; }
 
-  // All loads are on their way before the first is used. Whoever has read a gradient clears it, so no thread waits for
-  // another.
+  // All loads are issued before the first result is used. The thread that has read a gradient clears it, so no thread
+  // waits for another.
   RADAM_HD Elements load(const Span& span, bool clear) const {
     Elements in;
     if constexpr (kCodes) {
@@ -113,11 +114,11 @@ class LowPrecisionBlock {
       if (clear) Packed{}.store(grad_at(span.first), grad_item());
       return in;
     }
-    // The state has a loop of its own, which leaves registers to the first one's divisions.
+    // The state has a loop of its own, to leave registers to the divisions of the first one.
     const int64_t last = span.first + span.count - 1;
     RADAM_ROLL
     for (int64_t element = last; element >= span.first; --element) {
-      const Offsets place = place_of(element);
+      const Offsets place = offsets_of(element);
       in.p.push(load_element(param_at(place.param), param_item()), param_item());
       in.g.push(load_element(grad_at(place.grad), grad_item()), grad_item());
       if (clear) store_element(grad_at(place.grad), 0, grad_item());
@@ -131,7 +132,7 @@ class LowPrecisionBlock {
     return in;
   }
 
-  // Neighbours of a moment.
+  // Stores consecutive elements of a moment.
   RADAM_HD void store(const Span& span, char* to, Packed packed) const {
     if (span.wide) return packed.store(to, kMomentItem);
     RADAM_ROLL
@@ -146,7 +147,7 @@ class LowPrecisionBlock {
     }
     RADAM_ROLL
     for (int64_t element = span.first; element < span.first + span.count; ++element) {
-      store_element(param_at(place_of(element).param), out.p.pop(param_item()), param_item());
+      store_element(param_at(offsets_of(element).param), out.p.pop(param_item()), param_item());
       if (has_master()) store_element(master_at(element), out.master.pop(master_item()), master_item());
     }
   }
@@ -155,8 +156,8 @@ class LowPrecisionBlock {
     return philox_from(uint64_t(segment_.rng_offset + span.first), scalars.step, stream, scalars.seed);
   }
 
-  // All but the codes, whose scale the whole block has to find first. The row is read here, where its registers do not
-  // add to those of the loads.
+  // The whole update, except for 8-bit codes, which need the scale of the block. The scalars are read here, where their
+  // registers do not add to those of the loads.
   RADAM_HD void step(Elements& elements, const Span& span, Lane& lane) const {
     const StateFormat& format = arguments_.format;
     const StepScalars<float> scalars = scalars_at<float>(arguments_, segment_.scalar_index);
@@ -187,7 +188,7 @@ class LowPrecisionBlock {
   int length_;
 };
 
-// A warp's share of the whole launch: `place.thread` is its number within the block, one of `Warps`.
+// The work of one warp in a launch: `thread_index.thread` is its number within the block.
 template <MomentFormat kMoments, int Warps, typename Arguments, typename Warp>
 RADAM_HD void step_low_precision_tiles(const Arguments& arguments, const ThreadIndex& thread_index, const Warp& warp) {
   for_each_tile(arguments, thread_index, [&](uint32_t tile, int32_t index) {

@@ -1,5 +1,5 @@
-// The arithmetic of a thread's share of a stored form: eight neighbours, as they are stored, to and from float32. What
-// is done to one element is in csrc/numerics/quantization.h; here is which of it, decided once for all eight.
+// The arithmetic of low-precision state for eight consecutive elements of one thread. csrc/numerics/quantization.h has
+// the functions for one element; here the format is tested once for all eight.
 #pragma once
 
 #include "cuda/packed.h"
@@ -8,13 +8,13 @@
 
 namespace radam_fused {
 
-// What a thread has read of its elements.
+// The stored elements, as a thread has loaded them.
 struct Elements {
   Packed p, g, m, v, master;
-  float scale, sq_scale;  // of moments in 8 bits
+  float scale, sq_scale;  // of 8-bit moments
 };
 
-// What it computes with. Of the second moment v is the root, where that is what will be stored.
+// The elements in float32. v is the square root of the second moment from where that is encoded.
 struct Values {
   float x[kVec];
   float m[kVec];
@@ -76,7 +76,7 @@ RADAM_HD void read_moments(Values& values, const Elements& in) {
   }
 }
 
-// The step itself. Under Master::kKahan x becomes what is to be subtracted.
+// The update. For MasterFormat::kKahan, x becomes what is to be subtracted from the parameter.
 RADAM_HD void step_all(Values& values, const float* g, const StepScalars<float>& scalars, MasterFormat format) {
   const bool compensated = format == MasterFormat::kKahan;
   const UpdateBranches branches = UpdateBranches::of(scalars);
@@ -104,7 +104,7 @@ RADAM_HD void compensate_all(Elements& elements, const float* decrease) {
   elements.master = rest;
 }
 
-// `random` counts where parameters are rounded stochastically.
+// `random` is used if parameters are rounded stochastically.
 template <typename P>
 RADAM_HD void write_as(Elements& out, const float* x, const StateFormat& format, const Philox& random) {
   if (format.master == MasterFormat::kKahan) {
@@ -124,10 +124,10 @@ RADAM_HD void write_as(Elements& out, const float* x, const StateFormat& format,
   }
 }
 
-RADAM_HD void write_parameter(Elements& out, const float* x, const StateFormat& format, UpdateRule direction,
+RADAM_HD void write_parameter(Elements& out, const float* x, const StateFormat& format, UpdateRule rule,
                               const Philox& random) {
-  if (direction == UpdateRule::kNoParamUpdate) {
-    // The parameter stays bit for bit; a copy takes over what somebody has written to it.
+  if (rule == UpdateRule::kNoParamUpdate) {
+    // The parameter stays as it is, bit for bit; a master copy takes over what user code has written to it.
     if (format.master == MasterFormat::kFloat32) {
       RADAM_UNROLL
       for (int i = 0; i < kVec; ++i) out.master.set(i, x[i]);
@@ -173,7 +173,7 @@ RADAM_HD void narrow_moments(Elements& out, Values& values, const Philox& random
   }
 }
 
-// Only `count` of them are there.
+// The largest magnitude of the first `count` elements, as bits.
 RADAM_HD uint32_t largest_of(const float* values, int count) {
   uint32_t largest = 0;
   RADAM_UNROLL
@@ -184,7 +184,7 @@ RADAM_HD uint32_t largest_of(const float* values, int count) {
   return largest;
 }
 
-// Codes of the second moment's roots; the first moment becomes its quotient with what they stand for.
+// Encodes the square roots of the second moment; replaces the first moment by its quotient with the decoded roots.
 RADAM_HD Packed encode_roots(Values& values, float scale, const Philox& random) {
   const float factor = RootCode::factor(scale);
   Packed codes;

@@ -1,4 +1,4 @@
-// Loads and stores as wide as a thread can make them, which is 16 bytes at a time, and look-ups in tables.
+// Loads and stores of up to 16 bytes, the widest of a thread, and table lookups.
 #pragma once
 
 #include <cassert>
@@ -20,21 +20,21 @@ struct alignas(16) Uint4 {
 };
 #endif
 
-// A step reads every value once and writes it once, and a model does not fit the cache: both ask for early eviction, so
-// that the tables and whatever else lives in the cache stay (PTX ISA, cache operators .cs).
+// A step reads and writes every value once, and a model does not fit the cache: both accesses ask for early eviction,
+// which leaves the cache to the tables and to other data (PTX ISA, cache operators .cs).
 template <typename Word>
 RADAM_HD Word load_streaming(const Word* from) {
 #if defined(__CUDA_ARCH__)
   return __ldcs(from);
 #else
-  assert(reinterpret_cast<uintptr_t>(from) % sizeof(Word) == 0);  // as a GPU insists
+  assert(reinterpret_cast<uintptr_t>(from) % sizeof(Word) == 0);  // as a GPU requires
   Word word;
   memcpy(&word, from, sizeof(word));
   return word;
 #endif
 }
 
-// What nobody writes while the launch runs, and another launch will read again: it may stay in the cache.
+// For data that no thread writes during the launch and another launch will read again: it may stay in the cache.
 template <typename Word>
 RADAM_HD Word load_cached(const Word* from) {
 #if defined(__CUDA_ARCH__)
@@ -54,7 +54,7 @@ RADAM_HD void store_streaming(Word* to, Word word) {
 #endif
 }
 
-// A value in a table that stays as it is while the launch runs: through the read-only cache.
+// A value in a table, which no thread writes during the launch: through the read-only cache.
 template <typename Value>
 RADAM_HD Value look_up(const void* from) {
   Value value;
@@ -72,7 +72,7 @@ RADAM_HD Value look_up(const void* from) {
   return value;
 }
 
-// A value among a kernel's arguments, which the device keeps in its constant bank.
+// A value among the kernel's arguments, which the device has in constant memory.
 template <typename Value>
 RADAM_HD Value read_argument(const unsigned char* from) {
 #if defined(__CUDA_ARCH__)
@@ -82,13 +82,13 @@ RADAM_HD Value read_argument(const unsigned char* from) {
 #endif
 }
 
-// The word that moves so many bytes; several of them for more than 16.
+// The type that moves this many bytes; 16-byte words for more than 16.
 template <int MemorySpan>
 using WordFor = std::conditional_t<MemorySpan >= 16, Uint4,
                                    std::conditional_t<MemorySpan == 8, unsigned long long,
                                                       std::conditional_t<MemorySpan == 4, unsigned, unsigned short>>>;
 
-// N neighbours of the stored type S, in registers.
+// N consecutive elements of the stored type S, in registers.
 template <typename S, int N>
 struct AlignedVector {
   using Word = WordFor<N * sizeof(S)>;

@@ -1,4 +1,4 @@
-// A thread's share of an array whose type only the launch knows: eight neighbours as they are stored, in registers.
+// Eight consecutive elements of an array whose type is known only at run time, as they are stored, in registers.
 #pragma once
 
 #include "cuda/memory_access.h"
@@ -7,13 +7,13 @@
 
 namespace radam_fused {
 
-constexpr int kVec = kRandsPerCall;  // what one call of Philox serves
+constexpr int kVec = kRandsPerCall;  // elements per thread: as many as one Philox call has random numbers
 
-// Of `item` bytes each, which is 4, 2 or 1: so many words of them count.
+// Elements of `item` bytes, which is 4, 2 or 1; the first item * kVec / 4 words are used.
 struct Packed {
   uint32_t word[kVec] = {};
 
-  // All eight, side by side and aligned: two accesses of 16 bytes, one of 16, or one of 8.
+  // All eight, contiguous and aligned: two accesses of 16 bytes, one of 16, or one of 8.
   static RADAM_HD Packed load(const char* from, int item) {
     Packed packed;
     if (item == 1) {
@@ -34,8 +34,8 @@ struct Packed {
     }
   }
 
-  // One after the other, where they lie apart or are fewer: the last one is pushed first, the first one popped first.
-  // All others move up or down by a place, since registers have no index.
+  // One at a time, where elements are not contiguous or fewer than eight: push the last one first, pop the first one
+  // first. All others move by one, since registers cannot be indexed.
   RADAM_HD void push(uint32_t bits, int item) {
     RADAM_UNROLL
     for (int w = kVec - 1; w >= 0; --w) {
@@ -46,7 +46,7 @@ struct Packed {
   }
 
   RADAM_HD uint32_t pop(int item) {
-    const uint32_t bits = word[0];  // and above it those of its neighbours
+    const uint32_t bits = word[0];  // the bits above belong to the next elements
     RADAM_UNROLL
     for (int w = 0; w < kVec; ++w) {
       const uint64_t pair = uint64_t(w + 1 < kVec ? word[w + 1] : 0) << 32 | word[w];
@@ -55,7 +55,7 @@ struct Packed {
     return bits;
   }
 
-  // The i-th as a value of S, for an i that the compiler knows.
+  // The i-th element as an S, for an i known at compile time.
   template <typename S>
   RADAM_HD S value(int i) const {
     constexpr int kItem = sizeof(S), kBits = 8 * kItem;
@@ -63,7 +63,7 @@ struct Packed {
     return from_bits<S>(bits & uint32_t((uint64_t(1) << kBits) - 1));
   }
 
-  // Sets them in order, the first of a word first.
+  // Sets the i-th element. The elements of a word must be set in order.
   template <typename S>
   RADAM_HD void set(int i, S value) {
     constexpr int kItem = sizeof(S);
@@ -107,7 +107,7 @@ struct Packed {
   static RADAM_HD uint32_t to_bits(uint8_t x) { return x; }
 };
 
-// One element, as its bits.
+// One element, as bits.
 RADAM_HD uint32_t load_element(const char* from, int item) {
   if (item == 4) return load_streaming(reinterpret_cast<const uint32_t*>(from));
   if (item == 2) return load_streaming(reinterpret_cast<const uint16_t*>(from));

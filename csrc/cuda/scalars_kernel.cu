@@ -1,4 +1,4 @@
-// The kernel that makes rows: a single block, which can wait for all of itself (csrc/numerics/scalars_op.h).
+// The kernel of the scalars operator: a single block, so that all threads can synchronise (csrc/numerics/scalars_op.h).
 #include "cuda/block.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch_config.cuh"
@@ -7,7 +7,7 @@
 namespace radam_fused {
 namespace {
 
-// All that a block can have; the 64 registers that this leaves a thread are enough for a row.
+// The maximum of a block; the 64 registers that it leaves per thread are enough.
 constexpr int kScalarsThreads = 1024;
 
 __global__ void __launch_bounds__(kScalarsThreads) scalars_kernel(const __grid_constant__ ScalarsKernelArgs arguments) {

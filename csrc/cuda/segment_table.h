@@ -1,4 +1,4 @@
-// The table of a launch's segments, and the map from tiles to them, in one stretch of memory.
+// The segments of a launch and the map from tiles to segments, in one block of memory.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace radam_fused {
 
-// What stays from step to step, as long as the same parameters get gradients of the same layout.
+// What stays the same from step to step, as long as the same parameters have gradients of the same layout.
 struct SegmentTable {
   std::vector<TileSegment> segments;
   std::vector<int64_t> strides;
@@ -20,7 +20,7 @@ struct SegmentTable {
            std::memcmp(segments.data(), other.segments.data(), segments.size() * sizeof(TileSegment)) == 0;
   }
 
-  // Where the three parts lie in one stretch of memory.
+  // Offsets of the parts in the block of memory.
   size_t strides_at() const { return segments.size() * sizeof(TileSegment); }
   size_t tiles_at() const { return strides_at() + strides.size() * sizeof(int64_t); }
   size_t bytes() const { return tiles_at() + tiles * sizeof(int32_t); }
@@ -35,7 +35,7 @@ struct SegmentTable {
     }
   }
 
-  // Tells a launch that what `write` wrote lies here.
+  // Sets the arguments of a launch to what `write` has written to this memory.
   void point(const void* memory, TileTables& tables) const {
     const auto* at = static_cast<const unsigned char*>(memory);
     tables.segments = reinterpret_cast<const TileSegment*>(at);

@@ -1,4 +1,4 @@
-// The step's kernel for every pair of dtypes.
+// The kernels of a step with full-precision state, for every pair of dtypes.
 #include "cuda/architectures.h"
 #include "cuda/kernels.h"
 #include "cuda/launch_config.cuh"
@@ -10,7 +10,7 @@ namespace {
 
 using Launcher = cudaError_t (*)(const LargeStep&, int device, cudaStream_t);
 
-// LargeStep begins as SmallStep does, so a launch that needs the few reads them from the same place.
+// LargeStep begins like SmallStep, so a kernel that takes the latter can be launched with either.
 template <typename P, typename G, typename Arguments>
 cudaError_t launch(const LargeStep& arguments, int device, cudaStream_t stream) {
   int blocks = 0;

@@ -1,12 +1,12 @@
-// The kernel: one launch updates every segment of a bucket (csrc/cuda/tile_loop.h).
+// The kernel of a step with full-precision state: one launch updates all segments of a bucket (csrc/cuda/tile_loop.h).
 #pragma once
 
 #include "cuda/tile_loop.h"
 
 namespace radam_fused {
 
-// The blocks that an SM is promised to hold: 768 threads of at most 80 registers, or 512 of at most 128 for float64.
-// With eight elements each they have 96 KB in flight, several times what hides the latency of memory.
+// The blocks that fit on an SM: 768 threads of at most 80 registers, or 512 of at most 128 for float64. With eight
+// elements per thread 96 KB are in flight, several times what hides the latency of memory.
 template <typename P>
 constexpr int kBlocksPerSM = std::is_same_v<P, double> ? 4 : 6;
 

@@ -1,4 +1,4 @@
-// Where an operator runs: on the device of its tensors, on that device's current stream.
+// The device of an operator's tensors and its current stream.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,13 +12,13 @@ namespace radam_fused {
 
 inline void check(cudaError_t status, const char* op, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // or the next call of anybody's would report it once more
+  cudaGetLastError();  // clears the error, which the next CUDA call of any code would report again
   STD_TORCH_CHECK(false, op, ": ", what, " failed: ", cudaGetErrorName(status), " (", cudaGetErrorString(status),
                   "). This library holds code for the architectures ", architectures(),
                   ". An illegal access may be an earlier kernel's: CUDA_LAUNCH_BLOCKING=1 tells.");
 }
 
-// The device is current for as long as this lives.
+// Makes the device the current one for as long as it lives.
 class CurrentStream {
  public:
   CurrentStream(int device, const char* op) : device(device), op_(op), guard_(device) {
@@ -30,7 +30,7 @@ class CurrentStream {
     capturing = status == cudaStreamCaptureStatusActive;
   }
 
-  // Raises, in the operator's name, if something has failed.
+  // Raises an error in the operator's name if a CUDA call has failed.
   void launched(cudaError_t status, const char* what = "the launch") const { check(status, op_, what); }
 
   int device;

@@ -17,8 +17,8 @@ Tensor bytes_on(DeviceType type, int index, size_t bytes, bool pinned) {
   return torch::stable::empty({size, 1}, ScalarType::Byte, std::nullopt, torch::stable::Device(type, index), pinned);
 }
 
-// While a graph is captured, allocations are refused on this thread unless it says that it knows what it does: these
-// are made at once, and are no part of the graph.
+// While a graph is captured, this thread may allocate only in relaxed mode. These allocations are made at once and are
+// no part of the graph.
 class AllowAllocations {
  public:
   AllowAllocations() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -27,13 +27,13 @@ class AllowAllocations {
   AllowAllocations& operator=(const AllowAllocations&) = delete;
 
  private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // then the thread's own
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;  // after the exchange: the thread's own mode
 };
 
 }  // namespace
 
-// One asynchronous copy from pinned memory. torch's allocator gives that memory to nobody else until the copy is done;
-// one that a graph is to repeat never is.
+// One asynchronous copy from pinned memory. torch's allocator does not reuse that memory before the copy is done. A
+// graph repeats the copy, so its memory is kept.
 Tensor TableCache::upload(int device, size_t bytes, const std::function<void(unsigned char*)>& write, bool capturing) {
   const AllowAllocations allow;
   Tensor host = bytes_on(DeviceType::CPU, -1, bytes, /*pinned=*/true);
@@ -46,7 +46,7 @@ Tensor TableCache::upload(int device, size_t bytes, const std::function<void(uns
 
 DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, const std::vector<double>* scalars,
                               const std::vector<const void*>* grads, bool capturing) {
-  // A capture runs on a stream of its own, where a table of another stream serves as well: it will not be freed.
+  // A capture runs on a stream of its own, but may use a table of another stream: kept_ keeps it alive.
   TableKey wanted = key;
   auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& candidate) {
     if (capturing) wanted.stream = candidate.key.stream;

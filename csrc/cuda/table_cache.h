@@ -1,4 +1,4 @@
-// Tables in device memory, kept from step to step: uploading what has not changed would cost more than the launch.
+// Tables in device memory, kept from step to step: uploading an unchanged table would cost more than the launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,8 +14,8 @@ namespace radam_fused {
 
 using torch::stable::Tensor;
 
-// Which launches share tables: those over one bucket, on one stream, with as many segments. Where only gradients are
-// read there are no moments to tell buckets apart; their lengths do, as the tables are compared.
+// Launches with equal keys share tables: those over one bucket, on one stream, with the same number of segments. A
+// grad_norm launch has no moments, so its buckets have equal keys; the tables themselves are compared as well.
 struct TableKey {
   int device;
   cudaStream_t stream;
@@ -30,26 +30,27 @@ struct TableKey {
   }
 };
 
-// What a launch finds in device memory. Nothing is ever written to it again: a table that has changed gets new memory,
-// and the old goes back to torch's allocator, which hands it out again in the order of the stream that has used it.
+// The tables of a launch in device memory. They are never written again: a changed table gets new memory, and torch's
+// allocator reuses the old in the order of the stream that has read it.
 struct DeviceTables {
   Tensor segments;
-  Tensor scalars;  // undefined while they go by value
+  Tensor scalars;  // undefined if passed by value
   Tensor grads;    // likewise
 };
 
-// The tables of the latest launches. While a CUDA graph is captured, whatever it refers to is kept for good, since
-// nobody tells when the graph is gone: a few bytes a tensor of the model, once a capture.
+// The tables of the most recent launches. What a captured CUDA graph refers to is kept permanently, as no event reports
+// the graph's destruction: a few bytes per tensor of the model and capture.
 class TableCache {
  public:
-  // Hold it from `find` until the launch is on its stream: no other thread may drop the tables in between.
+  // To be held from `find` until the launch is on its stream, so that no other thread drops the tables in between.
   std::mutex mutex;
 
-  // The tables for a launch on the current device and stream. `rows` and `grads` are null where they go by value.
+  // The tables for a launch on the current device and stream. `scalars` and `grads` are null if they are passed by
+  // value.
   DeviceTables find(const TableKey& key, const SegmentTable& table, const std::vector<double>* scalars,
                     const std::vector<const void*>* grads, bool capturing);
 
-  // Keeps what a graph that is being captured refers to.
+  // Keeps a tensor that a captured graph refers to.
   void keep(const Tensor& tensor) { kept_.push_back(tensor); }
 
  private:
@@ -62,13 +63,13 @@ class TableCache {
 
   Tensor upload(int device, size_t bytes, const std::function<void(unsigned char*)>& write, bool capturing);
 
-  static constexpr size_t kEntries = 1024;  // a bucket each, and stepping in backward makes one a parameter
+  static constexpr size_t kEntries = 1024;  // one per bucket; with step_in_backward, one per parameter
 
-  std::list<Entry> entries_;  // the latest first
+  std::list<Entry> entries_;  // the most recent first
   std::vector<Tensor> kept_;
 };
 
-// Never destroyed: at the end of the process CUDA may be gone before it.
+// Never destroyed: at the end of the process the CUDA runtime may be destroyed first.
 TableCache& table_cache();
 
 }  // namespace radam_fused

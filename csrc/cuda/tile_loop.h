@@ -1,8 +1,8 @@
-// The walk over the flat index space that a GPU makes, once for the device and for the host, whose tests run these very
-// lines block by block and thread by thread (tests/support/cuda_host_step.cpp).
+// The loop of a GPU over the elements of a bucket. The same lines are compiled for the host, where tests run them block
+// by block and thread by thread (tests/support/cuda_host_step.cpp).
 //
-// A tile is a stretch of kTile elements of one segment. Blocks take tiles in turn, threads share a tile's elements; no
-// thread needs another, so any number of either gives the same bits.
+// A tile is kTile consecutive elements of one segment. Blocks take tiles in turn, and threads share the elements of a
+// tile. No thread needs the results of another, so any number of blocks and threads gives the same bits.
 #pragma once
 
 #include "cuda/launch_args.h"
@@ -24,7 +24,7 @@ RADAM_HD G* gradient_of(const Arguments& arguments, int32_t segment) {
                                     : look_up<G*>(arguments.grads + at);
 }
 
-// A row as the computation takes it: rounded on the host, or here, in the same way, where it has been made on a device.
+// The scalars as the arithmetic takes them: rounded on the host, or here in the same way if a device has computed them.
 template <typename T, typename Arguments>
 RADAM_HD StepScalars<T> scalars_at(const Arguments& arguments, uint32_t index) {
   if (arguments.scalars == nullptr)
@@ -35,7 +35,7 @@ RADAM_HD StepScalars<T> scalars_at(const Arguments& arguments, uint32_t index) {
   return StepScalars<T>::from(look_up<Columns>(arguments.scalars + size_t(index) * kScalarColumns).value);
 }
 
-// The arrays of a tile, each from its own first element of the tile.
+// The arrays of a tile, each from the first element of the tile on.
 template <typename P, typename G>
 struct Tile {
   using T = ComputeType<P>;
@@ -45,8 +45,8 @@ struct Tile {
   T* v;
 };
 
-// What is done to runs of N neighbours each, `distance` elements apart. First: the update. All loads are on their way
-// before the first is used.
+// An action on vectors of N consecutive elements, `distance` elements apart. The first action is the update. All loads
+// are issued before the first result is used.
 template <typename T>
 struct Update {
   const StepScalars<T>& scalars;
@@ -80,8 +80,8 @@ struct Update {
   }
 };
 
-// Second: zeros in the gradient. Threads share a tile as they do for the update, so that each clears what it has read
-// itself: no thread waits for another.
+// The second action sets gradients to zero. Threads share a tile as they do for the update, so each thread clears what
+// it has read itself, and no thread waits for another.
 struct Clear {
   template <int N, int Vectors, typename P, typename G>
   RADAM_HD void apply(const Tile<P, G>& tile, int at, int distance) const {
@@ -90,8 +90,8 @@ struct Clear {
   }
 };
 
-// How many neighbours one thread takes, so that the narrowest of its arrays fills an access, and how many such runs it
-// has in flight: 8 elements (4 of float64, whose registers are twice as wide).
+// How many consecutive elements a thread takes, so that the narrowest of its arrays fills an access, and how many such
+// vectors it has in flight: 8 elements (4 of float64, whose registers are twice as wide).
 template <typename P, typename G>
 struct ItemsPerThread {
   static constexpr int kVec = kAccess / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
@@ -99,18 +99,18 @@ struct ItemsPerThread {
   static constexpr int kVectors = kInFlight / kVec;
 };
 
-// A whole tile whose arrays are all aligned: nothing but 16-byte accesses.
+// A whole tile of aligned arrays: 16-byte accesses alone.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_full(const Tile<P, G>& tile, int thread, const Action& action) {
   using S = ItemsPerThread<P, G>;
-  static_assert(kTile % (Threads * S::kInFlight) == 0, "every thread takes the same share of a whole tile");
+  static_assert(kTile % (Threads * S::kInFlight) == 0, "every thread takes as many elements of a whole tile");
   RADAM_UNROLL
   for (int at = 0; at < kTile; at += Threads * S::kInFlight) {
     action.template apply<S::kVec, S::kVectors>(tile, at + thread * S::kVec, Threads * S::kVec);
   }
 }
 
-// The last tile of a segment: 16-byte accesses up to its ragged end, and single elements there.
+// The last tile of a segment: 16-byte accesses, and single elements at its end.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_tail(const Tile<P, G>& tile, int length, int thread, const Action& action) {
   constexpr int kVec = ItemsPerThread<P, G>::kVec;
@@ -119,7 +119,7 @@ RADAM_HD void visit_tail(const Tile<P, G>& tile, int length, int thread, const A
   for (int at = whole + thread; at < length; at += Threads) action.template apply<1, 1>(tile, at, 0);
 }
 
-// Arrays that do not allow wider accesses: a view that starts between two of them.
+// Unaligned arrays: single elements.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_scalar(const Tile<P, G>& tile, int length, int thread, const Action& action) {
   for (int at = thread; at < length; at += Threads) action.template apply<1, 1>(tile, at, 0);
@@ -129,7 +129,7 @@ struct Offsets {
   int64_t param, grad;
 };
 
-// Where the element at a position in the moments' order lies in its parameter and its gradient.
+// Offsets in parameter and gradient of the element at a position in the order of the moments.
 template <typename Index>
 RADAM_HD Offsets locate(const int64_t* strides, Index position) {
   Offsets at{0, 0};
@@ -144,7 +144,7 @@ RADAM_HD Offsets locate(const int64_t* strides, Index position) {
   return at;
 }
 
-// Parameter and gradient in different orders, or with gaps. `tile` has their first elements, not the tile's.
+// Strided parameters or gradients. `tile` has their first elements, not those of the tile.
 template <int Threads, typename Index, typename P, typename G, typename Action>
 RADAM_HD void visit_strided(const Tile<P, G>& tile, int64_t offset, int length, const int64_t* strides, int thread,
                             const Action& action) {
@@ -155,7 +155,7 @@ RADAM_HD void visit_strided(const Tile<P, G>& tile, int64_t offset, int length, 
   }
 }
 
-// A tile's place in its segment.
+// The elements of a tile within its segment.
 struct TileRange {
   int64_t offset;
   int length;
@@ -166,11 +166,12 @@ RADAM_HD TileRange range_of(const TileSegment& segment, uint32_t tile) {
   return {offset, segment.length - offset < kTile ? int(segment.length - offset) : kTile};
 }
 
-// The way through a tile that its layout allows. `tile` has the parameter's and the gradient's first elements.
+// Applies an action to a tile, with the widest accesses that its layout allows. `tile` has the first elements of
+// parameter and gradient.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_tile(Tile<P, G> tile, const TileSegment& segment, const int64_t* strides, const TileRange& range,
                          int thread, const Action& action) {
-  if (segment.strides != kPlain) {
+  if (segment.strides != kContiguous) {
     strides += segment.strides;
     if (segment.length <= INT32_MAX) {
       visit_strided<Threads, uint32_t>(tile, range.offset, range.length, strides, thread, action);
@@ -191,7 +192,8 @@ RADAM_HD void visit_tile(Tile<P, G> tile, const TileSegment& segment, const int6
   }
 }
 
-// One thread's share of one tile. The only 64-bit arithmetic on indices is here, outside of the loops over elements.
+// The update of one thread's elements of a tile. The 64-bit index arithmetic is here, outside of the loops over
+// elements.
 template <int Threads, typename P, typename G, typename Arguments>
 RADAM_HD void update_tile(const Arguments& arguments, uint32_t number, int32_t index, int thread) {
   using T = ComputeType<P>;
@@ -207,7 +209,7 @@ RADAM_HD void update_tile(const Arguments& arguments, uint32_t number, int32_t i
   visit_tile<Threads>(tile, segment, arguments.strides, range, thread, Update<T>{scalars});
 }
 
-// Zeros in the gradient of a tile, whether its step was skipped or not.
+// Sets the gradient of a tile to zero, whether its step was skipped or not.
 template <int Threads, typename P, typename G, typename Arguments>
 RADAM_HD void clear_tile(const Arguments& arguments, uint32_t number, int32_t index, int thread) {
   const TileSegment segment = look_up<TileSegment>(arguments.segments + index);
@@ -217,7 +219,8 @@ RADAM_HD void clear_tile(const Arguments& arguments, uint32_t number, int32_t in
   visit_tile<Threads>(tile, segment, arguments.strides, range_of(segment, number), thread, Clear{});
 }
 
-// The tiles that fall to a block, each with its segment. The next one's is looked up while this one's elements move.
+// Visits the tiles of one block, each with its segment. The segment of the next tile is looked up before the current
+// tile is visited.
 template <typename Arguments, typename Visit>
 RADAM_HD void for_each_tile(const Arguments& arguments, const ThreadIndex& thread_index, const Visit& visit) {
   uint32_t tile = thread_index.block;
@@ -233,8 +236,8 @@ RADAM_HD void for_each_tile(const Arguments& arguments, const ThreadIndex& threa
   }
 }
 
-// One thread's share of the whole launch. Gradients are cleared in a second walk: in one walk the two would share the
-// registers, which the update has none of to spare, and the memory traffic is the same.
+// The work of one thread in a launch. Gradients are cleared in a second loop: in one loop both would share registers,
+// of which the update has none to spare. Memory traffic is the same.
 template <int Threads, typename P, typename G, typename Arguments>
 RADAM_HD void step_tiles(const Arguments& arguments, const ThreadIndex& thread_index) {
   const int thread = int(thread_index.thread);

@@ -1,7 +1,7 @@
-// The instructions of AVX-512, for functions that ask for them (isa.h).
+// AVX-512 intrinsics, for functions compiled for them (cpu_capability.h).
 #pragma once
 
-// GCC 12 takes what its own header leaves undefined on purpose for a mistake.
+// GCC 12 warns about values that its own header leaves undefined on purpose.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"

@@ -1,8 +1,10 @@
-// The update over stored forms in AVX-512, 32 elements at a time in registers. Which form it is, is asked anew for
-// every 32: a branch that always goes the same way costs less than passes over arrays, and there are a hundred forms.
+// The update of low-precision state in AVX-512, 32 elements at a time in registers. The format is tested for every 32:
+// a branch that always goes the same way costs less than more passes over arrays, and a loop per format would be a
+// hundred loops.
 //
-// It goes by runs of a few blocks: where one loop ends and the next begins, as random numbers are made ahead and codes
-// of 8 bits wait for the largest of their block, a processor finishes what it has begun, and that is to be rare.
+// Elements are taken in chunks of a few blocks. Random numbers are computed ahead and 8-bit codes wait for the largest
+// element of their block, so a chunk has several loops; at the end of each the processor drains its pipeline, which
+// must be rare.
 #include <algorithm>
 
 #include "cpu/avx512/philox.h"
@@ -16,17 +18,17 @@ namespace radam_fused {
 namespace avx512 {
 namespace {
 
-// Where a run's elements are.
+// The elements of a chunk.
 struct Chunk {
   char* param;
   const char* grad;
   char* exp_avg;
   char* exp_avg_sq;
   char* master;
-  float* scales;  // of moments in 8 bits
+  float* scales;  // of 8-bit moments
   float* sq_scales;
   int64_t rng_offset;
-  int n;  // whole vectors; of moments in 8 bits whole blocks, if more than one
+  int n;  // a multiple of kElements; of 8-bit moments, if more than a block, whole blocks
 };
 
 struct Task {
@@ -37,7 +39,7 @@ struct Task {
   int64_t param_item, grad_item, moment_item, master_item;
 };
 
-// Random numbers for parameters and for moments, where they are rounded by any.
+// The random numbers for parameters and for moments, if the format rounds them stochastically.
 struct Random {
   bool for_parameter, for_moments;
   RandomBits parameter, moments;
@@ -54,7 +56,7 @@ struct Random {
   }
 };
 
-// Asks for what an array holds some way after its i-th element: prefetch.h. 32 elements are two lines at most.
+// Prefetches an array kPrefetchBytes after its i-th element. 32 elements are at most two cache lines.
 RADAM_VEC void prefetch_at(const char* array, int64_t item, int i) {
   const char* ahead = array + i * item + kPrefetchBytes;
   __builtin_prefetch(ahead);
@@ -91,7 +93,8 @@ RADAM_VEC void update_uncoded(const Chunk& at, const Task& task, Random& random)
   }
 }
 
-// Moments in float16. Two loops: the step's roots and divisions, and those of what is stored wait for one another.
+// float16 moments, in two loops: in one loop the square roots and divisions of the step and those of the encoding would
+// wait for each other.
 RADAM_VEC void update_halves(const Chunk& at, const Task& task, Random& random) {
   const bool compensated = task.format.master == MasterFormat::kKahan;
   Pair firsts[kChunk / kElements], roots[kChunk / kElements];
@@ -117,8 +120,8 @@ RADAM_VEC void update_halves(const Chunk& at, const Task& task, Random& random) 
   }
 }
 
-// Three loops: the step itself; the second moments' codes, and the first moments' quotients; and their codes. Between
-// them a block's scale is found.
+// 8-bit moments, in three loops: the step; the codes of the second moment and the first moment's quotients; the codes
+// of the quotients. A block's scales are found in between.
 RADAM_VEC void update_coded(const Chunk& at, const Task& task, Random& random) {
   constexpr int kVectors = kBlockElements / kElements;
   const bool compensated = task.format.master == MasterFormat::kKahan;
@@ -165,7 +168,7 @@ RADAM_VEC void update_coded(const Chunk& at, const Task& task, Random& random) {
   }
 }
 
-RADAM_AVX512 void update_run(const Chunk& at, const Task& task) {
+RADAM_AVX512 void update_chunk(const Chunk& at, const Task& task) {
   Random random;
   random.begin(at, task);
   switch (task.format.moments) {
@@ -180,32 +183,32 @@ RADAM_AVX512 void update_run(const Chunk& at, const Task& task) {
   }
 }
 
-// An array of a few elements, filled up with zeros to whole vectors.
-struct alignas(64) Filled {
+// A copy of a short array, padded with zeros to whole vectors.
+struct alignas(64) PaddedCopy {
   char bytes[kBlockElements * sizeof(float)];
 
-  RADAM_VEC Filled(const char* from, int64_t item, int n, int whole) {
+  RADAM_VEC PaddedCopy(const char* from, int64_t item, int n, int whole) {
     std::memset(bytes, 0, whole * item);
     if (item != 0) std::memcpy(bytes, from, n * item);
   }
-  RADAM_VEC void give_back(char* to, int64_t item, int n) const {
+  RADAM_VEC void copy_back(char* to, int64_t item, int n) const {
     if (item != 0) std::memcpy(to, bytes, n * item);
   }
 };
 
-// Elements that do not fill vectors.
-RADAM_AVX512 void update_part(const Chunk& at, const Task& task) {
+// A chunk that does not fill whole vectors.
+RADAM_AVX512 void update_tail(const Chunk& at, const Task& task) {
   const int n = at.n, whole = (n + kElements - 1) / kElements * kElements;
-  Filled param(at.param, task.param_item, n, whole), grad(at.grad, task.grad_item, n, whole);
-  Filled exp_avg(at.exp_avg, task.moment_item, n, whole), exp_avg_sq(at.exp_avg_sq, task.moment_item, n, whole);
-  Filled master(at.master, task.master_item, n, whole);
-  update_run({param.bytes, grad.bytes, exp_avg.bytes, exp_avg_sq.bytes, master.bytes, at.scales, at.sq_scales,
-              at.rng_offset, whole},
-             task);
-  param.give_back(at.param, task.param_item, n);
-  exp_avg.give_back(at.exp_avg, task.moment_item, n);
-  exp_avg_sq.give_back(at.exp_avg_sq, task.moment_item, n);
-  master.give_back(at.master, task.master_item, n);
+  PaddedCopy param(at.param, task.param_item, n, whole), grad(at.grad, task.grad_item, n, whole);
+  PaddedCopy exp_avg(at.exp_avg, task.moment_item, n, whole), exp_avg_sq(at.exp_avg_sq, task.moment_item, n, whole);
+  PaddedCopy master(at.master, task.master_item, n, whole);
+  update_chunk({param.bytes, grad.bytes, exp_avg.bytes, exp_avg_sq.bytes, master.bytes, at.scales, at.sq_scales,
+                at.rng_offset, whole},
+               task);
+  param.copy_back(at.param, task.param_item, n);
+  exp_avg.copy_back(at.exp_avg, task.moment_item, n);
+  exp_avg_sq.copy_back(at.exp_avg_sq, task.moment_item, n);
+  master.copy_back(at.master, task.master_item, n);
 }
 
 }  // namespace
@@ -228,7 +231,7 @@ void low_precision_avx512(void* param, const void* grad, int grad_dtype, const S
   for (int64_t done = 0; done < n; done += taken) {
     const int64_t here = at + done;
     taken = std::min<int64_t>(n - done, kChunk);
-    const int64_t whole = coded ? kBlockElements : kElements;  // what is not may have to be taken as one
+    const int64_t whole = coded ? kBlockElements : kElements;  // the tail is a chunk of its own
     if (taken > whole) taken = taken / whole * whole;
     const Chunk run{static_cast<char*>(param) + done * task.param_item,
                     static_cast<const char*>(grad) + done * task.grad_item,
@@ -240,9 +243,9 @@ void low_precision_avx512(void* param, const void* grad, int grad_dtype, const S
                     rng_offset + done,
                     int(taken)};
     if (taken % kElements == 0) {
-      update_run(run, task);
+      update_chunk(run, task);
     } else {
-      update_part(run, task);
+      update_tail(run, task);
     }
   }
 }

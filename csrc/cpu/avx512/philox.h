@@ -1,4 +1,4 @@
-// Philox, eight calls at once in AVX-512.
+// Philox in AVX-512, eight calls at once. Must match numerics/philox.h bit for bit.
 #pragma once
 
 #include "cpu/avx512/vec.h"
@@ -8,11 +8,11 @@
 #if RADAM_X86
 namespace radam_fused::avx512 {
 
-constexpr int kCalls = 8;  // in a vector
+constexpr int kCalls = 8;  // per vector
 constexpr int kRounds = 10;
-constexpr int kChunk = 4 * kBlockElements;  // elements that are taken together
+constexpr int kChunk = 4 * kBlockElements;  // elements that are updated together
 
-// The keys of the rounds, made once for all calls.
+// The round keys, computed once for all calls.
 struct Keys {
   uint64_t first[kRounds], second[kRounds];
 
@@ -24,8 +24,8 @@ struct Keys {
   }
 };
 
-// Eight calls: a word in the lower half of each lane. What the upper halves hold, no multiplication reads, so that a
-// round is two multiplications, two moves of a half and two sums, as many for either port; of the lines of philox.h GCC
+// Eight calls: a word each in the lower half of a 64-bit lane. The multiplication ignores the upper halves, so a round
+// is two multiplications, two moves of a half and two xors, evenly spread over both ports. From the scalar code GCC
 // makes four multiplications and a dozen permutations.
 struct Calls {
   U c0, c1, c2, c3;
@@ -58,12 +58,12 @@ struct Calls {
   }
 };
 
-// The numbers of a run of elements. They are made a little before their turn, among the work on the elements before:
-// that waits for the divider, and these need all but that.
+// The random numbers of a chunk. They are computed shortly ahead of their use, interleaved with the update of earlier
+// elements: that waits for the divider, which random numbers do not use.
 class RandomBits {
  public:
   RADAM_VEC void begin(int64_t rng_offset, int n, uint32_t stream, uint32_t step, const Keys& keys) {
-    offset_ = int(rng_offset % kRandsPerCall);  // a run may begin within a group
+    offset_ = int(rng_offset % kRandsPerCall);  // a chunk may begin within a group
     group_ = uint64_t(rng_offset / kRandsPerCall);
     until_ = offset_ + n;
     stream_ = stream;
@@ -76,17 +76,17 @@ class RandomBits {
     }
   }
 
-  // To be asked for before `at` is, in order.
+  // To be called for every i, in order, before `at(i)`.
   RADAM_VEC void ahead(int i) {
     if (i % kAtOnce == 0 && i + kAtOnce < until_) fill<kSideBySide>(i + kAtOnce);
   }
 
-  // Of the 32 elements from the i-th on, two neighbours' in a word.
+  // The numbers of the 32 elements from the i-th on, two consecutive ones per word.
   RADAM_VEC U at(int i) const { return load_words(words_, offset_ + i); }
 
  private:
   static constexpr int kOfVector = kCalls * kRandsPerCall;
-  // A round waits eight cycles for the one before it and keeps the ports busy for three: so four vectors side by side.
+  // A round has a latency of eight cycles and occupies the ports for three, so four vectors are interleaved.
   static constexpr int kSideBySide = 4;
   static constexpr int kAtOnce = kSideBySide * kOfVector;
 

@@ -1,5 +1,5 @@
-// Sixteen moments at once as codes of 8 bits and back, in AVX-512: RootCode and FirstCode of stored.h; and what makes
-// float16 of them: HalfRoot and HalfFirst.
+// 8-bit codes and float16 moments, sixteen at once in AVX-512: RootCode, FirstCode, HalfRoot and HalfFirst. Must match
+// numerics/quantization.h bit for bit; the comments name the functions there.
 #pragma once
 
 #include "cpu/avx512/vec.h"
@@ -7,12 +7,12 @@
 #if RADAM_X86
 namespace radam_fused::avx512 {
 
-// Codes of a pair, in vectors of 32 bits.
+// The codes of a pair, in 32-bit lanes.
 struct Codes {
   U even, odd;
 };
 
-// Two neighbours' codes in 16 bits.
+// Two consecutive codes per 16 bits.
 RADAM_VEC U load_codes(const void* array, int i) {
   return _mm512_cvtepu16_epi32(
       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(array) + i)));
@@ -45,7 +45,8 @@ RADAM_VEC Pair decoded_firsts(const void* array, int i, F scale, const Pair& roo
 // stochastic_code
 RADAM_VEC U stochastic_code(F c, U rand16, float limit) {
   c = _mm512_add_ps(c, _mm512_mul_ps(_mm512_cvtepi32_ps(rand16), all(0x1p-16f)));
-  return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(c, _mm512_setzero_ps()), all(limit)));  // of a NaN the second
+  return _mm512_cvttps_epi32(
+      _mm512_min_ps(_mm512_max_ps(c, _mm512_setzero_ps()), all(limit)));  // max returns its second operand for a NaN
 }
 
 // FirstCode::quotient
@@ -53,7 +54,7 @@ RADAM_VEC F quotient(F m, F root) {
   return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ), m, root);
 }
 
-// RootCode::encode; in `m` then FirstCode::quotient.
+// RootCode::encode; replaces `m` by FirstCode::quotient.
 RADAM_VEC U encode_root(F root, F& m, F factor, F scale, U rand16) {
   U code = stochastic_code(_mm512_mul_ps(root_of(_mm512_abs_ps(root)), factor), rand16, 255.0f);
   const __mmask16 positive = _mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ);
@@ -76,7 +77,7 @@ RADAM_VEC Codes encode_firsts(const Pair& quotient, F factor, U rand16) {
   return {encode_first(quotient.even, factor, even_of(rand16)), encode_first(quotient.odd, factor, odd_of(rand16))};
 }
 
-// HalfRoot: what is rounded.
+// HalfRoot::encode, before rounding.
 RADAM_VEC F fourth_root(F root) {
   const F fourth = root_of(root);
   const __mmask16 positive = _mm512_cmp_ps_mask(fourth, _mm512_setzero_ps(), _CMP_GT_OQ);
@@ -93,13 +94,13 @@ RADAM_VEC F limited(F x) {
   const U cut = _mm512_ternarylogic_epi32(constant<kMagnitude>(), constant<HalfFirst::kLargest>(), bits_of(x), kSelect);
   return _mm512_mask_mov_ps(x, is_too_large, of_bits(cut));
 }
-// HalfFirst: what is rounded, by the fourth roots as they are stored.
+// HalfFirst::encode, before rounding; `fourth` are the stored fourth roots of the second moment.
 RADAM_VEC Pair half_quotients(const Pair& m, const Pair& fourth) {
   const Pair root = product(fourth, fourth);
   return {limited(quotient(m.even, root.even)), limited(quotient(m.odd, root.odd))};
 }
 
-// The largest magnitudes of a block so far, as bits.
+// The larger magnitudes of `largest` and a pair, as bits.
 RADAM_VEC U larger(U largest, const Pair& x) {
   return _mm512_max_epu32(largest, _mm512_max_epu32(magnitude_bits(x.even), magnitude_bits(x.odd)));
 }

@@ -1,4 +1,5 @@
-// A step of sixteen elements at once, in AVX-512: update.h, and the parameter as stored.h has it.
+// The update of sixteen elements at once in AVX-512, and reading and writing of parameters and master buffers. Must
+// match numerics/radam_update.h and numerics/quantization.h bit for bit; the comments name the functions there.
 #pragma once
 
 #include "cpu/avx512/vec.h"
@@ -19,7 +20,8 @@ RADAM_VEC F decrease(F x, F d, const StepScalars<float>& scalars) {
   return scalars.decay_factor != 0.0f ? _mm512_add_ps(_mm512_mul_ps(all(scalars.decay_factor), x), step) : step;
 }
 
-// advance, and in `root` the second moment's, if that is what the direction takes or what will be stored.
+// update_moments. Also computes the square root of v in `root`, if the update rule needs it or kRoot says that it will
+// be stored.
 template <bool kRoot>
 RADAM_VEC F update_moments(F p, F g, F& m, F& v, F& root, const StepScalars<float>& scalars) {
   g = _mm512_mul_ps(g, all(scalars.grad_scale_factor));
@@ -31,7 +33,7 @@ RADAM_VEC F update_moments(F p, F g, F& m, F& v, F& root, const StepScalars<floa
   return adaptive ? _mm512_div_ps(m, _mm512_add_ps(root, all(scalars.eps))) : m;
 }
 
-// The parameter's step; under Master::kKahan what is to be taken from it.
+// Updates the parameter x; for MasterFormat::kKahan, x becomes what is to be subtracted from it.
 template <bool kRoot>
 RADAM_VEC void step(F& x, F g, F& m, F& v, F& root, const StepScalars<float>& scalars, bool compensated) {
   const F taken = decrease(x, update_moments<kRoot>(x, g, m, v, root, scalars), scalars);
@@ -136,7 +138,7 @@ RADAM_VEC void write_parameter(void* p, void* master, const StateFormat& format,
   }
 }
 
-// A step that holds leaves the parameter bit for bit; a copy takes over what somebody has written to it.
+// kNoParamUpdate leaves the parameter as it is, bit for bit; a master copy takes over what user code has written to it.
 template <typename Random>
 RADAM_VEC void write_or_hold(void* p, void* master, const StateFormat& format, const Pair& x, const Random& random,
                              const StepScalars<float>& scalars, int i) {

@@ -1,10 +1,10 @@
-// Sixteen elements at once, in AVX-512: what update.h, numeric.h and stored.h do to one element, operation by
-// operation, for loops of which GCC makes too little by itself (docs/performance.md). The bits are theirs:
-// tests/kernels/test_stored_bits.py.
+// Sixteen elements at once in AVX-512, for loops that GCC does not vectorise well (docs/performance.md). Must match the
+// functions of numerics/float_formats.h and numerics/quantization.h that the comments name, bit for bit:
+// tests/kernels/test_lanes.py and test_stored_bits.py.
 //
-// Elements go in pairs of vectors, those of even place and those of odd place. Two neighbours of 16 bits are a word of
-// 32: one operation takes either out of it, and three put both back, where in order a vector would have to be spread
-// over two and packed again, for which there is one port.
+// Elements are in pairs of vectors, those with even index and those with odd index. Two consecutive 16-bit elements are
+// a 32-bit word: one operation extracts either of them, and three put both back. Keeping elements in order would need
+// shuffles across vectors, for which there is one port.
 #pragma once
 
 #include "cpu/cpu_capability.h"
@@ -19,7 +19,7 @@
 namespace radam_fused::avx512 {
 
 constexpr int kLanes = 16;
-constexpr int kElements = 2 * kLanes;  // of a pair of vectors
+constexpr int kElements = 2 * kLanes;  // in a pair of vectors
 
 using F = __m512;
 using U = __m512i;
@@ -29,8 +29,8 @@ struct Pair {
 };
 
 RADAM_VEC F all(float x) { return _mm512_set1_ps(x); }
-// A constant from memory, which costs nothing beside arithmetic: GCC 12 would make it anew in a general register
-// wherever it is wanted, and its way to the vector's takes a port of the arithmetic's.
+// A constant loaded from memory, which is free beside arithmetic. GCC 12 would build it in a general register at every
+// use, and moving it to a vector register occupies a port that the arithmetic needs.
 template <uint32_t kBits>
 RADAM_VEC U constant() {
   static constexpr uint32_t kMemory = kBits;
@@ -45,14 +45,14 @@ RADAM_VEC U odd_of(U words) { return _mm512_srli_epi32(words, 16); }
 RADAM_VEC U magnitude_bits(F x) { return _mm512_and_si512(bits_of(x), constant<kMagnitude>()); }
 RADAM_VEC __mmask16 is_number(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q); }
 
-// 32 neighbours of 16 bits in memory, as words.
+// 32 consecutive 16-bit elements as 16 words.
 RADAM_VEC U load_words(const void* array, int i) { return _mm512_loadu_si512(static_cast<const char*>(array) + 2 * i); }
 RADAM_VEC void store_words(void* array, int i, U words) {
   _mm512_storeu_si512(static_cast<char*>(array) + 2 * i, words);
 }
-// Of a pair the upper halves.
+// The upper halves of a pair, as words.
 RADAM_VEC U upper_halves(U even, U odd) {
-  constexpr int kSelect = 0xca;  // where the first has ones the second, else the third
+  constexpr int kSelect = 0xca;  // bits of the second operand where the first has ones, else of the third
   return _mm512_ternarylogic_epi32(constant<0xffff0000u>(), odd, odd_of(even), kSelect);
 }
 
@@ -99,14 +99,14 @@ RADAM_VEC void store_floats(void* array, int i, const Pair& x) {
   _mm512_storeu_ps(to + kLanes, _mm512_permutex2var_ps(x.even, high, x.odd));
 }
 
-// The words of a pair in float16, each rounded as kRounding says.
+// A pair rounded to float16, as words.
 template <int kRounding>
 RADAM_VEC U halves(const Pair& x) {
   const __m256i even = _mm512_cvtps_ph(x.even, kRounding), odd = _mm512_cvtps_ph(x.odd, kRounding);
   return _mm512_permutexvar_epi16(in_order(), _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
 }
 
-// What a bfloat16 is cut out of: the bits and what rounds them, or a NaN.
+// The float32 whose upper half becomes the bfloat16: the bits plus a rounding addend, or a NaN.
 RADAM_VEC U rounded_by(F x, U addend) {
   return _mm512_mask_add_epi32(constant<0x7fc00000u>(), is_number(x), bits_of(x), addend);
 }
@@ -125,14 +125,14 @@ RADAM_VEC U param_of_master(bfloat16, const Pair& x) {
 }
 RADAM_VEC U param_of_master(float16 p, const Pair& x) { return narrowed(p, x); }
 
-// Stochastic<S>, by the draws in words.
+// Stochastic<S>; `rand16` has the random bits of two elements per word.
 RADAM_VEC U stochastic(bfloat16, const Pair& x, U rand16) {
   return upper_halves(rounded_by(x.even, even_of(rand16)), rounded_by(x.odd, odd_of(rand16)));
 }
 
-// A magnitude to be cut off to a float16: what is added below it is as in Stochastic<float16>, in units of 1 instead of
-// the least subnormal's. What overflows is infinite, not cut off to the largest number.
-RADAM_VEC F to_be_cut(F x, U rand16) {
+// The float32 that is truncated to float16. The random addend is that of Stochastic<float16>, in units of 1 instead of
+// the smallest subnormal. Overflow gives infinity, where truncation alone would give the largest number.
+RADAM_VEC F before_truncation(F x, U rand16) {
   const U rest = magnitude_bits(x);
   const U normal = _mm512_add_epi32(rest, _mm512_srli_epi32(rand16, 3));
   const F low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srli_epi32(rand16, 2)), all(0x1p-38f));
@@ -148,10 +148,10 @@ RADAM_VEC F to_be_cut(F x, U rand16) {
 }
 RADAM_VEC U stochastic(float16, const Pair& x, U rand16) {
   return halves<_MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC>(
-      {to_be_cut(x.even, even_of(rand16)), to_be_cut(x.odd, odd_of(rand16))});
+      {before_truncation(x.even, even_of(rand16)), before_truncation(x.odd, odd_of(rand16))});
 }
 
-// `other`, of the draws in words.
+// swap_bytes of two random numbers per word.
 RADAM_VEC U swapped_bytes(U rand16) {
   const U swapped = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
   return _mm512_shuffle_epi8(rand16, swapped);
