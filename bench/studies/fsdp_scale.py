@@ -44,6 +44,8 @@ ENDS: list[tuple[int, ...]] = [(VOCABULARY, WIDTH), (WIDTH,), (VOCABULARY, WIDTH
 SMALL = 4096
 """Tensors of up to so many elements are real: step counts and tables, which the host reads."""
 DEFAULT_OUT = Path(__file__).parents[1] / "results" / "scale" / "llama-3-70b.json"
+LAUNCHES = {"squares": "grad_norm", "rows": "scalars", "step": "step"}
+"""The operators that are counted, by their keys in the results."""
 
 
 def layer_shapes() -> list[tuple[int, ...]]:
@@ -136,7 +138,7 @@ def simulated(world: int, rank: int = 0) -> dict[str, Any]:
             "state bytes": sum(
                 b.exp_avg.nbytes + b.exp_avg_sq.nbytes + b.counts.shown.nbytes + b.counts.taken.nbytes for b in buckets
             ),
-            "launches": {kind: seen.names.count(f"radam_fused::{kind}_native") for kind in ("squares", "rows", "step")},
+            "launches": {key: seen.names.count(f"radam_fused::{kind}_native") for key, kind in LAUNCHES.items()},
             "collectives": [name for name in seen.names if name.startswith(("c10d", "_c10d"))],
         }
 

@@ -29,7 +29,7 @@ const char* read_gradient(AtenTensorHandle grad, int dtype, const Device& device
 
 GradNormArgs read_grad_norm_args(const TensorList& grads) {
   const size_t count = grads.size();
-  STD_TORCH_CHECK(count > 0, "radam_fused::squares_native: grads must have at least one tensor");
+  STD_TORCH_CHECK(count > 0, "radam_fused::grad_norm_native: grads must have at least one tensor");
   GradNormArgs read;
   read.dtype = dtype_of(grads[0]);
   read.device = device_of(grads[0]);
@@ -38,7 +38,7 @@ GradNormArgs read_grad_norm_args(const TensorList& grads) {
   const auto read_one = [&](size_t i) {
     return read_gradient(grads[i], read.dtype, read.device, read.segments[i], read.strides[i]);
   };
-  read_each("radam_fused::squares_native", count, read_one, [](size_t) { return ""; });
+  read_each("radam_fused::grad_norm_native", count, read_one, [](size_t) { return ""; });
   drop_empty(read.segments);
   return read;
 }

@@ -9,7 +9,7 @@ using torch::headeronly::DeviceType;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#define RADAM_CHECK(condition, ...) STD_TORCH_CHECK(condition, "radam_fused::rows_native: ", __VA_ARGS__)
+#define RADAM_CHECK(condition, ...) STD_TORCH_CHECK(condition, "radam_fused::scalars_native: ", __VA_ARGS__)
 
 // A table of float64 or int64, of so many columns, or a vector of float32.
 bool is_table(const Tensor& tensor, int64_t columns, bool integers) {

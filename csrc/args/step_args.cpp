@@ -251,7 +251,7 @@ Launch read_step_args(const Tensor& pointer_table, int param_dtype, const StepAr
     tables.fill(i, segment);
     STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && bounds.has_scalars(segment) &&
                         has_rng_range(segment),
-                    "radam_fused::step_described: tensor ", i, ": dtypes, start, row or origin do not fit");
+                    "radam_fused::step_from_pointers: tensor ", i, ": dtypes, start, row or origin do not fit");
   }
   finish(launch);
   return launch;

@@ -86,7 +86,7 @@ void step_operator(StableListHandle params, StableListHandle grads, torch::stabl
   if (zero_grads) clear_overlapping(grad_list, launch);
 }
 
-// The operator step_described, likewise.
+// The operator step_from_pointers, likewise.
 template <void (*Run)(const Launch&, const StepArgs&)>
 void step_from_pointers_operator(torch::stable::Tensor pointer_table, int64_t param_dtype,
                                  torch::stable::Tensor exp_avg, torch::stable::Tensor exp_avg_sq,

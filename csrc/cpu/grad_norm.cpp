@@ -1,4 +1,4 @@
-// radam_fused::squares_native on the CPU: the partial sums, computed by torch's threads.
+// radam_fused::grad_norm_native on the CPU: the partial sums, computed by torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -82,6 +82,6 @@ Tensor grad_norm(StableListHandle list) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("squares_native", TORCH_BOX(&grad_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("grad_norm_native", TORCH_BOX(&grad_norm)); }
 
 }  // namespace radam_fused

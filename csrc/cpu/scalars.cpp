@@ -1,4 +1,4 @@
-// radam_fused::rows_native on the CPU.
+// radam_fused::scalars_native on the CPU.
 #include <torch/csrc/stable/library.h>
 
 #include "args/scalars_args.h"
@@ -13,6 +13,6 @@ void run(const ScalarsCall& call) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("rows_native", TORCH_BOX(&scalars_operator<run>)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("scalars_native", TORCH_BOX(&scalars_operator<run>)); }
 
 }  // namespace radam_fused

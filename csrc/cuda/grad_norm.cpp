@@ -1,4 +1,4 @@
-// radam_fused::squares_native on NVIDIA GPUs: one launch, on the current stream. Nothing here waits for the device.
+// radam_fused::grad_norm_native on NVIDIA GPUs: one launch, on the current stream. Nothing here waits for the device.
 #include "args/grad_norm_args.h"
 #include "cuda/kernels.h"
 #include "cuda/launch_table.h"
@@ -19,7 +19,7 @@ Tensor add_up(const GradNormArgs& grads) {
   builder.reserve(grads.segments.size());
   for (const Segment& grad : grads.segments) builder.add(grad);
 
-  const CurrentStream current(grads.device.index, "radam_fused::squares_native");
+  const CurrentStream current(grads.device.index, "radam_fused::grad_norm_native");
   const int64_t length[] = {kPartialSums};
   Tensor sums = torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt,
                                      torch::stable::Device(DeviceType::CUDA, grads.device.index));
@@ -46,6 +46,6 @@ Tensor grad_norm(StableListHandle list) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("squares_native", TORCH_BOX(&grad_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) { m.impl("grad_norm_native", TORCH_BOX(&grad_norm)); }
 
 }  // namespace radam_fused

@@ -91,7 +91,7 @@ void run(const Launch& launch, const StepArgs& args) {
 
 STABLE_TORCH_LIBRARY_IMPL(radam_fused, CUDA, m) {
   m.impl("step_native", TORCH_BOX(&step_operator<run>));
-  m.impl("step_described", TORCH_BOX(&step_from_pointers_operator<run>));
+  m.impl("step_from_pointers", TORCH_BOX(&step_from_pointers_operator<run>));
 }
 
 }  // namespace radam_fused

@@ -123,9 +123,10 @@ void call_operator(const Tensor& pointer_table, int param_dtype, const StepArgs&
                           from(args.exp_avg_sq), from(args.segments),        from(args.scalar_index),
                           from(args.scalars),    from(args.zero_grads),      from(args.scales),
                           from(args.master),     from(args.stochastic),      from(args.rng_offsets)};
-  if (torch_call_dispatcher("radam_fused::step_described", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS) return;
+  if (torch_call_dispatcher("radam_fused::step_from_pointers", "", stack, TORCH_ABI_VERSION) == AOTI_TORCH_SUCCESS)
+    return;
   throw std::runtime_error(&libtorch::message != nullptr ? libtorch::message()
-                                                         : "radam_fused::step_described: torch has printed why");
+                                                         : "radam_fused::step_from_pointers: torch has printed why");
 }
 
 void run(const TensorPairs& pairs, const StepObjects& objects) {

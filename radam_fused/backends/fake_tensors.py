@@ -44,5 +44,7 @@ def called_with_fakes(operator: Callable[..., Any], on_one_device: bool = False)
 def faked(operators: Operators) -> Operators:
     """The operators of a bucket of fake tensors."""
     return Operators(
-        called_with_fakes(operators.step), called_with_fakes(operators.squares), called_with_fakes(operators.rows, True)
+        called_with_fakes(operators.step),
+        called_with_fakes(operators.grad_norm),
+        called_with_fakes(operators.scalars, True),
     )

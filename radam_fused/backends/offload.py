@@ -210,7 +210,7 @@ class Offloader:
     @property
     def operators(self) -> Operators:
         """The operators of a bucket whose moments and step counts lie in the host's memory."""
-        return Operators(step=self.step, squares=self._squares, rows=self._host.rows)
+        return Operators(step=self.step, grad_norm=self._squares, scalars=self._host.scalars)
 
     @property
     def staging_bytes(self) -> int:
@@ -219,7 +219,7 @@ class Offloader:
 
     def _squares(self, grads: list[Tensor]) -> Tensor:
         """The squares operator of the device, where the gradients are: 8 KiB come down instead of all of them."""
-        squares = OPERATORS[backend_for(self._device.type, "auto")].squares
+        squares = OPERATORS[backend_for(self._device.type, "auto")].grad_norm
         return called_with_fakes(squares)(grads) if is_fake(grads[0]) else squares(grads)
 
     def step(

@@ -1,7 +1,7 @@
 """The operators: three of them, in three implementations, chosen by name rather than by device.
 
 ``radam_fused::step_native`` is C++ and CUDA (csrc/, a library for either device), ``radam_fused::step_triton`` a Triton
-kernel, and ``radam_fused::step_reference`` plain torch; likewise ``squares_*`` and ``rows_*``.
+kernel, and ``radam_fused::step_reference`` plain torch; likewise ``grad_norm_*`` and ``scalars_*``.
 
 **step** updates the segments of one bucket in place:
 
@@ -29,13 +29,13 @@ int8 moments; origins go from 0 up to 2^63 - 1 less the segment's elements, in T
 CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of ``rows`` are not
 checked.
 
-**squares** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
+**grad_norm** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
 that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
 gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the tiles
 from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its tiles, in
 order, in lane i, then the second half of the 1,024 lanes to the first, again and again, until one is left.
 
-**rows** makes the rows of a step on the device, all tensors on one, and counts the step:
+**scalars** makes the rows of a step on the device, all tensors on one, and counts the step:
 
 ======================  ====================================================================================
 ``hyper``               float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of every parameter group
@@ -45,7 +45,7 @@ order, in lane i, then the second half of the 1,024 lanes to the first, again an
                         value, user code has written that, and it replaces the count
 ``taken``               float64 (n), written: how many steps each segment has taken; ``counted`` is added
 ``lr``                  float32 or float64 (groups), or None for the ones in ``hyper``
-``squares``             float64 (k, 1024), what **squares** has found over all buckets, or None for no clipping
+``squares``             float64 (k, 1024), what **grad_norm** has found over all buckets, or None for no clipping
 ``max_grad_norm``       to what the gradients' norm is clipped, as by `torch.nn.utils.clip_grad_norm_`
 ``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
 ``found_inf``           float32, one element: other than 0 skips the step and counts none; or None
@@ -80,8 +80,8 @@ _SCHEMAS = {
         "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False, Tensor(e!)? scales=None, "
         "Tensor(f!)? residue=None, bool stochastic=False, Tensor? origins=None) -> ()"
     ),
-    "squares": "(Tensor[] grads) -> Tensor",
-    "rows": (
+    "grad_norm": "(Tensor[] grads) -> Tensor",
+    "scalars": (
         "(Tensor hyper, Tensor pairs, Tensor counted, Tensor(a!) steps, Tensor(b!) taken, Tensor? lr, Tensor? squares, "
         "float max_grad_norm, Tensor? grad_scale, Tensor? found_inf) -> (Tensor, Tensor)"
     ),
@@ -123,12 +123,12 @@ def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
             raise ValueError(f"{name} is on {tensor.device}: must be on one device with the others, {device}")
 
 
-def _fake_squares(grads: list[Tensor]) -> Tensor:
+def _fake_grad_norm(grads: list[Tensor]) -> Tensor:
     _check_devices(grads[0].device, **{f"grads[{i}]": grad for i, grad in enumerate(grads)})
     return grads[0].new_empty(PARTIAL_SUMS, dtype=torch.float64)
 
 
-def _fake_rows(
+def _fake_scalars(
     hyper: Tensor,
     pairs: Tensor,
     counted: Tensor,
@@ -149,15 +149,15 @@ def _fake_rows(
 # CPU's is no operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
 # (addresses.py).
 _library.define(
-    "step_described(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
+    "step_from_pointers(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
     "bool stochastic, Tensor? origins) -> ()"
 )
 
-_FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "squares": _fake_squares, "rows": _fake_rows}
+_FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "grad_norm": _fake_grad_norm, "scalars": _fake_scalars}
 _PYTHON = {
-    "reference": {"step": reference.step, "squares": reference_rows.squares, "rows": reference_rows.rows},
-    "triton": {"step": triton.step, "squares": triton_squares.squares, "rows": triton_rows.rows},
+    "reference": {"step": reference.step, "grad_norm": reference_rows.grad_norm, "scalars": reference_rows.scalars},
+    "triton": {"step": triton.step, "grad_norm": triton_squares.grad_norm, "scalars": triton_rows.scalars},
 }
 
 for _kind, _schema in _SCHEMAS.items():
@@ -176,8 +176,8 @@ class Operators(NamedTuple):
     """What one implementation offers."""
 
     step: Callable[..., None]
-    squares: Callable[[list[Tensor]], Tensor]
-    rows: Callable[..., tuple[Tensor, Tensor]]
+    grad_norm: Callable[[list[Tensor]], Tensor]
+    scalars: Callable[..., tuple[Tensor, Tensor]]
     by_addresses: bool = False
     """Whether a step may go that way: `radam_fused.step.pointer_table`."""
 
@@ -188,7 +188,7 @@ def _operators(implementation: str) -> Operators:
 
 _native = _operators("native")._replace(by_addresses=DESCRIBES)
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-"""``param_dtype`` of ``step_described``: csrc/numerics/dtypes.h."""
+"""``param_dtype`` of ``step_from_pointers``: csrc/numerics/dtypes.h."""
 NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
 """``device_type`` of `radam_fused.cpp_helpers.read_pairs`: torch's own numbers."""
 OPERATORS: dict[str, Operators] = {

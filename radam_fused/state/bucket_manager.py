@@ -292,7 +292,7 @@ class Placement:
             bucket = Bucket(params, [i for _, i in members], self.offload, self._storage, drawn, self._edits)
             op = self._operators(bucket.device, offloaders)
             if bucket.is_fake:
-                op = op._replace(rows=faked(op).rows) if self.offload else faked(op)
+                op = op._replace(scalars=faked(op).scalars) if self.offload else faked(op)
             flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self._flatten else None
             for segment, p in enumerate(params):
                 if has_state(state.get(p)):

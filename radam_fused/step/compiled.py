@@ -147,7 +147,7 @@ def step(
             for dtype in gradient_dtypes(params[begin].dtype):
                 chosen = [grad for grad in grads[begin:end] if grad.dtype == dtype]
                 if chosen:
-                    partial.append(OPERATORS[name].squares(chosen))
+                    partial.append(OPERATORS[name].grad_norm(chosen))
         squares = torch.stack([sums.to(partial[0].device) for sums in partial])
     for name, begin, end, index, there, stochastic in _launches(launches):
         exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps, taken = tensors[index : index + TENSORS]
@@ -161,7 +161,7 @@ def step(
                 for rate in rates
             ]
         )
-        rows, norm = OPERATORS[name].rows(
+        rows, norm = OPERATORS[name].scalars(
             hyper,
             pairs,
             counted,

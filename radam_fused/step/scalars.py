@@ -198,7 +198,7 @@ class DeviceScalars:
         )
         if capturing(device):
             self._tables.keep(hypers, pairs, counted)
-        self._rows, norm = ops.rows(
+        self._rows, norm = ops.scalars(
             hypers,
             pairs,
             counted,

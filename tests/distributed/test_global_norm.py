@@ -66,7 +66,7 @@ def test_the_norm_of_the_whole_model(kind: str, precision: str, ranks: Ranks) ->
         assert difference(record, results[0][0]) is None
         assert difference(record, alone) is None
         assert collectives(record.ops) == ["c10d::allreduce_"]
-        operators = [f"radam_fused::{op}_native" for op in ("squares", "rows", "step")]
+        operators = [f"radam_fused::{op}_native" for op in ("grad_norm", "scalars", "step")]
         counts = kind != "hybrid" or rank < 2  # the second replica's are the first's
         assert fused(record.ops) == operators[not counts :]
 

@@ -239,7 +239,7 @@ def test_copies_overlap_with_the_computation(monkeypatch: pytest.MonkeyPatch, re
     alone.step()
     idle.step()
     (offloader,) = idle._placement._offloaders.values()
-    nothing = Operators(step=lambda *args: None, squares=offloader._host.squares, rows=offloader._host.rows)
+    nothing = Operators(step=lambda *args: None, grad_norm=offloader._host.grad_norm, scalars=offloader._host.scalars)
     monkeypatch.setattr(offloader, "_host", nothing)
     rings = [len(ring._ring) for o in (opt, alone, idle) for ring in o._placement._offloaders.values()]
     assert rings == [3, 1, 1]

@@ -40,14 +40,14 @@ def there(value: Any) -> Any:
 @squares.CASE
 def test_squares(case: Any, dtype: torch.dtype, backend: str) -> None:
     grads = case(dtype)
-    assert same_bits(OPERATORS[backend].squares(there(grads)).cpu(), REFERENCE.squares(grads))
+    assert same_bits(OPERATORS[backend].grad_norm(there(grads)).cpu(), REFERENCE.grad_norm(grads))
 
 
 @DTYPE
 def test_squares_by_reference_on_the_gpu(dtype: torch.dtype) -> None:
     for case in squares.CASES.values():
         grads = case(dtype)
-        assert same_bits(REFERENCE.squares(there(grads)).cpu(), REFERENCE.squares(grads))
+        assert same_bits(REFERENCE.grad_norm(there(grads)).cpu(), REFERENCE.grad_norm(grads))
 
 
 @pytest.mark.parametrize("tensors", [300, 6000], ids=["by_value", "in_a_table"])
@@ -56,7 +56,7 @@ def test_squares_follow_their_gradients(tensors: int, backend: str) -> None:
     values = torch.randn(tensors, 130, generator=torch.Generator().manual_seed(0))
     for grads in (values, values * 3.0, values[:, :77].contiguous(), -values[:, 1:], values):
         moved = list(grads.cuda().unbind())
-        assert same_bits(OPERATORS[backend].squares(moved).cpu(), REFERENCE.squares(list(grads.unbind())))
+        assert same_bits(OPERATORS[backend].grad_norm(moved).cpu(), REFERENCE.grad_norm(list(grads.unbind())))
         torch.cuda.synchronize()
         for grad in moved:
             grad.fill_(float("nan"))
@@ -67,7 +67,7 @@ def test_one_element_is_noticed(backend: str) -> None:
     grads = squares.CASES["more_tiles_than_sums"](torch.float32)
     moved = there(grads)
     moved[0][-1] += 1.0
-    assert not same_bits(OPERATORS[backend].squares(moved).cpu(), REFERENCE.squares(grads))
+    assert not same_bits(OPERATORS[backend].grad_norm(moved).cpu(), REFERENCE.grad_norm(grads))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,11 +77,11 @@ def test_rows(options: dict, kind: str, backend: str) -> None:
 
     def on_the_gpu(*arguments: Any) -> tuple[Tensor, Tensor]:
         moved = [there(value) for value in arguments]
-        rows, norm = OPERATORS[backend].rows(*moved)
+        rows, norm = OPERATORS[backend].scalars(*moved)
         arguments[3].copy_(moved[3])
         return rows.cpu(), norm.cpu()
 
-    device_rows.assert_same(problem.made_by(on_the_gpu), problem.made_by(REFERENCE.rows))
+    device_rows.assert_same(problem.made_by(on_the_gpu), problem.made_by(REFERENCE.scalars))
 
 
 @pytest.mark.parametrize("count", [1, 465, 20_000])
@@ -91,7 +91,7 @@ def test_any_number_of_rows(count: int, backend: str) -> None:
     problem.counted = (torch.arange(count) % 3 != 1).float()
     problem.pairs = torch.stack([torch.arange(count) % 9, (torch.arange(count) * 7 + 3) % count], dim=1)
     here, gpu = problem.arguments(), [there(value) for value in problem.arguments()]
-    assert same_bits(OPERATORS[backend].rows(*gpu)[0].cpu(), REFERENCE.rows(*here)[0])
+    assert same_bits(OPERATORS[backend].scalars(*gpu)[0].cpu(), REFERENCE.scalars(*here)[0])
     assert same_bits(gpu[3].cpu(), here[3])
 
 
@@ -153,10 +153,10 @@ class Training:
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
 
     def step(self) -> None:
-        sums = self.operators.squares(self.grads)[None]
+        sums = self.operators.grad_norm(self.grads)[None]
         lr = self.lr.expand(len(self.hyper))
         scalars = (lr, sums, 0.5, self.scale, self.found_inf)
-        rows, norm = self.operators.rows(self.hyper, self.pairs, self.counted, self.steps, self.taken, *scalars)
+        rows, norm = self.operators.scalars(self.hyper, self.pairs, self.counted, self.steps, self.taken, *scalars)
         self.norm.copy_(norm)
         self.operators.step(self.params, self.grads, *self.moments, self.segments, self.row_of, rows, True)
 
@@ -234,14 +234,14 @@ def test_launches(backend: str) -> None:
     for k in range(3):
         training.backward(k)
         training.step()
-    sums = training.operators.squares(training.grads)[None]
+    sums = training.operators.grad_norm(training.grads)[None]
     scalars = (training.lr.expand(len(training.hyper)), sums, 0.5, None, None)
     arguments = (training.hyper, training.pairs, training.counted, training.steps, training.taken, *scalars)
-    rows, _ = training.operators.rows(*arguments)
+    rows, _ = training.operators.scalars(*arguments)
     where = (*training.moments, training.segments, training.row_of)
     for call in (
-        lambda: training.operators.squares(training.grads),
-        lambda: training.operators.rows(*arguments),
+        lambda: training.operators.grad_norm(training.grads),
+        lambda: training.operators.scalars(*arguments),
         lambda: training.operators.step(training.params, training.grads, *where, rows, True),
     ):
         trace = traces.record(call)

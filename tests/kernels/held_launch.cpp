@@ -25,7 +25,7 @@ void step_from_pointers(Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor,
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(radam_fused, Meta, m) { m.impl("step_described", TORCH_BOX(&step_from_pointers)); }
+STABLE_TORCH_LIBRARY_IMPL(radam_fused, Meta, m) { m.impl("step_from_pointers", TORCH_BOX(&step_from_pointers)); }
 
 extern "C" bool is_launching() { return launching; }
 extern "C" bool has_waited_in_vain() { return waited_in_vain; }

@@ -115,7 +115,7 @@ OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 @OPTION
 def test_equals_reference(options: dict, kind: str, backend: str) -> None:
     problem = Problem(kind, **options)
-    assert_same(problem.made_by(OPERATORS[backend].rows), problem.made_by(OPERATORS["reference"].rows))
+    assert_same(problem.made_by(OPERATORS[backend].scalars), problem.made_by(OPERATORS["reference"].scalars))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_walk_of_the_cuda_kernel(walk: ctypes.CDLL, kind: str, geometry: Geometr
     """Also backwards: were a step counted before another thread has read it, its row would be of a step later."""
     for options in OPTIONS.values():
         problem = Problem(kind, **options)
-        assert_same(problem.made_by(host_rows(walk, geometry)), problem.made_by(OPERATORS["reference"].rows))
+        assert_same(problem.made_by(host_rows(walk, geometry)), problem.made_by(OPERATORS["reference"].scalars))
 
 
 @pytest.mark.parametrize(("thread", "what"), [(0, "norm|column"), (33, "column"), (1023, "column grad_factor")])
@@ -137,14 +137,14 @@ def test_a_skipped_thread_of_the_walk_is_noticed(walk: ctypes.CDLL, thread: int,
     problem = Problem(**OPTIONS["clipped"])
     ours = problem.made_by(host_rows(walk, Geometry(skipped=thread)))
     with pytest.raises(AssertionError, match=what):
-        assert_same(ours, problem.made_by(OPERATORS["reference"].rows))
+        assert_same(ours, problem.made_by(OPERATORS["reference"].scalars))
 
 
 @KIND
 def test_equals_the_rows_of_the_host(kind: str, backend: str) -> None:
     """`step_row` is another way to the same scalars, with Python's own arithmetic."""
     problem = Problem(kind)
-    rows, norm, _ = problem.made_by(OPERATORS[backend].rows)
+    rows, norm, _ = problem.made_by(OPERATORS[backend].scalars)
     expected = [step_row(group, t) for group, t in itertools.product(problem.groups, STEPS)]
     assert same_bits(rows, torch.tensor(expected, dtype=torch.float64))
     assert norm == 0.0
@@ -155,7 +155,7 @@ def test_equals_the_rows_of_the_host(kind: str, backend: str) -> None:
 @pytest.mark.parametrize(("found", "skips"), [(None, False), (0.0, False), (1.0, True), (NAN, True)])
 def test_a_skipped_step_is_not_counted(found: float | None, skips: bool, backend: str) -> None:
     problem = Problem(found_inf=None if found is None else one(found))
-    rows, _, steps = problem.made_by(OPERATORS[backend].rows)
+    rows, _, steps = problem.made_by(OPERATORS[backend].scalars)
     direction = rows[:, Row._fields.index("direction")]
     assert bool((direction == SKIP).all()) == skips
     assert bool((direction == SKIP).any()) == skips
@@ -167,7 +167,7 @@ def test_clips_as_torch_does(backend: str) -> None:
     for norm in (0.1, 0.7, 5.0):
         squares = squares_with(norm)
         problem = Problem(squares=squares, max_grad_norm=0.7)
-        rows, found, _ = problem.made_by(OPERATORS[backend].rows)
+        rows, found, _ = problem.made_by(OPERATORS[backend].scalars)
         torch.testing.assert_close(found, squares.sum().sqrt(), rtol=1e-14, atol=0.0)
         expected = torch.clamp(0.7 / (found + 1e-6), max=1.0)
         assert same_bits(rows[1, Row._fields.index("grad_factor")], -expected)  # the first group maximizes
@@ -205,7 +205,7 @@ def clip_factors_by(coefficient: Callable[[float, float], float]) -> Tensor:
 
 def test_one_clip_coefficient(backend: str) -> None:
     """The reciprocal of the norm times the limit, as `torch.nn.utils.clip_grad_norm_` rounds it, from every backend."""
-    factors = clip_factors(OPERATORS[backend].rows)
+    factors = clip_factors(OPERATORS[backend].scalars)
     assert same_bits(factors, clip_factors_by(lambda limit, norm: 1.0 / (norm + 1e-6) * limit))
     assert (factors < 1.0).sum() > 20
     quotient = clip_factors_by(lambda limit, norm: limit / (norm + 1e-6))
@@ -213,7 +213,7 @@ def test_one_clip_coefficient(backend: str) -> None:
 
 
 def test_one_clip_coefficient_in_the_cuda_kernel(walk: ctypes.CDLL) -> None:
-    assert same_bits(clip_factors(host_rows(walk, Geometry())), clip_factors(OPERATORS["reference"].rows))
+    assert same_bits(clip_factors(host_rows(walk, Geometry())), clip_factors(OPERATORS["reference"].scalars))
 
 
 @pytest.mark.parametrize("count", [1, 465, 2500], ids=["1_row", "465_rows", "2500_rows"])
@@ -223,12 +223,12 @@ def test_any_number_of_rows_and_segments(count: int, backend: str) -> None:
     problem.taken = torch.arange(count, dtype=torch.float32) % 97
     problem.counted = (torch.arange(count) % 3 != 1).float()
     problem.pairs = torch.stack([torch.arange(count) % len(BETA2), (torch.arange(count) * 7 + 3) % count], dim=1)
-    assert_same(problem.made_by(OPERATORS[backend].rows), problem.made_by(OPERATORS["reference"].rows))
+    assert_same(problem.made_by(OPERATORS[backend].scalars), problem.made_by(OPERATORS["reference"].scalars))
 
 
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["scaled_and_clipped"], OPTIONS["lr_expanded"]])
 def test_opcheck(options: dict, backend: str) -> None:
-    result = torch.library.opcheck(OPERATORS[backend].rows, Problem(**options).arguments())
+    result = torch.library.opcheck(OPERATORS[backend].scalars, Problem(**options).arguments())
     assert set(result.values()) == {"SUCCESS"}
     assert len(result) == 4
 
@@ -271,5 +271,5 @@ def test_native_refuses_before_it_writes(position: int, value: Tensor, message: 
     steps = arguments[3].clone()
     arguments[position] = value
     with pytest.raises(RuntimeError, match=message):
-        OPERATORS["cpu"].rows(*arguments)
+        OPERATORS["cpu"].scalars(*arguments)
     assert torch.equal(arguments[3], value if position == 3 else steps)

@@ -35,7 +35,7 @@ SQUARES: dict[str, tuple[Callable[[], list[Tensor]], str]] = {
 def test_squares_refuse(made: tuple[Callable[[], list[Tensor]], str], backend: str) -> None:
     grads = made[0]()
     with pytest.raises(REFUSED, match=made[1]):
-        OPERATORS[backend].squares(grads)
+        OPERATORS[backend].grad_norm(grads)
 
 
 def rows_arguments(**given: Any) -> Arguments:
@@ -116,14 +116,14 @@ def test_rows_refuse(made: tuple[Callable[[], Arguments], str], backend: str) ->
     there = not found["steps"].is_meta and found["steps"].untyped_storage().nbytes() > 0
     before = found["steps"].clone() if there else None
     with pytest.raises(REFUSED, match=message):
-        OPERATORS[backend].rows(*found.values())
+        OPERATORS[backend].scalars(*found.values())
     assert before is None or torch.equal(found["steps"], before)
 
 
 def test_rows_of_good_arguments_count(backend: str) -> None:
     """The negative control."""
     found = rows_arguments(**OPTIONAL)
-    rows, _ = OPERATORS[backend].rows(*found.values())
+    rows, _ = OPERATORS[backend].scalars(*found.values())
     assert rows.isfinite().all()
     assert found["steps"].tolist() == found["taken"].tolist() == [1.0, 1.0]
 

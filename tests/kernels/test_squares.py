@@ -59,14 +59,14 @@ def known() -> dict[tuple, Tensor]:
 def expected(known: dict, case: Callable, dtype: torch.dtype) -> Tensor:
     """What ``reference`` gives, computed once."""
     if (case, dtype) not in known:
-        known[case, dtype] = OPERATORS["reference"].squares(case(dtype))
+        known[case, dtype] = OPERATORS["reference"].grad_norm(case(dtype))
     return known[case, dtype]
 
 
 @DTYPE
 @CASE
 def test_equals_reference(case: Callable, dtype: torch.dtype, backend: str, known: dict) -> None:
-    found = OPERATORS[backend].squares(case(dtype))
+    found = OPERATORS[backend].grad_norm(case(dtype))
     assert found.shape == (PARTIAL_SUMS,)
     assert same_bits(found, expected(known, case, dtype))
 
@@ -76,7 +76,7 @@ def test_equals_reference(case: Callable, dtype: torch.dtype, backend: str, know
 def test_any_number_of_threads(threads: int, dtype: torch.dtype, known: dict) -> None:
     torch.set_num_threads(threads)
     for case in CASES.values():
-        assert same_bits(OPERATORS["cpu"].squares(case(dtype)), expected(known, case, dtype))
+        assert same_bits(OPERATORS["cpu"].grad_norm(case(dtype)), expected(known, case, dtype))
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
@@ -84,7 +84,7 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.Mo
     script = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
         "from tests.kernels import test_squares as t; "
-        "out = {(n, str(d)): t.OPERATORS['cpu'].squares(c(d)) for n, c in t.CASES.items() for d in t.SHORT}; "
+        "out = {(n, str(d)): t.OPERATORS['cpu'].grad_norm(c(d)) for n, c in t.CASES.items() for d in t.SHORT}; "
         "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
     monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
@@ -129,9 +129,9 @@ def test_one_ulp_is_noticed(backend: str, where: int, known: dict) -> None:
     case = CASES["more_tiles_than_sums"]
     grads = case(torch.float64)
     grads[0][where] = 1e6  # large among the others, so that its last place counts
-    before = OPERATORS[backend].squares(grads)
+    before = OPERATORS[backend].grad_norm(grads)
     one_ulp_up(grads[0], where)
-    after = OPERATORS[backend].squares(grads)
+    after = OPERATORS[backend].grad_norm(grads)
     tiles = -(-1_100_003 // TILE) + 1
     changed = (before != after).nonzero().flatten().tolist()
     assert changed == [s for s in range(1024) if s * tiles // 1024 <= where // TILE < (s + 1) * tiles // 1024]
@@ -142,10 +142,10 @@ def test_the_sum_is_the_sum(dtype: torch.dtype, backend: str) -> None:
     """Against torch's own, up to rounding; and adding in another order rounds otherwise."""
     grads = CASES["layouts"](dtype)
     plain = sum(g.double().square().sum() for g in grads)
-    total = OPERATORS[backend].squares(grads).sum()
+    total = OPERATORS[backend].grad_norm(grads).sum()
     torch.testing.assert_close(total, plain, rtol=1e-13, atol=0.0)
     one = values(100_003, torch.float64)
-    assert not torch.equal(OPERATORS[backend].squares([one]), OPERATORS[backend].squares([one.flip(0)]))
+    assert not torch.equal(OPERATORS[backend].grad_norm([one]), OPERATORS[backend].grad_norm([one.flip(0)]))
 
 
 @DTYPE
@@ -153,8 +153,8 @@ def test_special_values(dtype: torch.dtype, backend: str) -> None:
     """Infinities, NaN, subnormals and values whose squares overflow or vanish, each in a partial sum of its own."""
     special = torch.tensor(SPECIAL, dtype=dtype)
     grads = [g.contiguous() for g in special.repeat_interleave(TILE).view(len(SPECIAL), TILE).repeat(200, 1)]
-    found = OPERATORS[backend].squares(grads)
-    assert same_bits(found, OPERATORS["reference"].squares(grads))
+    found = OPERATORS[backend].grad_norm(grads)
+    assert same_bits(found, OPERATORS["reference"].grad_norm(grads))
     assert found.isnan().any()
     assert found.isinf().any()
     assert found.isfinite().any()
@@ -166,14 +166,14 @@ def test_every_16_bit_value(dtype: torch.dtype, backend: str) -> None:
     patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).view(dtype)
     finite = patterns[patterns.isfinite()]
     assert finite.numel() > 63_000
-    found = OPERATORS[backend].squares([finite])
-    assert same_bits(found, OPERATORS["reference"].squares([finite]))
+    found = OPERATORS[backend].grad_norm([finite])
+    assert same_bits(found, OPERATORS["reference"].grad_norm([finite]))
     assert (found > 0).sum() == -(-finite.numel() // TILE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_opcheck(backend: str, dtype: torch.dtype) -> None:
-    result = torch.library.opcheck(OPERATORS[backend].squares, (CASES["all_sizes"](dtype),))
+    result = torch.library.opcheck(OPERATORS[backend].grad_norm, (CASES["all_sizes"](dtype),))
     assert set(result.values()) == {"SUCCESS"}
     assert len(result) == 4
 
@@ -188,6 +188,6 @@ def test_opcheck(backend: str, dtype: torch.dtype) -> None:
     ids=["dtypes", "integers", "devices"],
 )
 def test_native_refuses(grads: list[Tensor], message: str) -> None:
-    native = torch.ops.radam_fused.squares_native.default
+    native = torch.ops.radam_fused.grad_norm_native.default
     with pytest.raises((RuntimeError, NotImplementedError), match=message):
         native.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), grads)  # meta would take the fake

@@ -29,37 +29,37 @@ def odd_gradients(dtype: torch.dtype) -> list[Tensor]:
 @DTYPES
 def test_squares_equal_reference(dtype: torch.dtype) -> None:
     grads = odd_gradients(dtype)
-    ours, expected = TRITON.squares(grads), REFERENCE.squares(grads)
+    ours, expected = TRITON.grad_norm(grads), REFERENCE.grad_norm(grads)
     assert same_bits(ours, expected)
     exact = sum(float(g.double().square().sum()) for g in grads)
     assert float(ours.sum()) == pytest.approx(exact, rel=1e-12)
     changed = list(grads)
     changed[list(LAYOUTS).index("size_50021")] = filled("size_50021", dtype, 6).index_fill(0, torch.tensor([77]), 3.0)
-    assert not same_bits(ours, REFERENCE.squares(changed))  # the negative control
+    assert not same_bits(ours, REFERENCE.grad_norm(changed))  # the negative control
 
 
 def test_squares_of_several_tiles_a_sum() -> None:
     """More tiles than sums: the lanes go on from tile to tile, and from one gradient to the next."""
     grads = [noise(500_000)[:n].float() for n in (430_001, 5, 0, 499_000, 120_000, 1_000)]
-    ours = TRITON.squares(grads)
-    assert same_bits(ours, REFERENCE.squares(grads))
-    assert not same_bits(ours, REFERENCE.squares(grads[::-1]))  # the negative control: order shows
+    ours = TRITON.grad_norm(grads)
+    assert same_bits(ours, REFERENCE.grad_norm(grads))
+    assert not same_bits(ours, REFERENCE.grad_norm(grads[::-1]))  # the negative control: order shows
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_squares_of_special_values(value: float) -> None:
     grads = [torch.tensor([1.0, value, -0.0]), torch.ones(5)]
-    ours = TRITON.squares(grads)
-    assert same_bits(ours, REFERENCE.squares(grads))
-    assert not same_bits(ours, REFERENCE.squares([torch.ones(3), torch.ones(5)]))
+    ours = TRITON.grad_norm(grads)
+    assert same_bits(ours, REFERENCE.grad_norm(grads))
+    assert not same_bits(ours, REFERENCE.grad_norm([torch.ones(3), torch.ones(5)]))
 
 
 def test_squares_without_an_element() -> None:
-    assert same_bits(TRITON.squares([torch.zeros(0), torch.zeros(3, 0)]), torch.zeros(1024, dtype=torch.float64))
+    assert same_bits(TRITON.grad_norm([torch.zeros(0), torch.zeros(3, 0)]), torch.zeros(1024, dtype=torch.float64))
 
 
 def test_squares_refuse_what_they_cannot_read() -> None:
     with pytest.raises(ValueError, match="gradient 1"):
-        TRITON.squares([torch.zeros(3), torch.zeros(3, dtype=torch.float64)])
+        TRITON.grad_norm([torch.zeros(3), torch.zeros(3, dtype=torch.float64)])
     with pytest.raises(TypeError, match="int32"):
-        TRITON.squares([torch.zeros(3, dtype=torch.int32)])
+        TRITON.grad_norm([torch.zeros(3, dtype=torch.int32)])

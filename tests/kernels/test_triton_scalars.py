@@ -55,7 +55,7 @@ def both(arguments: dict) -> list[tuple[Tensor, Tensor, Tensor]]:
     results = []
     for operators in (TRITON, REFERENCE):
         own = {**arguments, "steps": arguments["steps"].clone(), "taken": arguments["taken"].clone()}
-        results.append((*operators.rows(*own.values()), own["steps"]))
+        results.append((*operators.scalars(*own.values()), own["steps"]))
         assert torch.equal(own["taken"], own["steps"].double())
     return results
 
@@ -151,4 +151,4 @@ def test_rows_read_counts_before_they_count() -> None:
 )
 def test_rows_refuse_what_does_not_fit(name: str, value: Tensor) -> None:
     with pytest.raises(ValueError, match=name):
-        TRITON.rows(*row_arguments(**{name: value}).values())
+        TRITON.scalars(*row_arguments(**{name: value}).values())

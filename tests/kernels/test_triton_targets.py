@@ -11,7 +11,7 @@ LAUNCHES = """
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from radam_fused.backends import triton as backend, triton_squares, triton_compiler
+from radam_fused.backends.triton import compat as triton_compiler, grad_norm as triton_grad_norm, step as backend
 
 class Driver:
     def get_current_target(self): return GPUTarget("hip", "gfx942", 64)
@@ -22,7 +22,7 @@ class Driver:
 
 driver.set_active(Driver())
 {limit}
-backend.require = triton_squares.require = lambda *args: None
+backend.require = triton_grad_norm.require = lambda *args: None
 backend.programs = lambda *args: 8
 torch.cuda.device_of = lambda tensor: __import__("contextlib").nullcontext()
 {launch}
@@ -38,7 +38,7 @@ backend.step(
 )
 """
 LAUNCH = {
-    "squares": "triton_squares.squares([torch.ones(4096)])",
+    "squares": "triton_grad_norm.grad_norm([torch.ones(4096)])",
     "fp32": STEP.format(state="float32", dtype="float32"),
     "bf16": STEP.format(state="float32", dtype="bfloat16"),
     "bf16_moments": STEP.format(state="bfloat16", dtype="bfloat16"),

@@ -28,12 +28,12 @@ SECONDS = 240
 """How long the build may take on two cores, reckoned by their time, as there may be more cores, or other work on them.
 Quiet ones take 75; shared ones were seen at half the speed."""
 
-SOURCE_OF = {"step_native": "step", "squares_native": "grad_norm", "rows_native": "scalars"}
+SOURCE_OF = {"step_native": "step", "grad_norm_native": "grad_norm", "scalars_native": "scalars"}
 
 LOOK = """
 import json, torch, radam_fused
 from radam_fused import _C_cuda, host
-names = ["step_native", "squares_native", "rows_native"]
+names = ["step_native", "grad_norm_native", "scalars_native"]
 dumps = {name: torch._C._dispatch_dump(f"radam_fused::{name}") for name in names}
 key = "CUDA"
 print(json.dumps({

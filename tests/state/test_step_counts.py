@@ -158,7 +158,7 @@ def test_the_rows_operator_keeps_exact_counts(backend: str) -> None:
     steps = taken.float()
     steps[2] = 50.0  # written by user code
     pairs = torch.tensor([[0, 0], [0, 1], [0, 2]])
-    rows, _ = OPERATORS[backend].rows(table, pairs, torch.ones(3), steps, taken, None, None, 0.0, None, None)
+    rows, _ = OPERATORS[backend].scalars(table, pairs, torch.ones(3), steps, taken, None, None, 0.0, None, None)
     assert rows[:, Row._fields.index("step")].tolist() == [BIG + 1.0, BIG + 2.0, 51.0]
     assert taken.tolist() == [BIG + 1.0, BIG + 2.0, 51.0]
     assert torch.equal(steps, taken.float())

@@ -27,7 +27,7 @@ def device_rows(groups: list[dict[str, Any]], steps: range, backend: str, device
     counts = torch.full((len(groups),), steps.start - 1.0, device=device)
     tensors = table.to(device), pairs.to(device), torch.ones_like(counts), counts, counts.double()
     for t in steps:
-        rows, norm = OPERATORS[backend].rows(*tensors, None, None, 0.0, None, None)
+        rows, norm = OPERATORS[backend].scalars(*tensors, None, None, 0.0, None, None)
         assert counts.tolist() == [float(t)] * len(groups)
         assert norm.item() == 0.0
         yield rows.cpu()

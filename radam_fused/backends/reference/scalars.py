@@ -19,8 +19,8 @@ from ..operator_checks import check_rows, check_squares
 from .update import square_root
 
 
-def squares(grads: list[Tensor]) -> Tensor:
-    """``radam_fused::squares_reference``; what it returns is said in `radam_fused.backends.ops`."""
+def grad_norm(grads: list[Tensor]) -> Tensor:
+    """``radam_fused::grad_norm_reference``; what it returns is said in `radam_fused.backends.ops`."""
     check_squares(grads)
     device = grads[0].device
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
@@ -49,7 +49,7 @@ def halve(values: Tensor) -> Tensor:
     return values[..., 0]
 
 
-def rows(
+def scalars(
     hyper: Tensor,
     pairs: Tensor,
     counted: Tensor,
@@ -61,7 +61,7 @@ def rows(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``radam_fused::rows_reference``; arguments and results as `radam_fused.backends.ops` says."""
+    """``radam_fused::scalars_reference``; arguments and results as `radam_fused.backends.ops` says."""
     check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
     group, leader = pairs.unbind(1)
     columns: Any = hyper[group].unbind(1)

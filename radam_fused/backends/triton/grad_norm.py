@@ -20,12 +20,12 @@ INTERPRETED_PROGRAMS = 1
 """One takes all sums: the interpreter pays for each program."""
 
 
-def squares(grads: list[Tensor]) -> Tensor:
-    """``radam_fused::squares_triton``; what it returns is said in `radam_fused.backends.ops`."""
+def grad_norm(grads: list[Tensor]) -> Tensor:
+    """``radam_fused::grad_norm_triton``; what it returns is said in `radam_fused.backends.ops`."""
     from .grad_norm_kernel import squares_kernel
 
     first = grads[0]
-    require("squares", first.device)
+    require("grad_norm", first.device)
     lengths = tuple(map(Tensor.numel, grads))
     tiles = sum(-(-length // NORM_TILE) for length in lengths)
     with torch.cuda.device_of(first):

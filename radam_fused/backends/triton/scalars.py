@@ -15,7 +15,7 @@ COUNT_BLOCK = 8 * BLOCK
 """Step counts at a time."""
 
 
-def rows(
+def scalars(
     hyper: Tensor,
     pairs: Tensor,
     counted: Tensor,
@@ -27,10 +27,10 @@ def rows(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``radam_fused::rows_triton``; arguments and results as `radam_fused.backends.ops` says."""
+    """``radam_fused::scalars_triton``; arguments and results as `radam_fused.backends.ops` says."""
     from .scalars_kernel import rows_kernel
 
-    require("rows", hyper.device)
+    require("scalars", hyper.device)
     check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
     made = hyper.new_empty(pairs.shape[0], len(Row._fields))
     norm = hyper.new_empty(())
