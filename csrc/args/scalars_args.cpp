@@ -30,8 +30,8 @@ const float* scalar(const std::optional<Tensor>& tensor, const char* name) {
 void check_sources(const ScalarSource* sources, int64_t count, int64_t groups, int64_t segments) {
   for (int64_t i = 0; i < count; ++i) {
     const auto [group, segment] = sources[i];
-    RADAM_CHECK(group >= 0 && group < groups, "pairs: row ", i, " names group ", group, " of ", groups);
-    RADAM_CHECK(segment >= 0 && segment < segments, "pairs: row ", i, " names segment ", segment, " of ", segments);
+    RADAM_CHECK(group >= 0 && group < groups, "sources: row ", i, " names group ", group, " of ", groups);
+    RADAM_CHECK(segment >= 0 && segment < segments, "sources: row ", i, " names segment ", segment, " of ", segments);
   }
 }
 
@@ -48,14 +48,14 @@ ScalarsCall read_scalars_args(const ScalarsArgs& args) {
   RADAM_CHECK(there(group_scalars) && there(sources) && there(counted) && there(steps) && there(taken) &&
                   there_or_none(lr) && there_or_none(partial_sums) && there_or_none(grad_scale) &&
                   there_or_none(found_inf),
-              "all tensors must be strided and on one device, that of hyper");
+              "all tensors must be strided and on one device, that of group_scalars");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
   RADAM_CHECK(is_stored(group_scalars) && is_stored(sources) && is_stored(counted) && is_stored(steps) &&
                   is_stored(taken) && stored(lr) && stored(partial_sums) && stored(grad_scale) && stored(found_inf),
               "a tensor: ", kFreed);
   RADAM_CHECK(is_table(group_scalars, kGroupColumns, /*integers=*/false),
-              "hyper must be contiguous float64 of shape (groups, 16)");
-  RADAM_CHECK(is_table(sources, 2, /*integers=*/true), "pairs must be contiguous int64 of shape (rows, 2)");
+              "group_scalars must be contiguous float64 of shape (groups, 16)");
+  RADAM_CHECK(is_table(sources, 2, /*integers=*/true), "sources must be contiguous int64 of shape (n, 2)");
   RADAM_CHECK(is_vector(steps, steps.numel()), "steps must be contiguous float32 of shape (n)");
   RADAM_CHECK(is_vector(counted, steps.numel()), "counted must be contiguous float32 with one element a step count");
 
@@ -81,7 +81,7 @@ ScalarsCall read_scalars_args(const ScalarsArgs& args) {
   }
   if (partial_sums) {
     RADAM_CHECK(is_table(*partial_sums, kPartialSums, /*integers=*/false),
-                "squares must be contiguous float64 of shape (k, 1024)");
+                "partial_sums must be contiguous float64 of shape (k, 1024)");
     arguments.partial_sums = static_cast<const double*>(partial_sums->const_data_ptr());
     arguments.bucket_count = partial_sums->size(0);
   }

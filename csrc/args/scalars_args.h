@@ -14,13 +14,13 @@ namespace radam_fused {
 // What a scalars operator takes, in the order of its schema (radam_fused/backends/ops.py, which also says what each
 // argument must be).
 struct ScalarsArgs {
-  torch::stable::Tensor group_scalars;  // hyper
-  torch::stable::Tensor sources;        // pairs
+  torch::stable::Tensor group_scalars;
+  torch::stable::Tensor sources;
   torch::stable::Tensor counted;
   torch::stable::Tensor steps;
   torch::stable::Tensor taken;
   std::optional<torch::stable::Tensor> lr;
-  std::optional<torch::stable::Tensor> partial_sums;  // squares
+  std::optional<torch::stable::Tensor> partial_sums;
   double max_grad_norm;
   std::optional<torch::stable::Tensor> grad_scale;
   std::optional<torch::stable::Tensor> found_inf;

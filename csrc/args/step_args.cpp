@@ -52,8 +52,8 @@ const char* read_segment(AtenTensorHandle param, AtenTensorHandle grad, const Bo
   if (layout_hash(shape) != hash) return "shape or strides have changed since the moments were laid out";
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(param, &segment.numel));
   if (!bounds.hold(segment)) return "start out of the buffer, or not a multiple of what its moments need";
-  if (!bounds.has_scalars(segment)) return "row out of the table";
-  if (!has_rng_range(segment)) return "origin out of the range from 0 to 2^63 - 1 less its elements";
+  if (!bounds.has_scalars(segment)) return "scalar_index out of range";
+  if (!has_rng_range(segment)) return "rng_offset out of the range from 0 to 2^63 - 1 less its elements";
   if (segment.numel == 0) return nullptr;
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(param, &segment.param));
   TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(grad, &segment.grad));
@@ -101,10 +101,11 @@ StateFormat format_of(const StepArgs& args, int param_dtype) {
   } else if (param_dtype == kBFloat16 && has_dtype(master, aoti_torch_dtype_int16())) {
     format.master = MasterFormat::kSplit;
   } else {
-    STD_TORCH_CHECK(half && dtype_of(master) == param_dtype, "no form has such a residue beside these parameters");
+    STD_TORCH_CHECK(half && dtype_of(master) == param_dtype,
+                    "no state format has such a master buffer beside these parameters");
     format.master = MasterFormat::kKahan;
   }
-  STD_TORCH_CHECK(!args.stochastic, "stochastic: parameters with a residue are rounded to nearest");
+  STD_TORCH_CHECK(!args.stochastic, "stochastic: parameters with a master buffer are rounded to nearest");
   return format;
 }
 
@@ -130,27 +131,27 @@ Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StepArgs
                     "scales must be contiguous float32 of shape (2, length / 256) on the device of exp_avg");
   }
   STD_TORCH_CHECK(!args.master.has_value() || flat(*args.master, bounds.capacity),
-                  "residue must be a flat buffer of the size and device of exp_avg");
+                  "master must be a flat buffer of the size and device of exp_avg");
   const auto stored = [](const std::optional<Tensor>& tensor) { return !tensor || is_stored(*tensor); };
   STD_TORCH_CHECK(is_stored(exp_avg) && is_stored(args.exp_avg_sq) && stored(args.scales) && stored(args.master),
-                  "exp_avg, exp_avg_sq, scales or residue: ", kFreed);
+                  "exp_avg, exp_avg_sq, scales or master: ", kFreed);
   STD_TORCH_CHECK(is_stored(segments) && is_stored(scalar_index) && is_stored(scalars) && stored(args.rng_offsets),
-                  "segments, row_of, rows or origins: ", kFreed);
+                  "segments, scalar_index, scalars or rng_offsets: ", kFreed);
   STD_TORCH_CHECK(apart(exp_avg, args.exp_avg_sq), "exp_avg and exp_avg_sq must not share memory");
   STD_TORCH_CHECK(dtype_of(scalars.get()) == kFloat64 && scalars.dim() == 2 && scalars.size(1) == kScalarColumns &&
                       scalars.is_contiguous() &&
                       (is_on_cpu(scalars.get()) || is_strided_on(scalars.get(), bounds.device)),
-                  "rows must be contiguous float64 of shape (rows, 11), on the CPU or the device of exp_avg");
+                  "scalars must be contiguous float64 of shape (n, 11), on the CPU or the device of exp_avg");
   STD_TORCH_CHECK(grads == count && segments.dim() == 2 && size_t(segments.size(0)) == count && segments.size(1) == 2 &&
                       scalar_index.dim() == 1 && size_t(scalar_index.numel()) == count,
-                  "params, grads, segments and row_of must have one entry a segment");
+                  "params, grads, segments and scalar_index must have one entry a segment");
   STD_TORCH_CHECK(is_int64(segments.get()) && is_int64(scalar_index.get()) && is_on_cpu(segments.get()) &&
                       is_on_cpu(scalar_index.get()),
-                  "segments and row_of must be contiguous int64 on the CPU");
+                  "segments and scalar_index must be contiguous int64 on the CPU");
   STD_TORCH_CHECK(
       !args.rng_offsets.has_value() || (size_t(args.rng_offsets->numel()) == count &&
                                         is_int64(args.rng_offsets->get()) && is_on_cpu(args.rng_offsets->get())),
-      "origins must be contiguous int64 on the CPU, one entry a segment");
+      "rng_offsets must be contiguous int64 on the CPU, one entry a segment");
   bounds.scalar_count = scalars.size(0);
   return bounds;
 }
@@ -219,8 +220,8 @@ Launch read_step_args(const TensorList& params, const TensorList& grads, const S
   };
   const auto values = [&](size_t i) {
     const Segment& segment = launch.segments[i];
-    return " (start " + std::to_string(segment.start) + " of " + std::to_string(bounds.capacity) + ", row " +
-           std::to_string(segment.scalar_index) + " of " + std::to_string(bounds.scalar_count) + ", origin " +
+    return " (start " + std::to_string(segment.start) + " of " + std::to_string(bounds.capacity) + ", scalar_index " +
+           std::to_string(segment.scalar_index) + " of " + std::to_string(bounds.scalar_count) + ", rng_offset " +
            std::to_string(segment.rng_offset) + ")";
   };
   read_each("radam_fused::step_native", count, read, values);
@@ -235,7 +236,7 @@ Launch read_step_args(const TensorList& params, const TensorList& grads, const S
 Launch read_step_args(const Tensor& pointer_table, int param_dtype, const StepArgs& args) {
   STD_TORCH_CHECK(pointer_table.dim() == 2 && pointer_table.size(1) == 5 && is_int64(pointer_table.get()) &&
                       is_on_cpu(pointer_table.get()),
-                  "described must be contiguous int64 of shape (n, 5) on the CPU");
+                  "pointer_table must be contiguous int64 of shape (n, 5) on the CPU");
   const auto* pairs = static_cast<const TensorPair*>(pointer_table.const_data_ptr());
   const auto count = size_t(pointer_table.size(0));
   const Bounds bounds = check_buffers(count, count, param_dtype, args);
@@ -251,7 +252,8 @@ Launch read_step_args(const Tensor& pointer_table, int param_dtype, const StepAr
     tables.fill(i, segment);
     STD_TORCH_CHECK(supported(param_dtype, segment.grad_dtype) && bounds.hold(segment) && bounds.has_scalars(segment) &&
                         has_rng_range(segment),
-                    "radam_fused::step_from_pointers: tensor ", i, ": dtypes, start, row or origin do not fit");
+                    "radam_fused::step_from_pointers: tensor ", i,
+                    ": dtypes, start, scalar_index or rng_offset do not fit");
   }
   finish(launch);
   return launch;

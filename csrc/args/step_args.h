@@ -18,13 +18,13 @@ struct StepArgs {
   torch::stable::Tensor exp_avg;
   torch::stable::Tensor exp_avg_sq;
   torch::stable::Tensor segments;
-  torch::stable::Tensor scalar_index;  // row_of
-  torch::stable::Tensor scalars;       // rows
+  torch::stable::Tensor scalar_index;
+  torch::stable::Tensor scalars;
   bool zero_grads;
   std::optional<torch::stable::Tensor> scales;
-  std::optional<torch::stable::Tensor> master;  // residue
+  std::optional<torch::stable::Tensor> master;
   bool stochastic;
-  std::optional<torch::stable::Tensor> rng_offsets;  // origins
+  std::optional<torch::stable::Tensor> rng_offsets;
 };
 
 // A row of the argument `segments`.

@@ -238,11 +238,11 @@ PyObject* views_intact(PyObject*, PyObject* args) {
   return PyBool_FromLong(are_intact(reinterpret_cast<const View*>(address), count));
 }
 
-// step_from_pointers(pairs, hold_gil, (pointer_table, exp_avg, exp_avg_sq, segments, row_of, rows, zero_grads, scales,
-// residue, stochastic, origins), counts) -> bool: reads the pairs, raises the version counters of what is written,
-// steps, and counts the step. It is one call so that no Python signal handler runs in between. False, with nothing
-// done, where `read_pairs` returns False. `hold_gil`: do not release the GIL, for a step that takes less time than
-// keeping every gradient alive would cost.
+// step_from_pointers(pairs, hold_gil, (pointer_table, exp_avg, exp_avg_sq, segments, scalar_index, scalars, zero_grads,
+// scales, master, stochastic, rng_offsets), counts) -> bool: reads the pairs, raises the version counters of what is
+// written, steps, and counts the step. It is one call so that no Python signal handler runs in between. False, with
+// nothing done, where `read_pairs` returns False. `hold_gil`: do not release the GIL, for a step that takes less time
+// than keeping every gradient alive would cost.
 PyObject* step_from_pointers(PyObject*, PyObject* args) try {
   PairsArgument given;
   StepObjects objects;

@@ -153,7 +153,7 @@ class Chunk:
     Attributes:
         slot: the slot.
         params, grads: the staged tensors, 1-d, as the step operator takes them.
-        segments, row_of, origins: its tables for them.
+        segments, scalar_index, rng_offsets: its tables for them.
     """
 
     def __init__(self, pieces: Sequence[Piece], slot: Slot) -> None:
@@ -173,9 +173,9 @@ class Chunk:
 
     def _tables(self, layouts: list[tuple[int, int]], pieces: Sequence[Piece]) -> None:
         self.segments = torch.tensor(layouts, dtype=torch.int64, device="cpu")
-        origins = [piece.start + piece.ahead for piece in pieces]
-        self.origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
-        self.row_of = torch.tensor([piece.row for piece in pieces], dtype=torch.int64, device="cpu")
+        rng_offsets = [piece.start + piece.ahead for piece in pieces]
+        self.rng_offsets = torch.tensor(rng_offsets, dtype=torch.int64, device="cpu")
+        self.scalar_index = torch.tensor([piece.row for piece in pieces], dtype=torch.int64, device="cpu")
 
     def down(self) -> list[tuple[Tensor, Tensor]]:
         """Targets and sources of the way down."""
@@ -229,13 +229,13 @@ class Offloader:
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
         segments: Tensor,
-        row_of: Tensor,
-        rows: Tensor,
+        scalar_index: Tensor,
+        scalars: Tensor,
         zero_grads: bool = False,
         scales: Tensor | None = None,
-        residue: Tensor | None = None,
+        master: Tensor | None = None,
         stochastic: bool = False,
-        origins: Tensor | None = None,
+        rng_offsets: Tensor | None = None,
     ) -> None:
         """The step operator (`radam_fused.backends.ops`), for moments on the CPU. Returns when the moments are written.
 
@@ -248,16 +248,16 @@ class Offloader:
         with real():
             self._check(params, grads, exp_avg, segments)
         with real():
-            starts, row_indices = segments[:, 0].tolist(), row_of.tolist()
-            drawn = starts if origins is None else origins.tolist()
-            skipped = not is_fake(rows) and bool((rows[:, Row._fields.index("direction")] == SKIP).all())
+            starts, row_indices = segments[:, 0].tolist(), scalar_index.tolist()
+            drawn = starts if rng_offsets is None else rng_offsets.tolist()
+            skipped = not is_fake(scalars) and bool((scalars[:, Row._fields.index("direction")] == SKIP).all())
         if not skipped:
             self._reserve(params, grads)
             wholes = (
                 Piece(*in_order_of_moments(param, grad), start, row, origin - start)
                 for param, grad, start, row, origin in zip(params, grads, starts, row_indices, drawn, strict=True)
             )
-            self._walk(wholes, (exp_avg, exp_avg_sq), rows, (scales, residue, stochastic))
+            self._walk(wholes, (exp_avg, exp_avg_sq), scalars, (scales, master, stochastic))
         if zero_grads and grads:
             torch._foreach_zero_([without_repeats(grad) for grad in grads])
 
@@ -283,7 +283,7 @@ class Offloader:
             self._ring = [self._transfer.slot(max(held, min(need, SLOT_BYTES))) for _ in range(count)]
 
     def _walk(
-        self, wholes: Iterable[Piece], moments: tuple[Tensor, Tensor], rows: Tensor, forms: tuple[Any, ...]
+        self, wholes: Iterable[Piece], moments: tuple[Tensor, Tensor], scalars: Tensor, forms: tuple[Any, ...]
     ) -> None:
         """All chunks down, through the operator, and up; the host prepares one while others are under way."""
         transfer = self._transfer
@@ -292,9 +292,9 @@ class Offloader:
         def compute() -> None:
             chunk = under_way.popleft()
             transfer.wait(chunk.slot)
-            tables = chunk.segments, chunk.row_of, rows
+            tables = chunk.segments, chunk.scalar_index, scalars
             step = called_with_fakes(self._host.step) if is_fake(moments[0]) else self._host.step
-            step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.origins)
+            step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.rng_offsets)
             transfer.up(chunk.slot, chunk.up())
 
         transfer.begin()

@@ -1,7 +1,7 @@
 """What the operators written in Python ask of their arguments, before they write anything: `radam_fused.backends.ops`.
 
-The C++ operators ask the same: csrc/args/step_args.cpp (step), csrc/args/grad_norm_args.cpp (squares),
-csrc/args/scalars_args.cpp (rows).
+The C++ operators ask the same: csrc/args/step_args.cpp (step), csrc/args/grad_norm_args.cpp (grad_norm),
+csrc/args/scalars_args.cpp (scalars).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _GRADIENTS = (*HALF_OR_SINGLE, torch.float64)
 
 
 def check_tables(
-    count: int, exp_avg: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor, origins: Tensor | None
+    count: int, exp_avg: Tensor, segments: Tensor, scalar_index: Tensor, scalars: Tensor, rng_offsets: Tensor | None
 ) -> None:
     """Raises for tables of a step that cannot be read, with as many segments as there are parameters.
 
     Raises:
         ValueError: another shape, dtype or device, or a freed storage.
     """
-    wanted = {"segments": (segments, (count, 2)), "row_of": (row_of, (count,))}
-    if origins is not None:
-        wanted["origins"] = origins, (count,)
+    wanted = {"segments": (segments, (count, 2)), "scalar_index": (scalar_index, (count,))}
+    if rng_offsets is not None:
+        wanted["rng_offsets"] = rng_offsets, (count,)
     for name, (table, shape) in wanted.items():
         if (
             table.shape != shape
@@ -50,14 +50,19 @@ def check_tables(
                 f"shape {shape} on the CPU, one entry a segment"
             )
     columns = len(Row._fields)
-    if rows.dtype != torch.float64 or rows.dim() != 2 or rows.shape[1] != columns or not rows.is_contiguous():
+    if (
+        scalars.dtype != torch.float64
+        or scalars.dim() != 2
+        or scalars.shape[1] != columns
+        or not scalars.is_contiguous()
+    ):
         raise ValueError(
-            f"rows is {rows.dtype} of shape {tuple(rows.shape)} and strides {rows.stride()}: "
-            f"must be contiguous float64 of shape (rows, {columns})"
+            f"scalars is {scalars.dtype} of shape {tuple(scalars.shape)} and strides {scalars.stride()}: "
+            f"must be contiguous float64 of shape (n, {columns})"
         )
-    if rows.device != exp_avg.device and rows.device.type != "cpu":
-        raise ValueError(f"rows is on {rows.device}: must be on the CPU or on {exp_avg.device}, as exp_avg is")
-    check_stored(segments=segments, row_of=row_of, rows=rows, origins=origins)
+    if scalars.device != exp_avg.device and scalars.device.type != "cpu":
+        raise ValueError(f"scalars is on {scalars.device}: must be on the CPU or on {exp_avg.device}, as exp_avg is")
+    check_stored(segments=segments, scalar_index=scalar_index, scalars=scalars, rng_offsets=rng_offsets)
 
 
 def check_step(
@@ -73,19 +78,19 @@ def check_step(
     Args:
         params: the step's list of parameters.
         grads: the step's list of gradients.
-        state: ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``residue``.
-        tables: ``segments``, ``row_of``, ``rows`` and ``origins``.
+        state: ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``master``.
+        tables: ``segments``, ``scalar_index``, ``scalars`` and ``rng_offsets``.
         stochastic: the step's.
         alignment: of which number of elements starts are to be multiples.
 
     Raises:
         RuntimeError, TypeError, ValueError: with the argument, its value and what is allowed.
     """
-    exp_avg, exp_avg_sq, scales, residue = state
-    segments, row_of, rows, origins = tables
+    exp_avg, exp_avg_sq, scales, master = state
+    segments, scalar_index, scalars, rng_offsets = tables
     if len(params) != len(grads):
         raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
-    check_tables(len(params), exp_avg, segments, row_of, rows, origins)
+    check_tables(len(params), exp_avg, segments, scalar_index, scalars, rng_offsets)
     _check_buffers(exp_avg, exp_avg_sq)
     for i, param in enumerate(params):
         if param.layout != torch.strided or param.device != exp_avg.device or param.dtype != params[0].dtype:
@@ -104,12 +109,12 @@ def check_step(
         **{f"parameter {i}": param for i, param in enumerate(params)},
         **{f"gradient {i}": grad for i, grad in enumerate(grads)},
     )
-    check_stored(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, scales=scales, residue=residue)
-    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, residue, stochastic, origins)
-    drawn = segments[:, 0] if origins is None else origins
-    numbers = zip(segments[:, 0].tolist(), row_of.tolist(), drawn.tolist(), strict=True)
-    for i, (param, (start, row, origin)) in enumerate(zip(params, numbers, strict=True)):
-        _check_segment(i, param.numel(), start, row, origin, exp_avg.numel(), len(rows), alignment)
+    check_stored(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, scales=scales, master=master)
+    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets)
+    drawn = segments[:, 0] if rng_offsets is None else rng_offsets
+    numbers = zip(segments[:, 0].tolist(), scalar_index.tolist(), drawn.tolist(), strict=True)
+    for i, (param, (start, row, rng_offset)) in enumerate(zip(params, numbers, strict=True)):
+        _check_segment(i, param.numel(), start, row, rng_offset, exp_avg.numel(), len(scalars), alignment)
     return plain
 
 
@@ -128,7 +133,7 @@ def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
 
 
 def _check_segment(
-    i: int, numel: int, start: int, row: int, origin: int, capacity: int, rows: int, alignment: int
+    i: int, numel: int, start: int, row: int, rng_offset: int, capacity: int, rows: int, alignment: int
 ) -> None:
     if not 0 <= start <= capacity - numel or start % alignment:
         raise ValueError(
@@ -136,9 +141,11 @@ def _check_segment(
             f"or not a multiple of {alignment}"
         )
     if not 0 <= row < rows:
-        raise ValueError(f"tensor {i} of the lists: row {row} out of the table of {rows}")
-    if not 0 <= origin <= _LARGEST - numel:
-        raise ValueError(f"tensor {i} of the lists: origin {origin} out of the range from 0 to {_LARGEST - numel}")
+        raise ValueError(f"tensor {i} of the lists: scalar_index {row} out of range of {rows} rows of scalars")
+    if not 0 <= rng_offset <= _LARGEST - numel:
+        raise ValueError(
+            f"tensor {i} of the lists: rng_offset {rng_offset} out of the range from 0 to {_LARGEST - numel}"
+        )
 
 
 def check_squares(grads: Sequence[Tensor]) -> None:
@@ -164,43 +171,43 @@ def check_squares(grads: Sequence[Tensor]) -> None:
 
 
 def check_rows(
-    hyper: Tensor,
-    pairs: Tensor,
+    group_scalars: Tensor,
+    sources: Tensor,
     counted: Tensor,
     steps: Tensor,
     taken: Tensor,
     lr: Tensor | None,
-    squares: Tensor | None,
+    partial_sums: Tensor | None,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """Raises for the first argument of the rows operator that does not fit.
+    """Raises for the first argument of the scalars operator that does not fit.
 
-    What ``pairs`` holds is looked at on the CPU alone: elsewhere that would be to wait for the device.
+    What ``sources`` holds is looked at on the CPU alone: elsewhere that would be to wait for the device.
 
     Raises:
         ValueError: with the argument, its value and what is allowed.
     """
-    groups, segments = hyper.shape[0] if hyper.dim() else 0, steps.numel()
-    _require("hyper", hyper, hyper.device, (torch.float64,), (groups, len(Hyper._fields)))
-    _require("pairs", pairs, hyper.device, (torch.int64,), (pairs.shape[0] if pairs.dim() else 0, 2))
-    _require("steps", steps, hyper.device, (torch.float32,), (segments,))
-    _require("taken", taken, hyper.device, (torch.float64,), (segments,))
-    _require("counted", counted, hyper.device, (torch.float32,), (segments,))
+    groups, segments = group_scalars.shape[0] if group_scalars.dim() else 0, steps.numel()
+    _require("group_scalars", group_scalars, group_scalars.device, (torch.float64,), (groups, len(Hyper._fields)))
+    _require("sources", sources, group_scalars.device, (torch.int64,), (sources.shape[0] if sources.dim() else 0, 2))
+    _require("steps", steps, group_scalars.device, (torch.float32,), (segments,))
+    _require("taken", taken, group_scalars.device, (torch.float64,), (segments,))
+    _require("counted", counted, group_scalars.device, (torch.float32,), (segments,))
     if lr is not None:
-        _require("lr", lr, hyper.device, (torch.float32, torch.float64), (groups,), contiguous=False)
-    if squares is not None:
-        lines = squares.shape[0] if squares.dim() else 0
-        _require("squares", squares, hyper.device, (torch.float64,), (lines, PARTIAL_SUMS))
+        _require("lr", lr, group_scalars.device, (torch.float32, torch.float64), (groups,), contiguous=False)
+    if partial_sums is not None:
+        lines = partial_sums.shape[0] if partial_sums.dim() else 0
+        _require("partial_sums", partial_sums, group_scalars.device, (torch.float64,), (lines, PARTIAL_SUMS))
     for name, tensor in (("grad_scale", grad_scale), ("found_inf", found_inf)):
         if tensor is not None:
             one = tuple(tensor.shape) if tensor.numel() == 1 else (1,)
-            _require(name, tensor, hyper.device, (torch.float32,), one, contiguous=False)
-    if pairs.device.type == "cpu":
-        for row, (group, segment) in enumerate(pairs.tolist()):
+            _require(name, tensor, group_scalars.device, (torch.float32,), one, contiguous=False)
+    if sources.device.type == "cpu":
+        for row, (group, segment) in enumerate(sources.tolist()):
             if not (0 <= group < groups and 0 <= segment < segments):
                 raise ValueError(
-                    f"pairs: row {row} names group {group} of {groups} and segment {segment} of {segments}"
+                    f"sources: row {row} names group {group} of {groups} and segment {segment} of {segments}"
                 )
 
 

@@ -13,21 +13,21 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``grad_norm_*`
                         docs/precision.md says: m / sqrt(v), and the fourth root of v
 ``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
                         `radam_fused.numerics.layout.fingerprint` of the parameter that they were laid out for
-``row_of``              int64 (n) on the CPU: which row each segment takes
-``rows``                float64 (rows, 11), on the CPU or with the moments: as `numerics.scalars.Row`
+``scalar_index``        int64 (n) on the CPU: which row each segment takes
+``scalars``             float64 (k, 11), on the CPU or with the moments: as `numerics.scalars.Row`
 ``zero_grads``          whether to leave zeros in the gradients, also where a row says to skip the step
 ``scales``              float32 (2, length / 256) of int8 moments, whose segments start at multiples of 256; else None
-``residue``             flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
+``master``              flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
                         bfloat16, or Kahan compensations of the parameters' dtype; or None
-``stochastic``          whether parameters of 16 bits without a residue are rounded so
-``origins``             int64 (n) on the CPU: which random numbers each segment draws, from this one on, where its
+``stochastic``          whether parameters of 16 bits without a master buffer are rounded so
+``rng_offsets``         int64 (n) on the CPU: which random numbers each segment draws, from this one on, where its
                         state or parameter is rounded stochastically; None for those from its start on
 ======================  ====================================================================================
 
 It raises before it has written anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for
-int8 moments; origins go from 0 up to 2^63 - 1 less the segment's elements, in Triton and CUDA as multiples of 64, in
-CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of ``rows`` are not
-checked.
+int8 moments; rng_offsets go from 0 up to 2^63 - 1 less the segment's elements, in Triton and CUDA as multiples of 64,
+in CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of
+``scalars`` are not checked.
 
 **grad_norm** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
 that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
@@ -35,24 +35,24 @@ gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole li
 from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its tiles, in
 order, in lane i, then the second half of the 1,024 lanes to the first, again and again, until one is left.
 
-**scalars** makes the rows of a step on the device, all tensors on one, and counts the step:
+**scalars** computes the scalars of a step on the device, all tensors on one, and counts the step:
 
 ======================  ====================================================================================
-``hyper``               float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of every parameter group
-``pairs``               int64 (rows, 2): each row's group, and a segment whose step count it goes by
+``group_scalars``       float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of every parameter group
+``sources``             int64 (k, 2): each row's group, and a segment whose step count it uses
 ``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
 ``steps``               float32 (n), written: ``taken`` rounded, as ``optimizer.state`` shows it; where it is another
                         value, user code has written that, and it replaces the count
 ``taken``               float64 (n), written: how many steps each segment has taken; ``counted`` is added
-``lr``                  float32 or float64 (groups), or None for the ones in ``hyper``
-``squares``             float64 (k, 1024), what **grad_norm** has found over all buckets, or None for no clipping
+``lr``                  float32 or float64 (groups), or None for the ones in ``group_scalars``
+``partial_sums``        float64 (b, 1024), what **grad_norm** has found over all buckets, or None for no clipping
 ``max_grad_norm``       to what the gradients' norm is clipped, as by `torch.nn.utils.clip_grad_norm_`
 ``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
 ``found_inf``           float32, one element: other than 0 skips the step and counts none; or None
 ======================  ====================================================================================
 
-It returns ``rows`` for **step**, and the norm of the unscaled gradients as a float64 scalar, 0 without ``squares``:
-the halves of each line of ``squares`` added as above, then the lines in order.
+It returns ``scalars`` for **step**, and the norm of the unscaled gradients as a float64 scalar, 0 without
+``partial_sums``: the halves of each line of these added as above, then the lines in order.
 """
 
 from __future__ import annotations
@@ -77,12 +77,13 @@ from .triton import step as triton
 _SCHEMAS = {
     "step": (
         "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!) exp_avg, Tensor(d!) exp_avg_sq, "
-        "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads=False, Tensor(e!)? scales=None, "
-        "Tensor(f!)? residue=None, bool stochastic=False, Tensor? origins=None) -> ()"
+        "Tensor segments, Tensor scalar_index, Tensor scalars, bool zero_grads=False, Tensor(e!)? scales=None, "
+        "Tensor(f!)? master=None, bool stochastic=False, Tensor? rng_offsets=None) -> ()"
     ),
     "grad_norm": "(Tensor[] grads) -> Tensor",
     "scalars": (
-        "(Tensor hyper, Tensor pairs, Tensor counted, Tensor(a!) steps, Tensor(b!) taken, Tensor? lr, Tensor? squares, "
+        "(Tensor group_scalars, Tensor sources, Tensor counted, Tensor(a!) steps, Tensor(b!) taken, Tensor? lr, "
+        "Tensor? partial_sums, "
         "float max_grad_norm, Tensor? grad_scale, Tensor? found_inf) -> (Tensor, Tensor)"
     ),
 }
@@ -97,23 +98,32 @@ def _fake_step(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     segments: Tensor,
-    row_of: Tensor,
-    rows: Tensor,
+    scalar_index: Tensor,
+    scalars: Tensor,
     zero_grads: bool = False,
     scales: Tensor | None = None,
-    residue: Tensor | None = None,
+    master: Tensor | None = None,
     stochastic: bool = False,
-    origins: Tensor | None = None,
+    rng_offsets: Tensor | None = None,
 ) -> None:
-    if not len(params) == len(grads) == segments.shape[0] == row_of.numel():
-        raise ValueError("params, grads, segments and row_of must have one entry a segment")
+    if not len(params) == len(grads) == segments.shape[0] == scalar_index.numel():
+        raise ValueError("params, grads, segments and scalar_index must have one entry a segment")
     device = exp_avg.device
     lists = {f"{name}[{i}]": t for name, ts in (("params", params), ("grads", grads)) for i, t in enumerate(ts)}
-    _check_devices(device, **lists, exp_avg_sq=exp_avg_sq, scales=scales, residue=residue)
+    _check_devices(device, **lists, exp_avg_sq=exp_avg_sq, scales=scales, master=master)
     host = torch.device("cpu")
-    for name, table in (("segments", segments), ("row_of", row_of), ("origins", origins), ("rows", rows)):
-        if table is not None and table.device not in ((host, device) if name == "rows" or device == META else (host,)):
-            raise ValueError(f"{name} is on {table.device}: must be on the CPU{' or with exp_avg' * (name == 'rows')}")
+    for name, table in (
+        ("segments", segments),
+        ("scalar_index", scalar_index),
+        ("rng_offsets", rng_offsets),
+        ("scalars", scalars),
+    ):
+        if table is not None and table.device not in (
+            (host, device) if name == "scalars" or device == META else (host,)
+        ):
+            raise ValueError(
+                f"{name} is on {table.device}: must be on the CPU{' or with exp_avg' * (name == 'scalars')}"
+            )
 
 
 def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
@@ -129,29 +139,29 @@ def _fake_grad_norm(grads: list[Tensor]) -> Tensor:
 
 
 def _fake_scalars(
-    hyper: Tensor,
-    pairs: Tensor,
+    group_scalars: Tensor,
+    sources: Tensor,
     counted: Tensor,
     steps: Tensor,
     taken: Tensor,
     lr: Tensor | None,
-    squares: Tensor | None,
+    partial_sums: Tensor | None,
     max_grad_norm: float,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    others = {"lr": lr, "squares": squares, "grad_scale": grad_scale, "found_inf": found_inf}
-    _check_devices(hyper.device, pairs=pairs, counted=counted, steps=steps, taken=taken, **others)
-    return hyper.new_empty(pairs.shape[0], len(Row._fields)), hyper.new_empty(())
+    others = {"lr": lr, "partial_sums": partial_sums, "grad_scale": grad_scale, "found_inf": found_inf}
+    _check_devices(group_scalars.device, sources=sources, counted=counted, steps=steps, taken=taken, **others)
+    return group_scalars.new_empty(sources.shape[0], len(Row._fields)), group_scalars.new_empty(())
 
 
 # The step of CUDA by addresses that radam_fused._C.read_pairs has filled in (csrc/args/step_args.h, Described); the
 # CPU's is no operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
 # (addresses.py).
 _library.define(
-    "step_from_pointers(Tensor described, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
-    "Tensor segments, Tensor row_of, Tensor rows, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? residue, "
-    "bool stochastic, Tensor? origins) -> ()"
+    "step_from_pointers(Tensor pointer_table, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
+    "Tensor segments, Tensor scalar_index, Tensor scalars, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? master, "
+    "bool stochastic, Tensor? rng_offsets) -> ()"
 )
 
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "grad_norm": _fake_grad_norm, "scalars": _fake_scalars}

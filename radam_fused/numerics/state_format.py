@@ -106,9 +106,9 @@ def check_forms(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     scales: Tensor | None,
-    residue: Tensor | None,
+    master: Tensor | None,
     stochastic: bool,
-    origins: Tensor | None = None,
+    rng_offsets: Tensor | None = None,
 ) -> bool:
     """Raises where the buffers of a step do not go together; returns whether everything is stored plainly.
 
@@ -133,16 +133,16 @@ def check_forms(
             raise ValueError(f"scales must be contiguous float32 of shape {expected}")
         if any(start % ALIGNMENT for start, _ in segments.tolist()):
             raise ValueError(f"segments of int8 moments must start at multiples of {ALIGNMENT}")
-    if residue is not None:
+    if master is not None:
         dtype = params[0].dtype if params else torch.bfloat16
         allowed = {residue_dtype(kind, dtype) for kind in MASTER_WEIGHTS if kind != "split" or dtype == torch.bfloat16}
-        if residue.dtype not in allowed - {None}:
-            raise RuntimeError(f"no form has a residue of {residue.dtype} beside {dtype} parameters")
-        if residue.numel() != exp_avg.numel() or not residue.is_contiguous() or residue.device != exp_avg.device:
-            raise ValueError("residue must be a flat buffer of the size and device of exp_avg")
+        if master.dtype not in allowed - {None}:
+            raise RuntimeError(f"no state format has a master buffer of {master.dtype} beside {dtype} parameters")
+        if master.numel() != exp_avg.numel() or not master.is_contiguous() or master.device != exp_avg.device:
+            raise ValueError("master must be a flat buffer of the size and device of exp_avg")
         if stochastic:
-            raise ValueError("stochastic: parameters with a residue are rounded to nearest")
-    if origins is not None and (origins.dtype != torch.int64 or origins.numel() != segments.shape[0]):
-        raise ValueError("origins must be int64, one entry a segment")
+            raise ValueError("stochastic: parameters with a master buffer are rounded to nearest")
+    if rng_offsets is not None and (rng_offsets.dtype != torch.int64 or rng_offsets.numel() != segments.shape[0]):
+        raise ValueError("rng_offsets must be int64, one entry a segment")
     rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
-    return exp_avg.dtype in (torch.float32, torch.float64) and residue is None and not rounds
+    return exp_avg.dtype in (torch.float32, torch.float64) and master is None and not rounds

@@ -55,7 +55,14 @@ class Problem:
         self.counted = torch.ones(len(STEPS))
         self.counted[::5] = 0.0
         self.taken = torch.tensor(STEPS, dtype=torch.float32) - 1.0
-        self.given = {"lr": None, "squares": None, "max_grad_norm": 0.0, "grad_scale": None, "found_inf": None, **given}
+        self.given = {
+            "lr": None,
+            "partial_sums": None,
+            "max_grad_norm": 0.0,
+            "grad_scale": None,
+            "found_inf": None,
+            **given,
+        }
 
     def arguments(self) -> tuple:
         return self.hyper, self.pairs, self.counted, self.taken.clone(), self.taken.double(), *self.given.values()
@@ -90,18 +97,23 @@ def one(value: float) -> Tensor:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "clipped": {"squares": squares_with(7.0), "max_grad_norm": 0.7},
-    "not_clipped": {"squares": squares_with(0.5), "max_grad_norm": 0.7},
-    "norm_inf": {"squares": squares_with(1.0).index_fill(1, torch.tensor(5), INF), "max_grad_norm": 0.7},
-    "norm_nan": {"squares": squares_with(1.0).index_fill(1, torch.tensor(5), NAN), "max_grad_norm": 0.7},
-    "norm_0": {"squares": torch.zeros(1, 1024, dtype=torch.float64), "max_grad_norm": 0.7},
-    "never_clipped": {"squares": squares_with(3.0), "max_grad_norm": INF},
-    "no_buckets": {"squares": torch.zeros(0, 1024, dtype=torch.float64), "max_grad_norm": 1.0},
+    "clipped": {"partial_sums": squares_with(7.0), "max_grad_norm": 0.7},
+    "not_clipped": {"partial_sums": squares_with(0.5), "max_grad_norm": 0.7},
+    "norm_inf": {"partial_sums": squares_with(1.0).index_fill(1, torch.tensor(5), INF), "max_grad_norm": 0.7},
+    "norm_nan": {"partial_sums": squares_with(1.0).index_fill(1, torch.tensor(5), NAN), "max_grad_norm": 0.7},
+    "norm_0": {"partial_sums": torch.zeros(1, 1024, dtype=torch.float64), "max_grad_norm": 0.7},
+    "never_clipped": {"partial_sums": squares_with(3.0), "max_grad_norm": INF},
+    "no_buckets": {"partial_sums": torch.zeros(0, 1024, dtype=torch.float64), "max_grad_norm": 1.0},
     "scaled": {"grad_scale": one(65536.0)},
     "scaled_oddly": {"grad_scale": one(3.7).reshape(1)},
-    "scaled_and_clipped": {"squares": squares_with(1e6), "max_grad_norm": 1.3, "grad_scale": one(1234.5)},
+    "scaled_and_clipped": {"partial_sums": squares_with(1e6), "max_grad_norm": 1.3, "grad_scale": one(1234.5)},
     "found_none": {"grad_scale": one(2.0), "found_inf": one(0.0)},
-    "found_inf": {"squares": squares_with(INF), "max_grad_norm": 1.0, "grad_scale": one(2.0), "found_inf": one(1.0)},
+    "found_inf": {
+        "partial_sums": squares_with(INF),
+        "max_grad_norm": 1.0,
+        "grad_scale": one(2.0),
+        "found_inf": one(1.0),
+    },
     "found_nan": {"found_inf": one(NAN).reshape(1)},
     "lr_float32": {"lr": torch.linspace(0.0, 0.3, len(BETA2))},
     "lr_float64": {"lr": torch.linspace(1e-5, 0.3, len(BETA2), dtype=torch.float64)},
@@ -166,7 +178,7 @@ def test_clips_as_torch_does(backend: str) -> None:
     """The factor of `torch.nn.utils.clip_grad_norm_`, in float64."""
     for norm in (0.1, 0.7, 5.0):
         squares = squares_with(norm)
-        problem = Problem(squares=squares, max_grad_norm=0.7)
+        problem = Problem(partial_sums=squares, max_grad_norm=0.7)
         rows, found, _ = problem.made_by(OPERATORS[backend].scalars)
         torch.testing.assert_close(found, squares.sum().sqrt(), rtol=1e-14, atol=0.0)
         expected = torch.clamp(0.7 / (found + 1e-6), max=1.0)
@@ -182,7 +194,7 @@ def clip_problems(count: int = 48) -> list[Problem]:
         norm, limit, scale = (10.0 ** (4.0 * torch.rand(3, generator=generator, dtype=torch.float64) - 2.0)).tolist()
         parts = torch.zeros(1, 1024, dtype=torch.float64)
         parts[0, k] = norm * norm
-        problem = Problem(squares=parts, max_grad_norm=limit, grad_scale=one(scale) if k % 4 == 3 else None)
+        problem = Problem(partial_sums=parts, max_grad_norm=limit, grad_scale=one(scale) if k % 4 == 3 else None)
         problem.pairs = problem.pairs[-1:]
         problems.append(problem)
     return problems
@@ -198,7 +210,7 @@ def clip_factors_by(coefficient: Callable[[float, float], float]) -> Tensor:
     factors = []
     for problem in clip_problems():
         scale = 1.0 if problem.given["grad_scale"] is None else problem.given["grad_scale"].double().item()
-        norm = math.sqrt(problem.given["squares"].sum().item()) / scale
+        norm = math.sqrt(problem.given["partial_sums"].sum().item()) / scale
         factors.append(min(coefficient(problem.given["max_grad_norm"], norm), 1.0) / scale)
     return torch.tensor(factors, dtype=torch.float64)
 
@@ -236,17 +248,21 @@ def test_opcheck(options: dict, backend: str) -> None:
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, torch.zeros(9, 14, dtype=torch.float64), r"hyper must be contiguous float64 of shape \(groups, 16\)"),
-        (0, torch.zeros(9, len(Hyper._fields)), "hyper must be"),
-        (1, torch.zeros(4, 2), r"pairs must be contiguous int64 of shape \(rows, 2\)"),
-        (1, torch.tensor([[0, 0], [9, 0]]), "pairs: row 1 names group 9 of 9"),
-        (1, torch.tensor([[0, 0], [0, len(STEPS)]]), "pairs: row 1 names segment 62 of 62"),
+        (
+            0,
+            torch.zeros(9, 14, dtype=torch.float64),
+            r"group_scalars must be contiguous float64 of shape \(groups, 16\)",
+        ),
+        (0, torch.zeros(9, len(Hyper._fields)), "group_scalars must be"),
+        (1, torch.zeros(4, 2), r"sources must be contiguous int64 of shape \(n, 2\)"),
+        (1, torch.tensor([[0, 0], [9, 0]]), "sources: row 1 names group 9 of 9"),
+        (1, torch.tensor([[0, 0], [0, len(STEPS)]]), "sources: row 1 names segment 62 of 62"),
         (2, torch.ones(3), "counted must be contiguous float32 with one element a step count"),
         (3, torch.ones(len(STEPS), dtype=torch.float64), "steps must be contiguous float32"),
         (4, torch.ones(len(STEPS)), "taken must be contiguous float64 with one element a step count"),
         (5, torch.zeros(3), "lr must be float32 or float64 with one element a group"),
         (5, torch.zeros(9, dtype=torch.int64), "lr must be"),
-        (6, torch.zeros(1024, dtype=torch.float64), r"squares must be contiguous float64 of shape \(k, 1024\)"),
+        (6, torch.zeros(1024, dtype=torch.float64), r"partial_sums must be contiguous float64 of shape \(k, 1024\)"),
         (8, torch.ones(2), "grad_scale must be float32 with one element"),
         (9, torch.ones((), dtype=torch.float64), "found_inf must be float32 with one element"),
     ],

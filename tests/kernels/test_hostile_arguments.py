@@ -30,8 +30,8 @@ def arguments(moments: torch.dtype = torch.float32, param: torch.dtype = torch.f
         "exp_avg": torch.zeros(CAPACITY, dtype=moments),
         "exp_avg_sq": torch.zeros(CAPACITY, dtype=torch.uint8 if codes else moments),
         "segments": torch.tensor([[0, layouts[0]], [LENGTH, layouts[1]]]),
-        "row_of": torch.zeros(2, dtype=torch.int64),
-        "rows": torch.tensor([step_row(GROUP_DEFAULTS, 9)], dtype=torch.float64),
+        "scalar_index": torch.zeros(2, dtype=torch.int64),
+        "scalars": torch.tensor([step_row(GROUP_DEFAULTS, 9)], dtype=torch.float64),
         **({"scales": torch.zeros(2, CAPACITY // 256)} if codes else {}),
         **given,
     }
@@ -42,8 +42,8 @@ def put(name: str, index: Any, value: int, **options: Any) -> Callable[[], Argum
 
     def made() -> Arguments:
         found = arguments(**options)
-        if name == "origins":
-            found["origins"] = torch.tensor([0, LENGTH])
+        if name == "rng_offsets":
+            found["rng_offsets"] = torch.tensor([0, LENGTH])
         found[name][index] = value
         return found
 
@@ -76,35 +76,38 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "start_of_an_empty_segment": (put("segments", (1, 0), CAPACITY + 64), "start"),
     "start_of_codes_near_2^63": (put("segments", (0, 0), LARGEST // 256 * 256 - 256, **CODES), "start"),
     "start_of_codes_between_blocks": (put("segments", (0, 0), 64, **CODES), "start|multiples of 256"),
-    **{f"row_{value}": (put("row_of", 0, value), "row") for value in (-1, 1, -(2**63), 10**12)},
-    "row_of_an_empty_segment": (put("row_of", 1, -1), "row"),
-    "no_rows": (change("rows", lambda rows: rows[:0]), "row"),
+    **{f"row_{value}": (put("scalar_index", 0, value), "scalar_index") for value in (-1, 1, -(2**63), 10**12)},
+    "row_of_an_empty_segment": (put("scalar_index", 1, -1), "scalar_index"),
+    "no_rows": (change("scalars", lambda rows: rows[:0]), "scalar_index"),
     **{
-        f"origin_{value}": (put("origins", 0, value, **HALVES), "origin")
+        f"origin_{value}": (put("rng_offsets", 0, value, **HALVES), "rng_offset")
         for value in (-1, -64, -(2**63), LARGEST, LARGEST - 63, LARGEST - LENGTH + 1)
     },
-    "origin_-64_of_codes": (put("origins", 0, -64, **CODES), "origin"),
-    "origin_-64_of_rounded_parameters": (put("origins", 0, -64, param=torch.bfloat16, stochastic=True), "origin"),
-    "origins_int32": (change("origins", Tensor.int, origins=ORIGINS, **HALVES), "origins"),
-    "origins_too_few": (change("origins", lambda t: t[:1], origins=ORIGINS, **HALVES), "origins"),
+    "origin_-64_of_codes": (put("rng_offsets", 0, -64, **CODES), "rng_offset"),
+    "origin_-64_of_rounded_parameters": (
+        put("rng_offsets", 0, -64, param=torch.bfloat16, stochastic=True),
+        "rng_offset",
+    ),
+    "origins_int32": (change("rng_offsets", Tensor.int, rng_offsets=ORIGINS, **HALVES), "rng_offsets"),
+    "origins_too_few": (change("rng_offsets", lambda t: t[:1], rng_offsets=ORIGINS, **HALVES), "rng_offsets"),
     "segments_int32": (change("segments", Tensor.int), "segments"),
     "segments_of_three_columns": (change("segments", lambda t: t.repeat(1, 2)[:, :3].contiguous()), "segments"),
     "segments_expanded": (change("segments", lambda t: t[:1].expand(2, 2)), "segments"),
     "segments_too_few": (change("segments", lambda t: t[:1]), "one entry a segment"),
-    "row_of_int32": (change("row_of", Tensor.int), "row_of"),
-    "row_of_two_dimensions": (change("row_of", lambda t: t[:, None]), "row_of"),
-    "rows_float32": (change("rows", Tensor.float), "rows"),
-    "rows_of_ten_columns": (change("rows", lambda t: t[:, :-1].contiguous()), "rows"),
-    "rows_transposed": (change("rows", lambda t: t.expand(2, -1).t().contiguous().t()), "rows"),
+    "row_of_int32": (change("scalar_index", Tensor.int), "scalar_index"),
+    "row_of_two_dimensions": (change("scalar_index", lambda t: t[:, None]), "scalar_index"),
+    "rows_float32": (change("scalars", Tensor.float), "scalars"),
+    "rows_of_ten_columns": (change("scalars", lambda t: t[:, :-1].contiguous()), "scalars"),
+    "rows_transposed": (change("scalars", lambda t: t.expand(2, -1).t().contiguous().t()), "scalars"),
     "a_gradient_too_few": (lambda: arguments(grads=[torch.zeros(LENGTH)]), "grads|one entry"),
     "a_parameter_too_few": (lambda: arguments(params=[torch.zeros(LENGTH)]), "one entry|grads has 2 tensors"),
     **{
         f"meta_{name}": (change(name, meta, **options), "on meta|on one device")
         for name, options in {
-            **{key: {} for key in ("params", "grads", "exp_avg", "exp_avg_sq", "segments", "row_of", "rows")},
-            "origins": {**HALVES, "origins": ORIGINS},
+            **{key: {} for key in ("params", "grads", "exp_avg", "exp_avg_sq", "segments", "scalar_index", "scalars")},
+            "rng_offsets": {**HALVES, "rng_offsets": ORIGINS},
             "scales": CODES,
-            "residue": {"param": torch.bfloat16, "residue": torch.zeros(CAPACITY)},
+            "master": {"param": torch.bfloat16, "master": torch.zeros(CAPACITY)},
         }.items()
     },
     "meta_but_for_the_moments": (
@@ -116,10 +119,10 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
         for name, (named, options) in {
             "params": ("parameter", {}),
             "grads": ("gradient", {}),
-            **{name: (name, {}) for name in ("exp_avg", "exp_avg_sq", "segments", "row_of", "rows")},
+            **{name: (name, {}) for name in ("exp_avg", "exp_avg_sq", "segments", "scalar_index", "scalars")},
             "scales": ("scales", CODES),
-            "residue": ("residue", {"param": torch.bfloat16, "residue": torch.zeros(CAPACITY)}),
-            "origins": ("origins", {**HALVES, "origins": ORIGINS.clone()}),
+            "master": ("master", {"param": torch.bfloat16, "master": torch.zeros(CAPACITY)}),
+            "rng_offsets": ("rng_offsets", {**HALVES, "rng_offsets": ORIGINS.clone()}),
         }.items()
     },
     "freed_parameter_with_an_offset": (change("params", lambda p: freed(with_offset(p))), "storage"),
@@ -155,8 +158,8 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "short_scales": (change("scales", lambda s: s[:, :-1].contiguous(), **CODES), "scales"),
     "flat_scales": (change("scales", torch.flatten, **CODES), "scales"),
     "no_scales": (lambda: arguments(**CODES, scales=None), "scales"),
-    "short_residue": (lambda: arguments(param=torch.bfloat16, residue=torch.zeros(64)), "residue"),
-    "integer_residue": (lambda: arguments(param=torch.bfloat16, residue=torch.zeros(CAPACITY).int()), "residue"),
+    "short_residue": (lambda: arguments(param=torch.bfloat16, master=torch.zeros(64)), "master"),
+    "integer_residue": (lambda: arguments(param=torch.bfloat16, master=torch.zeros(CAPACITY).int()), "master"),
     "expanded_parameter": (
         lambda: arguments(
             params=[torch.zeros(1).expand(LENGTH), torch.zeros(0)],
@@ -177,7 +180,7 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
 def written(found: Arguments) -> list[Tensor]:
     """What a step writes, as far as there is memory for it."""
     tensors = [*found["params"], *found["grads"], *(found.get(k) for k in ("exp_avg", "exp_avg_sq", "scales"))]
-    tensors = [t for t in (*tensors, found.get("residue")) if t is not None and t.layout == torch.strided]
+    tensors = [t for t in (*tensors, found.get("master")) if t is not None and t.layout == torch.strided]
     return [t for t in tensors if not t.is_meta and t.untyped_storage().nbytes() >= t.numel() * t.element_size()]
 
 
@@ -210,7 +213,7 @@ def test_what_is_just_allowed_is_done(options: dict, start: int, origin: int | N
         found = arguments(**options)
         found["segments"][:, 0] = torch.tensor([start, CAPACITY])
         if origin is not None:
-            found["origins"] = torch.tensor([origin, 0])
+            found["rng_offsets"] = torch.tensor([origin, 0])
         before = [t.clone() for t in written(found)]
         OPERATORS[which].step(**found)
         results.append(written(found))
@@ -222,5 +225,5 @@ def test_a_call_with_nothing_but_meta_tensors_does_nothing(backend: str) -> None
     """What torch asks of a fake kernel: shapes alone, whatever the tables hold."""
     real = arguments()
     moved = {k: [*map(meta, v)] if isinstance(v, list) else meta(v) for k, v in real.items()}
-    OPERATORS[backend].step(**{**moved, "segments": real["segments"], "row_of": real["row_of"]})
+    OPERATORS[backend].step(**{**moved, "segments": real["segments"], "scalar_index": real["scalar_index"]})
     assert OPERATORS[backend].grad_norm(moved["grads"]).is_meta

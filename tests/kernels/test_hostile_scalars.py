@@ -41,13 +41,13 @@ def test_squares_refuse(made: tuple[Callable[[], list[Tensor]], str], backend: s
 def rows_arguments(**given: Any) -> Arguments:
     """The rows of one group, which two segments take."""
     return {
-        "hyper": torch.tensor([hyper(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64),
-        "pairs": torch.tensor([[0, 0]]),
+        "group_scalars": torch.tensor([hyper(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64),
+        "sources": torch.tensor([[0, 0]]),
         "counted": torch.ones(2),
         "steps": torch.zeros(2),
         "taken": torch.zeros(2, dtype=torch.float64),
         "lr": None,
-        "squares": None,
+        "partial_sums": None,
         "max_grad_norm": 0.0,
         "grad_scale": None,
         "found_inf": None,
@@ -57,25 +57,31 @@ def rows_arguments(**given: Any) -> Arguments:
 
 OPTIONAL = {
     "lr": torch.ones(1),
-    "squares": torch.ones(1, 1024, dtype=torch.float64),
+    "partial_sums": torch.ones(1, 1024, dtype=torch.float64),
     "grad_scale": torch.ones(1),
     "found_inf": torch.zeros(1),
 }
 ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
     **{
         f"pairs_{group}_{segment}": (
-            lambda group=group, segment=segment: rows_arguments(pairs=torch.tensor([[0, 1], [group, segment]])),
+            lambda group=group, segment=segment: rows_arguments(sources=torch.tensor([[0, 1], [group, segment]])),
             "row 1 names",
         )
         for group, segment in ((-1, 0), (1, 0), (0, -1), (0, 2), (0, -(2**63)), (LARGEST, 0))
     },
-    "pairs_float32": (lambda: rows_arguments(pairs=torch.zeros(1, 2)), "pairs"),
-    "pairs_of_three_columns": (lambda: rows_arguments(pairs=torch.zeros(1, 3, dtype=torch.int64)), "pairs"),
-    "pairs_strided": (lambda: rows_arguments(pairs=torch.zeros(2, 3, dtype=torch.int64).t()[:, :2]), "pairs"),
-    "hyper_of_15_columns": (lambda: rows_arguments(hyper=torch.zeros(1, 15, dtype=torch.float64)), "hyper"),
-    "hyper_strided": (lambda: rows_arguments(hyper=torch.zeros(16, 2, dtype=torch.float64).t()), "hyper"),
-    "hyper_float32": (lambda: rows_arguments(hyper=torch.zeros(1, 16)), "hyper"),
-    "hyper_of_no_group": (lambda: rows_arguments(hyper=torch.zeros(0, 16, dtype=torch.float64)), "row 0 names"),
+    "pairs_float32": (lambda: rows_arguments(sources=torch.zeros(1, 2)), "sources"),
+    "pairs_of_three_columns": (lambda: rows_arguments(sources=torch.zeros(1, 3, dtype=torch.int64)), "sources"),
+    "pairs_strided": (lambda: rows_arguments(sources=torch.zeros(2, 3, dtype=torch.int64).t()[:, :2]), "sources"),
+    "hyper_of_15_columns": (
+        lambda: rows_arguments(group_scalars=torch.zeros(1, 15, dtype=torch.float64)),
+        "group_scalars",
+    ),
+    "hyper_strided": (
+        lambda: rows_arguments(group_scalars=torch.zeros(16, 2, dtype=torch.float64).t()),
+        "group_scalars",
+    ),
+    "hyper_float32": (lambda: rows_arguments(group_scalars=torch.zeros(1, 16)), "group_scalars"),
+    "hyper_of_no_group": (lambda: rows_arguments(group_scalars=torch.zeros(0, 16, dtype=torch.float64)), "row 0 names"),
     "counted_short": (lambda: rows_arguments(counted=torch.ones(1)), "counted"),
     "counted_long": (lambda: rows_arguments(counted=torch.ones(3)), "counted"),
     "steps_float64": (lambda: rows_arguments(steps=torch.zeros(2).double()), "steps"),
@@ -87,8 +93,8 @@ ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "lr_integer": (lambda: rows_arguments(lr=torch.ones(1, dtype=torch.int64)), "lr"),
     "lr_half": (lambda: rows_arguments(lr=torch.ones(1).half()), "lr"),
     "lr_of_two_dimensions": (lambda: rows_arguments(lr=torch.ones(1, 1)), "lr"),
-    "squares_1023": (lambda: rows_arguments(squares=torch.ones(1, 1023).double()), "squares"),
-    "squares_strided": (lambda: rows_arguments(squares=torch.ones(1024, 2).double().t()), "squares"),
+    "squares_1023": (lambda: rows_arguments(partial_sums=torch.ones(1, 1023).double()), "partial_sums"),
+    "squares_strided": (lambda: rows_arguments(partial_sums=torch.ones(1024, 2).double().t()), "partial_sums"),
     "grad_scale_of_two": (lambda: rows_arguments(grad_scale=torch.ones(2)), "grad_scale"),
     "grad_scale_float64": (lambda: rows_arguments(grad_scale=torch.ones(1).double()), "grad_scale"),
     "found_inf_empty": (lambda: rows_arguments(found_inf=torch.zeros(0)), "found_inf"),
@@ -97,14 +103,14 @@ ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
             lambda name=name: (lambda a: {**a, name: meta(a[name])})(rows_arguments(**OPTIONAL)),
             "on meta|on cpu",
         )
-        for name in ("hyper", "pairs", "counted", "steps", "taken", *OPTIONAL)
+        for name in ("group_scalars", "sources", "counted", "steps", "taken", *OPTIONAL)
     },
     **{
         f"freed_{name}": (
             lambda name=name: (lambda a: {**a, name: freed(a[name].clone())})(rows_arguments(**OPTIONAL)),
             "storage",
         )
-        for name in ("hyper", "pairs", "counted", "steps", "taken", *OPTIONAL)
+        for name in ("group_scalars", "sources", "counted", "steps", "taken", *OPTIONAL)
     },
 }
 

@@ -177,11 +177,11 @@ BROKEN = {
     "codes_without_scales": (torch.int8, {"scales": None}, "scales"),
     "scales_without_codes": (torch.bfloat16, {"scales": torch.zeros(2, 1)}, "scales"),
     "scales_of_another_size": (torch.int8, {"scales": torch.zeros(2, 1)}, "scales must be"),
-    "residue_of_another_size": (torch.bfloat16, {"residue": torch.zeros(3)}, "residue must be"),
-    "residue_of_another_dtype": (torch.bfloat16, {"residue": "float16"}, "residue"),
-    "residue_and_stochastic": (torch.bfloat16, {"residue": "float32", "stochastic": True}, "stochastic"),
+    "residue_of_another_size": (torch.bfloat16, {"master": torch.zeros(3)}, "master must be"),
+    "residue_of_another_dtype": (torch.bfloat16, {"master": "float16"}, "master"),
+    "residue_and_stochastic": (torch.bfloat16, {"master": "float32", "stochastic": True}, "stochastic"),
     "second_moment_of_another_dtype": (torch.bfloat16, {"exp_avg_sq": torch.float32}, "exp_avg|no form"),
-    "origins_of_another_size": (torch.bfloat16, {"origins": torch.zeros(9, dtype=torch.int64)}, "origins"),
+    "origins_of_another_size": (torch.bfloat16, {"rng_offsets": torch.zeros(9, dtype=torch.int64)}, "rng_offsets"),
 }
 
 
@@ -191,9 +191,9 @@ def test_forms_that_do_not_go_together(op: str, state: torch.dtype, change: dict
     """Refused before anything is written."""
     case = Case(Form(torch.bfloat16, torch.bfloat16, state), ["size_4097", "matrix"])
     length = case.exp_avg.numel()
-    given = {"scales": case.scales, "residue": None, "stochastic": False, "origins": None, **change}
-    if isinstance(given["residue"], str):
-        given["residue"] = torch.zeros(length, dtype=getattr(torch, given["residue"]))
+    given = {"scales": case.scales, "master": None, "stochastic": False, "rng_offsets": None, **change}
+    if isinstance(given["master"], str):
+        given["master"] = torch.zeros(length, dtype=getattr(torch, given["master"]))
     exp_avg_sq = case.exp_avg_sq.to(given.pop("exp_avg_sq")) if "exp_avg_sq" in given else case.exp_avg_sq
     before = case.bits()
     step = getattr(ops, f"step_{op}")

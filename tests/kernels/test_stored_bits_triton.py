@@ -142,8 +142,8 @@ def replaced(**buffers: Tensor | None) -> Callable[[Case], None]:
         (torch.int8, replaced(exp_avg_sq=torch.zeros(768, dtype=torch.int8)), "no form"),
         (torch.int8, lambda case: case.segments.__setitem__((0, 0), 64), "multiples of 256"),
         (torch.bfloat16, replaced(scales=torch.zeros(2, 4)), "scales"),
-        (torch.bfloat16, replaced(residue=torch.zeros(1536, dtype=torch.int16)[::2]), "residue"),
-        (torch.bfloat16, replaced(residue=torch.zeros(768, dtype=torch.float16)), "residue"),
+        (torch.bfloat16, replaced(residue=torch.zeros(1536, dtype=torch.int16)[::2]), "master"),
+        (torch.bfloat16, replaced(residue=torch.zeros(768, dtype=torch.float16)), "master"),
         (torch.bfloat16, replaced(residue=torch.zeros(768, dtype=torch.int16)), "rounded to nearest"),
     ],
     ids=[

@@ -36,13 +36,13 @@ def row_arguments(groups: list[dict] = GROUPS, **changes: object) -> dict:
     """Every group at every count; the segments of odd counts do not step."""
     steps = torch.tensor(STEPS, dtype=torch.float32)
     arguments = {
-        "hyper": torch.tensor([hyper(group, float(group["lr"])) for group in groups], dtype=torch.float64),
-        "pairs": torch.cartesian_prod(torch.arange(len(groups)), torch.arange(len(steps))),
+        "group_scalars": torch.tensor([hyper(group, float(group["lr"])) for group in groups], dtype=torch.float64),
+        "sources": torch.cartesian_prod(torch.arange(len(groups)), torch.arange(len(steps))),
         "counted": (steps % 2 == 0).float(),
         "steps": steps,
         "taken": steps.double(),
         "lr": None,
-        "squares": None,
+        "partial_sums": None,
         "max_grad_norm": 1.0,
         "grad_scale": None,
         "found_inf": None,
@@ -88,7 +88,7 @@ def norms(value: float, buckets: int = 2) -> Tensor:
 @pytest.mark.parametrize("value", [0.5, 1e-320, float("inf"), float("nan")])
 @pytest.mark.parametrize("max_grad_norm", [0.1, 1e6, float("inf"), 0.0])
 def test_clipping(value: float, max_grad_norm: float) -> None:
-    arguments = row_arguments(GROUPS[:2], squares=norms(value), max_grad_norm=max_grad_norm)
+    arguments = row_arguments(GROUPS[:2], partial_sums=norms(value), max_grad_norm=max_grad_norm)
     rows, norm, _ = assert_same(arguments)
     factor = abs(rows[0, 7])
     clipped = max_grad_norm / (float(norm) + 1e-6)
@@ -110,7 +110,7 @@ def test_tensor_learning_rates(dtype: torch.dtype, layout: str) -> None:
 def test_scale_and_found_inf(found: float, shape: tuple[int, ...]) -> None:
     arguments = row_arguments(
         GROUPS[:3],
-        squares=norms(1.0, buckets=3),
+        partial_sums=norms(1.0, buckets=3),
         grad_scale=torch.full(shape, 3.0),
         found_inf=torch.full(shape, found),
     )
@@ -125,7 +125,7 @@ def test_rows_read_counts_before_they_count() -> None:
     groups = [{**GROUP_DEFAULTS, "lr": 0.001 * k} for k in range(300)]
     arguments = row_arguments(
         groups,
-        pairs=torch.stack([torch.arange(300), torch.full((300,), 2999)], dim=1),
+        sources=torch.stack([torch.arange(300), torch.full((300,), 2999)], dim=1),
         steps=torch.full((3000,), 6.0),
         taken=torch.full((3000,), 6.0, dtype=torch.float64),
         counted=torch.ones(3000),
@@ -139,12 +139,12 @@ def test_rows_read_counts_before_they_count() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("hyper", torch.zeros(2, 14, dtype=torch.float64)),
-        ("pairs", torch.zeros(4, 2, dtype=torch.int32)),
+        ("group_scalars", torch.zeros(2, 14, dtype=torch.float64)),
+        ("sources", torch.zeros(4, 2, dtype=torch.int32)),
         ("counted", torch.ones(3)),
         ("steps", torch.zeros(2 * len(STEPS))[::2]),
         ("lr", torch.zeros(1)),
-        ("squares", torch.zeros(1, 1000, dtype=torch.float64)),
+        ("partial_sums", torch.zeros(1, 1000, dtype=torch.float64)),
         ("grad_scale", torch.ones(2)),
         ("found_inf", torch.zeros(1, dtype=torch.float64)),
     ],

@@ -80,9 +80,9 @@ def test_step_equals_reference(dtype: torch.dtype, grad_dtype: torch.dtype, zero
     [
         (lambda s: s.segments.__setitem__((-1, 0), 10**9), "start"),
         (lambda s: s.segments.__setitem__((-1, 0), -64), "start"),
-        (lambda s: s.row_of.__setitem__(-1, 3), "row"),
-        (lambda s: setattr(s, "rows", s.rows[:, :8]), "rows"),
-        (lambda s: setattr(s, "rows", s.rows.float()), "rows"),
+        (lambda s: s.row_of.__setitem__(-1, 3), "scalar_index"),
+        (lambda s: setattr(s, "rows", s.rows[:, :8]), "scalars"),
+        (lambda s: setattr(s, "rows", s.rows.float()), "scalars"),
         (lambda s: s.moments.__setitem__(1, torch.zeros(64)), "exp_avg"),
         (lambda s: setattr(s, "row_of", s.row_of[:-1]), "one entry a segment"),
     ],

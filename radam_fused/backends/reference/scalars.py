@@ -50,21 +50,21 @@ def halve(values: Tensor) -> Tensor:
 
 
 def scalars(
-    hyper: Tensor,
-    pairs: Tensor,
+    group_scalars: Tensor,
+    sources: Tensor,
     counted: Tensor,
     steps: Tensor,
     taken: Tensor,
     lr: Tensor | None,
-    squares: Tensor | None,
+    partial_sums: Tensor | None,
     max_grad_norm: float,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_reference``; arguments and results as `radam_fused.backends.ops` says."""
-    check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
-    group, leader = pairs.unbind(1)
-    columns: Any = hyper[group].unbind(1)
+    check_rows(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
+    group, leader = sources.unbind(1)
+    columns: Any = group_scalars[group].unbind(1)
     h: Any = Hyper(*columns)
     before = torch.where(steps == taken.float(), taken, steps.double())  # a count that user code has written
     t = before[leader] + 1.0
@@ -79,10 +79,10 @@ def scalars(
     alpha = torch.where(rectified, rate * r_t * root_c2 / c1, held)
     direction = torch.where(rectified, ADAPTIVE, h.unrectified)
 
-    factor, norm = h.sign, torch.zeros((), dtype=torch.float64, device=hyper.device)
+    factor, norm = h.sign, torch.zeros((), dtype=torch.float64, device=group_scalars.device)
     scale = None if grad_scale is None else grad_scale.double().reshape(())
-    if squares is not None:
-        for partial in halve(squares):
+    if partial_sums is not None:
+        for partial in halve(partial_sums):
             norm = norm + partial
         norm = square_root(norm)
         if scale is not None:

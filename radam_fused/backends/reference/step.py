@@ -24,27 +24,27 @@ def step(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     segments: Tensor,
-    row_of: Tensor,
-    rows: Tensor,
+    scalar_index: Tensor,
+    scalars: Tensor,
     zero_grads: bool = False,
     scales: Tensor | None = None,
-    residue: Tensor | None = None,
+    master: Tensor | None = None,
     stochastic: bool = False,
-    origins: Tensor | None = None,
+    rng_offsets: Tensor | None = None,
 ) -> None:
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.backends.ops` says."""
-    state, tables = (exp_avg, exp_avg_sq, scales, residue), (segments, row_of, rows, origins)
+    state, tables = (exp_avg, exp_avg_sq, scales, master), (segments, scalar_index, scalars, rng_offsets)
     plain = check_step(params, grads, state, tables, stochastic)
     zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
-    on_host = rows.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
-    rounded = rows.to(exp_avg.dtype if plain else torch.float32)  # once: the rounded numbers decide every branch
+    on_host = scalars.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
+    rounded = scalars.to(exp_avg.dtype if plain else torch.float32)  # once: the rounded numbers decide every branch
     table = rounded.tolist() if on_host else rounded.unbind(0)
     update = update_by_host if on_host else update_by_device
-    draws_from = segments[:, 0] if origins is None else origins
-    places = zip(segments[:, 0].tolist(), draws_from.tolist(), row_of.tolist(), strict=True)
+    draws_from = segments[:, 0] if rng_offsets is None else rng_offsets
+    places = zip(segments[:, 0].tolist(), draws_from.tolist(), scalar_index.tolist(), strict=True)
     # Everything that needs memory comes before the first write: without memory nothing is stepped.
     new_m, new_v = exp_avg.clone(), exp_avg_sq.clone()
-    new = new_m, new_v, None if scales is None else scales.clone(), None if residue is None else residue.clone()
+    new = new_m, new_v, None if scales is None else scales.clone(), None if master is None else master.clone()
     results: list[tuple[Tensor | None, Tensor | None]] = list(zip(state, new, strict=True))
     for param, grad, (start, origin, index) in zip(params, grads, places, strict=True):
         p, g = param.detach(), grad.detach()
@@ -52,7 +52,7 @@ def step(
         result = torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device).copy_(p)
         results.append((p, result))
         if not plain:
-            row = rows[index].to(exp_avg.device)
+            row = scalars[index].to(exp_avg.device)
             Stored(p, g, new, start, origin, row, stochastic).update(result)
             continue
         m, v = (moments.as_strided(param.shape, strides, start) for moments in (new_m, new_v))

@@ -16,13 +16,13 @@ COUNT_BLOCK = 8 * BLOCK
 
 
 def scalars(
-    hyper: Tensor,
-    pairs: Tensor,
+    group_scalars: Tensor,
+    sources: Tensor,
     counted: Tensor,
     steps: Tensor,
     taken: Tensor,
     lr: Tensor | None,
-    squares: Tensor | None,
+    partial_sums: Tensor | None,
     max_grad_norm: float,
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
@@ -30,28 +30,28 @@ def scalars(
     """``radam_fused::scalars_triton``; arguments and results as `radam_fused.backends.ops` says."""
     from .scalars_kernel import rows_kernel
 
-    require("scalars", hyper.device)
-    check_rows(hyper, pairs, counted, steps, taken, lr, squares, grad_scale, found_inf)
-    made = hyper.new_empty(pairs.shape[0], len(Row._fields))
-    norm = hyper.new_empty(())
-    with torch.cuda.device_of(hyper):
+    require("scalars", group_scalars.device)
+    check_rows(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
+    made = group_scalars.new_empty(sources.shape[0], len(Row._fields))
+    norm = group_scalars.new_empty(())
+    with torch.cuda.device_of(group_scalars):
         rows_kernel[(1,)](
-            hyper,
-            pairs,
+            group_scalars,
+            sources,
             counted,
             steps,
             taken,
             lr,
             0 if lr is None else lr.stride(0),
-            squares,
+            partial_sums,
             max_grad_norm,
             grad_scale,
             found_inf,
             made,
             norm,
-            pairs.shape[0],
+            sources.shape[0],
             steps.numel(),
-            0 if squares is None else squares.shape[0],
+            0 if partial_sums is None else partial_sums.shape[0],
             BLOCK=BLOCK,
             COUNT_BLOCK=COUNT_BLOCK,
             num_warps=WARPS,

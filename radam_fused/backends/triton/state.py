@@ -21,21 +21,21 @@ class State(NamedTuple):
     exp_avg: Tensor
     exp_avg_sq: Tensor
     scales: Tensor | None
-    residue: Tensor | None
+    master_buffer: Tensor | None
     stochastic: bool
 
     def facts(self) -> object:
         """All that the checks go by (`triton_tables.facts`)."""
         given = [buffer for buffer in self[:4] if buffer is not None]
-        return facts(given), self.scales is None, self.residue is None, self.stochastic
+        return facts(given), self.scales is None, self.master_buffer is None, self.stochastic
 
     def plain(self) -> bool:
         """Whether the kernel for state in the dtype of the arithmetic serves it."""
         in_full = self.exp_avg.dtype in (torch.float32, torch.float64)
-        return in_full and self.residue is None and not self.stochastic
+        return in_full and self.master_buffer is None and not self.stochastic
 
-    def master(self) -> str | None:
-        """What the residue is, as the kernel over stored forms calls it."""
-        if self.residue is None:
+    def master_format(self) -> str | None:
+        """The format of the master buffer, as the kernel for low-precision state calls it."""
+        if self.master_buffer is None:
             return None
-        return {torch.float32: "fp32", torch.int16: "split"}.get(self.residue.dtype, "kahan")
+        return {torch.float32: "fp32", torch.int16: "split"}.get(self.master_buffer.dtype, "kahan")

@@ -99,51 +99,53 @@ def step(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     segments: Tensor,
-    row_of: Tensor,
-    rows: Tensor,
+    scalar_index: Tensor,
+    scalars: Tensor,
     zero_grads: bool = False,
     scales: Tensor | None = None,
-    residue: Tensor | None = None,
+    master: Tensor | None = None,
     stochastic: bool = False,
-    origins: Tensor | None = None,
+    rng_offsets: Tensor | None = None,
 ) -> None:
     """``radam_fused::step_triton``; arguments and errors as `backends/ops.py` says. One launch a gradient dtype."""
     device = exp_avg.device
     require("step", device)
-    check_tables(len(params), exp_avg, segments, row_of, rows, origins)
-    places, row = segments.tolist(), row_of.tolist()
-    drawn = segments[:, 0].tolist() if origins is None else origins.tolist()
+    check_tables(len(params), exp_avg, segments, scalar_index, scalars, rng_offsets)
+    places, row = segments.tolist(), scalar_index.tolist()
+    drawn = segments[:, 0].tolist() if rng_offsets is None else rng_offsets.tolist()
     if len(params) != len(grads):
         raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
     rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
-    state = State(exp_avg, exp_avg_sq, scales, residue, rounds)
+    state = State(exp_avg, exp_avg_sq, scales, master, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
     zeroed_by_kernel = zero_grads and not shared
-    known = facts(params), facts(grads), state.facts(), places, drawn, row, len(rows), zero_grads
+    known = facts(params), facts(grads), state.facts(), places, drawn, row, len(scalars), zero_grads
 
     @functools.cache
     def checked() -> list[Segment]:
-        check_step(params, grads, state[:4], (segments, row_of, rows, origins), stochastic, SMALL_ALIGNMENT)
+        check_step(
+            params, grads, state[:4], (segments, scalar_index, scalars, rng_offsets), stochastic, SMALL_ALIGNMENT
+        )
         starts = (start for start, _ in places)
         return [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
 
     # Shards of DTensors may; all others begin where segments do.
-    anywhere = origins is not None and not state.plain() and bool((origins % DRAWS).any())
+    anywhere = rng_offsets is not None and not state.plain() and bool((rng_offsets % DRAWS).any())
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
     launches = [
         _Launch([param.numel() for param, grad in zip(params, grads, strict=True) if grad.dtype == dtype], dtype, tile)
         for dtype in dict.fromkeys(grad.dtype for grad in grads)
     ]
     wanted = [table for launch in launches for table in launch.tables(exp_avg.data_ptr(), known, checked)]
-    if rows.device != device:
-        wanted.append(Table(lambda: rows))
+    if scalars.device != device:
+        wanted.append(Table(lambda: scalars))
     with torch.cuda.device_of(exp_avg):
         tables = on_device(device, wanted)
-        rows = rows if rows.device == device else tables.pop().view(torch.float64)
+        scalars = scalars if scalars.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
-            launch.start(table, tile_segment, rows, state, params[0].dtype, zeroed_by_kernel, anywhere)
+            launch.start(table, tile_segment, scalars, state, params[0].dtype, zeroed_by_kernel, anywhere)
     if shared:
         for grad in grads:
             one_of_each(grad).zero_()
@@ -173,7 +175,7 @@ class _Launch(NamedTuple):
         self,
         table: Tensor,
         tile_segment: Tensor,
-        rows: Tensor,
+        scalars: Tensor,
         state: State,
         param_dtype: torch.dtype,
         zero_grads: bool,
@@ -189,7 +191,7 @@ class _Launch(NamedTuple):
             table,
             tile_segment.view(torch.int32),
             table,
-            rows,
+            scalars,
             as_stored(exp_avg),
             as_stored(state.exp_avg_sq),
             tiles,
@@ -216,9 +218,9 @@ class _Launch(NamedTuple):
             stored_step_kernel[grid](
                 *common,
                 state.scales,
-                as_stored(state.residue),
+                as_stored(state.master_buffer),
                 exp_avg.numel() // ALIGNMENT,
-                MASTER=state.master(),
+                MASTER=state.master_format(),
                 STOCHASTIC=state.stochastic,
                 ANYWHERE=anywhere,
                 SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
