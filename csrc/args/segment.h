@@ -34,7 +34,7 @@ struct Segment {
   void* grad;              // written too, if gradients are to be zero after the step
   int64_t start;           // offset of its moments in the bucket's flat buffers, in elements
   int64_t numel;           // never 0
-  int64_t scalar_index;    // which row of the scalars the step uses
+  int64_t scalar_index;    // index of its row in the scalars
   int grad_dtype;          // a Dtype
   const Strides* strides;  // null when parameter, gradient and moments share one dense order
   bool overlapping;        // whether elements of the gradient may share memory

@@ -27,7 +27,7 @@ struct StepArgs {
   std::optional<torch::stable::Tensor> rng_offsets;
 };
 
-// A row of the argument `segments`.
+// One row in the argument `segments`.
 struct SegmentPlace {
   int64_t start;        // of its moments in the flat buffers, in elements
   int64_t layout_hash;  // of the parameter for which the moments were laid out
@@ -50,8 +50,8 @@ struct Launch {
 // Raises for the first argument that does not fit.
 Launch read_step_args(const TensorList& params, const TensorList& grads, const StepArgs& args);
 
-// A row of a pointer table: a parameter and its gradient, both dense arrays in the order of their moments. The table is
-// an int64 tensor of shape (n, 5), which radam_fused._C.read_pairs fills in.
+// One row in a pointer table: a parameter and its gradient, both dense arrays in the order of their moments. The table
+// is an int64 tensor of shape (n, 5), which radam_fused._C.read_pairs fills in.
 struct TensorPair {
   AtenTensorHandle tensor;  // the parameter
   void* param;
@@ -59,7 +59,7 @@ struct TensorPair {
   int64_t numel;
   int64_t grad_dtype;
 };
-static_assert(sizeof(TensorPair) == 5 * sizeof(int64_t), "a row of a pointer table");
+static_assert(sizeof(TensorPair) == 5 * sizeof(int64_t), "one row in a pointer table");
 
 // The same for a pointer table. Dtypes and layouts of the pairs were checked when the table was filled in.
 Launch read_step_args(const torch::stable::Tensor& pointer_table, int param_dtype, const StepArgs& args);

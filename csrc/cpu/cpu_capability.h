@@ -18,8 +18,7 @@ namespace radam_fused {
 
 enum class CpuCapability { kBaseline, kAvx2, kAvx512 };
 
-// The widest that this machine has. RADAM_FUSED_CPU_ISA=baseline|avx2 limits it, for tests that compare the bits of
-// all.
+// The widest that this machine has. Tests set RADAM_FUSED_CPU_ISA=baseline|avx2 to compare the bits of all.
 CpuCapability cpu_capability();
 
 // Its name: "baseline", "avx2" or "avx512".

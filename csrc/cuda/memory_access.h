@@ -21,7 +21,7 @@ struct alignas(16) Uint4 {
 #endif
 
 // A step reads and writes every value once, and a model does not fit the cache: both accesses ask for early eviction,
-// which leaves the cache to the tables and to other data (PTX ISA, cache operators .cs).
+// which leaves the cache to the tables and to other data (PTX cache operators .cs).
 template <typename Word>
 RADAM_HD Word load_streaming(const Word* from) {
 #if defined(__CUDA_ARCH__)

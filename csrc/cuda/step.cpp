@@ -18,8 +18,8 @@ struct Prepared {
   Arguments arguments;
 };
 
-// The scalars that the host has computed: rounded, to go by value, and in float64, for a table. Both are empty where
-// the scalars are on the device.
+// The scalars that the host has computed: rounded, to be passed by value, and in float64, for a table. Both are empty
+// where the scalars are on the device.
 struct HostScalars {
   std::vector<unsigned char> rounded;
   std::vector<double> table;

@@ -15,7 +15,7 @@ inline void check(cudaError_t status, const char* op, const char* what) {
   cudaGetLastError();  // clears the error, which the next CUDA call of any code would report again
   STD_TORCH_CHECK(false, op, ": ", what, " failed: ", cudaGetErrorName(status), " (", cudaGetErrorString(status),
                   "). This library holds code for the architectures ", architectures(),
-                  ". An illegal access may be an earlier kernel's: CUDA_LAUNCH_BLOCKING=1 tells.");
+                  ". An illegal access may be an earlier kernel's: CUDA_LAUNCH_BLOCKING=1 shows whose it is.");
 }
 
 // Makes the device the current one for as long as it lives.

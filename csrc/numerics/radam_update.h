@@ -10,7 +10,7 @@
 
 namespace radam_fused {
 
-// The columns of the scalars tensor, in float64. Must match the fields of class Row in radam_fused/numerics/scalars.py.
+// The columns of the scalars tensor, in float64. Must match radam_fused/numerics/scalars.py column by column.
 enum ScalarColumn : int {
   kOneMinusBeta1,
   kBeta2,

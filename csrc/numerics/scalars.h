@@ -67,14 +67,14 @@ RADAM_HD double exact_variance(double rho) {
 // rectification= of a parameter group: the index into KINDS of radam_fused/rectification.py.
 constexpr double kExactRectification = 1.0, kNoRectification = 2.0;
 
-// The hyperparameters of a parameter group and what follows from them alone. Must match the fields of class Hyper in
-// radam_fused/numerics/scalars.py.
+// The hyperparameters of a parameter group and what follows from them alone. Must match radam_fused/numerics/scalars.py
+// field by field.
 struct GroupScalars {
   double lr, one_minus_beta1, decay_rate1, beta2, one_minus_beta2, decay_rate2, rho_inf, limit_variance, rho_threshold,
       eps, l2_decay, decoupled_decay, sign, unrectified_rule, kind, seed;
 };
 constexpr int kGroupColumns = sizeof(GroupScalars) / sizeof(double);
-static_assert(kGroupColumns == 16, "as many as class Hyper has");
+static_assert(kGroupColumns == 16, "as many as in radam_fused/numerics/scalars.py");
 
 // r_t, to first order or exact, for rho_t above the threshold.
 RADAM_HD double rectification_factor(double rho_t, const GroupScalars& h) {

@@ -1,6 +1,5 @@
-// The scalars of a step from the optimizer's param_groups: the same bits as `step_row` of
-// radam_fused/numerics/scalars.py, which takes some 3 us per row, and six times that after a training step has emptied
-// the caches.
+// The scalars of a step from the optimizer's param_groups, with the bits of radam_fused/numerics/scalars.py. Python
+// takes some 3 us per row, and six times that after a training step has emptied the caches.
 #include "python/param_groups.h"
 
 #include <cmath>
@@ -96,7 +95,7 @@ double decay_rate(double beta) {
   return beta >= 0.5 ? -std::log1p(beta - 1.0) : -std::log(beta);
 }
 
-// As `hyper` of radam_fused/numerics/scalars.py.
+// Must match radam_fused/numerics/scalars.py.
 GroupScalars read_group_scalars(Group& group) {
   static const Names names;
   static const char* const kKinds[] = {"first_order", "exact", "none"};
