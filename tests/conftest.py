@@ -13,7 +13,7 @@ if not HAS_GPU:  # before anything imports Triton: its kernels are then interpre
 
 import pytest  # noqa: E402
 
-from tests.support.cuda_host import compile_walk  # noqa: E402
+from tests.support.cuda_host import compile_host_kernels  # noqa: E402
 from tests.support.helpers import BACKENDS  # noqa: E402
 
 pytest_plugins = ["tests.support.offloaded"]
@@ -33,9 +33,9 @@ def device(backend: str) -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def walk(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA kernels' bodies, compiled for the host."""
-    return compile_walk(tmp_path_factory.mktemp("walk"))
+    return compile_host_kernels(tmp_path_factory.mktemp("host_kernels"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 A process of its own, as the tests' has Triton interpreting. Each job is (kernel, dtypes, architecture, whether
 multiplications and additions may fuse); FOLDER receives a cubin and the PTX of each. The dtypes are those of parameter
 and gradient for ``step`` and ``step_zero``, of the gradients for ``squares`` and of a learning rate for ``rows``. Those
-of ``stored`` are of parameter, gradient and moments, and what is kept beside the parameter or ``stochastic``.
+of ``stored`` are of parameter, gradient and moments, and the master weights or ``stochastic``.
 """
 
 import json

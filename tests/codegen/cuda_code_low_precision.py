@@ -1,4 +1,4 @@
-"""What nvcc makes of the step's kernels over stored forms: a part of tests/codegen/cuda_code.py.
+"""What nvcc makes of the step's kernels over low-precision state: a part of tests/codegen/cuda_code.py.
 
 A thread's wide loads have to be on their way together before anything is computed, each as wide as its array allows; a
 kernel must not spill, nor fuse a multiplication with an addition beyond what divisions and square roots consist of.
@@ -95,7 +95,7 @@ def controls(flags: list[str], good: Code) -> bool:
 
     return all(
         [
-            control("stored forms with -fmad=true", problems(fused), "fused multiply-adds in the PTX"),
+            control("low-precision state with -fmad=true", problems(fused), "fused multiply-adds in the PTX"),
             control("the same, by the machine code", problems(fused), "divisions and square roots take"),
             control("compiled for 8 blocks an SM", problems(spilling), "spills"),
             control("codes loaded by fours", problems(with_code(good, narrow)), "loads by width"),
@@ -111,7 +111,7 @@ def check(flags: list[str]) -> bool:
     with ThreadPoolExecutor(2) as pool:
         per_architecture = pool.map(lambda arch: compiled("low_precision", arch, flags), ARCHITECTURES)
         found = [code for codes in per_architecture for code in codes]
-    print("\nThe step's kernels over stored forms\n")
+    print("\nThe step's kernels over low-precision state\n")
     print("  moments  arch    registers  blocks/SM  loads of 128 and 64 bits  instructions")
     for code in sorted(found, key=lambda code: (MOMENTS.index(moments_of(code)), code.arch)):
         loads = widths(code, wide_accesses(code, "LDG"))

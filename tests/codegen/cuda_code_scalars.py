@@ -45,7 +45,7 @@ def problems_of_squares(code: Code) -> list[str]:
 
 
 def problems_of_rows(code: Code) -> list[str]:
-    return code.problems(ROWS_LIMIT)  # quotients and roots are expanded into DFMA: the PTX tells of others
+    return code.problems(ROWS_LIMIT)  # quotients and roots are expanded into DFMA: the PTX shows others
 
 
 def dtype_of(code: Code) -> str:

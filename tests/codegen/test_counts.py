@@ -21,7 +21,7 @@ from torch.profiler import profile
 
 from radam_fused import FusedRAdam
 
-FORMS = pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
+LAYOUTS = pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 WARM = 8
 """Steps after which everything lazy has been built and RAdam is rectified."""
 
@@ -69,7 +69,7 @@ def calls(opt: torch.optim.Optimizer) -> Counter[str]:
     return found
 
 
-@FORMS
+@LAYOUTS
 def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool) -> None:
     """Parameters and gradients are looked at in C++, under `flatten` above 512 tensors a few of them in turns."""
     few, many = (calls(optimizer(n, flatten=flatten)) for n in (600, 1200))
@@ -87,7 +87,7 @@ def test_calls_of_a_group() -> None:
 
 
 def test_torch_calls_more_for_each_tensor() -> None:
-    """The negative control: the same counting sees a walk over parameters in Python."""
+    """The negative control: the same counting sees a loop over parameters in Python."""
     few, many = (calls(optimizer(n, make=torch.optim.RAdam)) for n in (100, 200))
     assert many["c_call"] - few["c_call"] > 10 * 100
 
@@ -102,7 +102,7 @@ def operators(opt: torch.optim.Optimizer) -> tuple[Counter[str], int]:
     return names, memory
 
 
-@FORMS
+@LAYOUTS
 @pytest.mark.parametrize(("tensors", "groups"), [(1, 1), (1000, 1), (1000, 50)])
 def test_one_operator_a_step(tensors: int, groups: int, flatten: bool) -> None:
     """One launch for the whole bucket, and besides it only its rows and the group's step counts."""
@@ -123,7 +123,7 @@ def test_two_dtypes_are_two_operators() -> None:
     assert sum(count for name, count in names.items() if name.startswith("radam_fused::")) == 2
 
 
-@FORMS
+@LAYOUTS
 def test_torch_allocates_as_often_for_many_tensors(flatten: bool) -> None:
     """The rows, and a step count: two allocations of a few bytes."""
     _, few = operators(optimizer(10, flatten=flatten))
@@ -144,7 +144,7 @@ def peak(opt: torch.optim.Optimizer) -> int:
             tracemalloc.stop()
 
 
-@FORMS
+@LAYOUTS
 def test_python_allocates_nothing_for_a_tensor(flatten: bool) -> None:
     few, many = (peak(optimizer(n, flatten=flatten)) for n in (600, 1200))
     assert (many - few) / 600 < 1

@@ -26,7 +26,7 @@ def turns() -> list[list[str]]:
     """One turn of each version of the main loop of fp32 with AVX-512, the shortest first."""
     if shutil.which("objdump") is None:
         pytest.fail("objdump (binutils) comes with every g++; install it")
-    [function] = functions(LIBRARY, "span_avx512<float, float>(")
+    [function] = functions(LIBRARY, "update_avx512<float, float>(")
     found = [turn for turn in function.loops(r"vsqrtps.*%zmm") if any("prefetch" in text for text in turn)]
     assert found
     return found
@@ -59,20 +59,20 @@ def test_a_request_a_line_and_array(turns: list[list[str]]) -> None:
         assert count(turn, "prefetch") == 4 * BLOCK * 4 // 64
 
 
-def test_stored_forms_stay_in_vectors() -> None:
+def test_low_precision_stays_in_vectors() -> None:
     """Neighbours are put in place by permutations, not one by one; random numbers take two products a round and vector.
 
     The negative control is the function for other machines: one product by one, and no vector of 512 bits.
     """
-    [step] = functions(LIBRARY, "lanes::(anonymous namespace)::update_run(")
+    [step] = functions(LIBRARY, "avx512::(anonymous namespace)::update_chunk(")
     assert count(step.code, "vsqrtps", "vdivps") > 0
     assert count(step.code, "vgather", "vpgather", "vscatter", "vpscatter", "vpinsr", "vpextr") == 0
-    [draw] = [f for f in functions(LIBRARY, "lanes::Draws::draw<4>(") if len(f.code) > 100]
-    products = [text for text in draw.code if text.startswith("vpmuludq")]
+    [fill] = [f for f in functions(LIBRARY, "avx512::RandomBits::fill<4>(") if len(f.code) > 100]
+    products = [text for text in fill.code if text.startswith("vpmuludq")]
     assert all("zmm" in text for text in products)
     assert 4 * (2 * 10 - 1) <= len(products) <= 4 * 2 * 10  # the step's own product is the same for all
-    assert count(draw.code, "imul", "mul ", "mulx") == 0
-    [other] = functions(LIBRARY, "anonymous namespace)::span_baseline(void*, void const*, int")
+    assert count(fill.code, "imul", "mul ", "mulx") == 0
+    [other] = functions(LIBRARY, "anonymous namespace)::update_baseline(void*, void const*, int")
     assert count(other.code, "imul", "mul ", "pmuludq") > 0
     assert not any("zmm" in text for text in other.code)
 

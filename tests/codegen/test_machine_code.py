@@ -36,7 +36,7 @@ STORED = (
     "bf16-bf16-fp32-split",
     "bf16-bf16-bf16-kahan",
 )
-"""Forms of parameter, gradient and moments, and what is kept or drawn: each way of storing, and the most registers."""
+"""Formats of parameter, gradient, moments and master weights: each way to store, and the most registers."""
 THREADS, TILE = 128, 1024
 ADDS, MULTIPLIES = 8, 8
 """Of the numeric contract, an element: the additions and multiplications outside of the division and the root."""
@@ -100,14 +100,14 @@ def spills(found: Code) -> bool:
     return bool(found.stack or found.local or local)
 
 
-STORED_FORMS = pytest.mark.parametrize("form", STORED)
+LOW_PRECISION = pytest.mark.parametrize("form", STORED)
 ON_A_THREAD = TILE // THREADS + 2
 """Elements of a full tile, and of the slice that the general path takes at a time."""
 
 
 @ARCHS
-@STORED_FORMS
-def test_stored_forms_are_moved_as_wide_as_a_thread_s_share(form: str, arch: int, code: dict) -> None:
+@LOW_PRECISION
+def test_low_precision_are_moved_as_wide_as_a_thread_s_share(form: str, arch: int, code: dict) -> None:
     """128 bits at a time; 8 codes of 8 bits are no more than 64. No part of a full tile is moved any other way."""
     param, grad, state, kept = form.split("-")
     written = BYTES[param] + {"fp32": 4, "split": 2, "kahan": 2}.get(kept, 0)
@@ -122,16 +122,16 @@ def test_stored_forms_are_moved_as_wide_as_a_thread_s_share(form: str, arch: int
 
 
 @ARCHS
-@STORED_FORMS
-def test_stored_forms_spill_nothing(form: str, arch: int, code: dict) -> None:
+@LOW_PRECISION
+def test_low_precision_spill_nothing(form: str, arch: int, code: dict) -> None:
     found = code["stored", form, arch, False]
     assert not spills(found)
     assert found.registers <= 128  # which leaves four blocks to a multiprocessor
 
 
 @ARCHS
-@STORED_FORMS
-def test_stored_forms_round_every_operation_by_itself(form: str, arch: int, code: dict) -> None:
+@LOW_PRECISION
+def test_low_precision_round_every_operation_by_itself(form: str, arch: int, code: dict) -> None:
     rounds_by_itself(arch)
     found = code["stored", form, arch, False]
     adds, multiplies = arithmetic(found)

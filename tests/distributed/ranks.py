@@ -2,7 +2,7 @@
 
 A test hands `Ranks.run` a function of a module and how many ranks are to run it; each gets a process group of its own
 (gloo, through a file) and returns what can be pickled. A rank that is not done in time is a hang: it fails the test,
-and all processes are made anew.
+and all processes are started again.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ interrupted(*sys.argv[1:])
 
 
 class Slow(dcp.FileSystemWriter):
-    """Tells when it has come to a point of the save, and waits there for its end.
+    """Reports when it has come to a point of the save, and waits there for its end.
 
     The points: "tensors" are cut short, or all of them are written and the "metadata" are not.
     """

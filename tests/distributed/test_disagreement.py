@@ -90,12 +90,12 @@ def test_a_gradient_that_does_not_fit(which: str, clip: dict[str, Any], ranks: R
         if rank == ODD:
             assert isinstance(outcome, Failed)
             assert WRONG[which][1] in outcome.message
-        elif clip:  # the others hear of it in the all-reduce, and nobody has stepped
+        elif clip:  # the others hear of it in the all-reduce, and no rank has stepped
             assert isinstance(outcome, Failed)
             assert f"no rank has stepped, as a gradient does not fit on rank {ODD}" in outcome.message
             assert WRONG[which][1] in outcome.message
         else:
-            assert outcome is None  # has stepped, and waits for nobody
+            assert outcome is None  # has stepped, and waits for no rank
 
 
 def missing(which: list[str], options: dict[str, Any]) -> tuple[list[float], list[float], float | None]:

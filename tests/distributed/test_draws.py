@@ -1,7 +1,7 @@
 """Shards of one DTensor draw the random numbers of their places in the whole tensor.
 
 Where a rank's part is one run of the whole (`Shard(0)`, on meshes of any kind) every number of ranks has the bits of
-one process; other parts draw for places of their own. No two shards draw alike, and replicas do.
+one process; other parts have random numbers of their own places. No two shards draw alike, and replicas do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.support.helpers import same_bits
 
-FORMS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {
     "stochastic": {"rounding": "stochastic"},
     "stochastic, bf16": {"rounding": "stochastic", "state_dtype": torch.bfloat16},
     "split, fp16": {"master_weights": "split", "state_dtype": torch.float16},
@@ -95,7 +95,7 @@ def as_one_process(layout: str, form: str, way: str) -> list[str]:
     mesh = init_device_mesh("cpu", mesh_shape)
     shapes = BLOCKS if form.endswith("int8") else SHAPES
     params = [nn.Parameter(spread(value, mesh, placements)) for value in whole_parameters(shapes)]
-    options = dict(FORMS[form])
+    options = dict(FORMATS[form])
     found = run(params, {**options, "offload": way == "offload"}, way == "in backward")
     wanted = expected(options, mesh, placements, shapes)
     assert len(found) == len(wanted) > len(params)
@@ -103,7 +103,7 @@ def as_one_process(layout: str, form: str, way: str) -> list[str]:
     return [f"value {k} of shape {tuple(a.shape)}" for k, (a, b) in pairs if not same_bits(a, b)]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_as_one_process(layout: str, form: str, ranks: Ranks) -> None:
     world = torch.Size(LAYOUTS[layout][0]).numel()

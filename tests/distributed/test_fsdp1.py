@@ -18,7 +18,7 @@ from tests.distributed.training import mean_loss
 from tests.support.helpers import same_bits
 
 BEFORE, AFTER = 7, 3
-FORMS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "fp16 moments": {"state_dtype": torch.float16},
     "int8": {"state_dtype": torch.int8},
@@ -34,7 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def made(form: str, originals: bool) -> tuple[nn.Module, FusedRAdam]:
     torch.manual_seed(0)
-    options = dict(FORMS[form])
+    options = dict(FORMATS[form])
     model = nn.Sequential(nn.Linear(8, 1001), nn.Linear(1001, 3)).to(options.pop("dtype", torch.float32))
     model = FullyShardedDataParallel(model, use_orig_params=originals, device_id=torch.device("cpu"))
     return model, FusedRAdam(model.parameters(), lr=0.01, **options)
@@ -65,7 +65,7 @@ def resumed(form: str, originals: bool, folder: Path, states_too: bool = True) -
 
 
 @pytest.mark.parametrize("originals", [False, True], ids=["flat", "originals"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_checkpoints(form: str, originals: bool, ranks: Ranks, tmp_path: Path) -> None:
     if originals and "int8" in form:  # some ranks' parts are too small for codes, others are not
         outcomes = ranks.outcomes(2, resumed, form, originals, tmp_path)

@@ -61,7 +61,7 @@ def test_oss_of_fairscale_is_known(kind: str, ranks: Ranks) -> None:
     assert [norm for norm, _ in ranks.run(2, shared_out, kind, "oss", False)] == [48.0**0.5] * 2
 
 
-def test_an_unknown_optimizer_that_shares_out_parameters_is_told(ranks: Ranks) -> None:
+def test_an_unknown_optimizer_that_shares_out_parameters_is_an_error(ranks: Ranks) -> None:
     for message in errors(ranks.outcomes(2, shared_out, "made", "unknown", False)):
         assert "hands on its arguments" in message
         assert "grad_norm_group" in message
@@ -86,7 +86,7 @@ def test_zero_redundancy_optimizer_after_loading(ranks: Ranks) -> None:
 # One optimizer for each parameter.
 
 
-def test_optimizers_in_backward_are_told() -> None:
+def test_optimizers_in_backward_are_errors() -> None:
     """Their norms are those of single parameters, in one process too."""
     model = net()
     _apply_optimizer_in_backward(FusedRAdam, model.parameters(), {"max_grad_norm": 1.0})
@@ -100,7 +100,7 @@ def test_optimizers_in_backward_are_told() -> None:
 
 
 def no_frames(*_: Any) -> Any:
-    raise AssertionError("somebody looks at frames")
+    raise AssertionError("frames were looked at")
 
 
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}], ids=["", "clip"])

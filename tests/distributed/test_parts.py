@@ -55,7 +55,7 @@ def alone(steps: int = 2) -> list[float]:
 
 @pytest.mark.parametrize("originals", [False, True], ids=["flat", "use_orig_params"])
 @pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP"])
-def test_fsdp1_is_told(strategy: str, originals: bool, ranks: Ranks) -> None:
+def test_fsdp1_is_an_error(strategy: str, originals: bool, ranks: Ranks) -> None:
     for message in errors(ranks.outcomes(2, fsdp1, strategy, originals, False)):
         assert "FSDP1" in message
         assert "model.clip_grad_norm_" in message
@@ -136,7 +136,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_marked_parts_are_told(kind: str, ranks: Ranks) -> None:
+def test_marked_parts_are_errors(kind: str, ranks: Ranks) -> None:
     flat, size, way = PARTS[kind]
     for message in errors(ranks.outcomes(2, stepped, kind, flat, size, False, 1.0)):
         assert "param_groups[0]['params'][0]" in message
@@ -148,7 +148,7 @@ def test_marked_parts_are_told(kind: str, ranks: Ranks) -> None:
     assert ranks.run(1, stepped, kind, flat, size, False, 1.0) == [True]
 
 
-def test_flat_shards_of_megatrons_distributed_optimizer_are_told(ranks: Ranks) -> None:
+def test_flat_shards_of_megatrons_distributed_optimizer_are_errors(ranks: Ranks) -> None:
     """Without tensor parallelism its marks alone say nothing; a weight of one dimension does."""
     assert all(
         "--clip-grad" in message for message in errors(ranks.outcomes(2, stepped, "megatron", True, 1, False, 1.0))
@@ -189,7 +189,7 @@ def replaced(shape: tuple[int, ...], after: int, given: bool) -> list[float]:
 
 
 @pytest.mark.parametrize("after", [0, 2], ids=lambda n: f"after_{n}_steps")
-def test_flat_shards_in_the_place_of_parameters_are_told(after: int, ranks: Ranks) -> None:
+def test_flat_shards_in_the_place_of_parameters_are_errors(after: int, ranks: Ranks) -> None:
     for message in errors(ranks.outcomes(2, replaced, (12,), after, False)):
         assert "replaced by flat parameters" in message
         assert "DeepSpeed" in message

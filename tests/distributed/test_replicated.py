@@ -117,9 +117,9 @@ def consolidated() -> tuple[bool, bool]:
     for each in (again, forgetful):
         each.load_state_dict(model.state_dict())
     whole.consolidate_state_dict(to=0)
-    told = [whole.state_dict() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(told, src=0)
-    resumed.load_state_dict(copy.deepcopy(told[0]))  # on rank 0 these are the very tensors that go on changing
+    received = [whole.state_dict() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(received, src=0)
+    resumed.load_state_dict(copy.deepcopy(received[0]))  # on rank 0 these are the very tensors that go on changing
     for each, optimizer in ((model, whole), (again, resumed), (forgetful, fresh)):
         train(each, optimizer, lambda t, each=each: mean_loss(each, t, 0).backward(), range(4, STEPS))
     same = [all(map(torch.equal, model.parameters(), other.parameters())) for other in (again, forgetful)]

@@ -1,6 +1,6 @@
 """DTensor state has one set of names, the same in ``opt.state[p]``, in ``state_dict()`` and on every rank.
 
-torch's `set_optimizer_state_dict` with ``flatten_optimizer_state_dict`` (torchtitan's way) walks ``opt.state[p]`` to
+torch's `set_optimizer_state_dict` with ``flatten_optimizer_state_dict`` (torchtitan's way) reads ``opt.state[p]`` to
 know what to load: a name that only the state_dict has is dropped without a word.
 """
 
@@ -29,11 +29,11 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.test_checkpoints import gradient
-from tests.distributed.test_stored import FORMS, apart, local
+from tests.distributed.test_stored import FORMATS, apart, local
 from tests.support.helpers import same_bits
 
-ALL_FORMS: dict[str, dict[str, Any]] = {
-    **FORMS,
+ALL_FORMATS: dict[str, dict[str, Any]] = {
+    **FORMATS,
     "fp32": {},
     "bf16-split": {"master_weights": "split"},
     "bf16-kahan": {"master_weights": "kahan"},
@@ -49,7 +49,7 @@ def made(form: str, shard: bool = True, rows: int = 1031) -> tuple[nn.Module, Fu
     model = nn.Linear(129 if rows > 100 else 2048, rows, dtype=dtype)
     if shard:
         fully_shard(model)
-    return model, FusedRAdam(model.parameters(), lr=0.01, seed=3, **ALL_FORMS[form])
+    return model, FusedRAdam(model.parameters(), lr=0.01, seed=3, **ALL_FORMATS[form])
 
 
 def train(model: nn.Module, optimizer: FusedRAdam, steps: range) -> list[Tensor]:
@@ -73,7 +73,7 @@ def names(form: str, rows: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("rows", [1031, 5])
-@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_names(form: str, rows: int, ranks: Ranks) -> None:
     """Those of a plain parameter, also where a rank's part is small (two rows of five, one, or none)."""
     model, optimizer = made(form, shard=False, rows=rows)
@@ -108,8 +108,8 @@ def load(form: str, folder: Path, rows: int, forgotten: str | None = None) -> li
 
 
 @pytest.mark.parametrize("rows", [1031, 5])
-@pytest.mark.parametrize("form", ALL_FORMS)
-def test_a_tool_that_walks_the_state_loses_nothing(form: str, rows: int, ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ALL_FORMATS)
+def test_a_tool_that_reads_the_state_loses_nothing(form: str, rows: int, ranks: Ranks, tmp_path: Path) -> None:
     ended = ranks.run(4, save, form, tmp_path, rows)
     for ours, theirs in zip(ended, ranks.run(4, load, form, tmp_path, rows), strict=True):
         assert len(ours) == len(theirs)
@@ -130,7 +130,7 @@ def test_a_name_that_is_lost(form: str, forgotten: str, ranks: Ranks, tmp_path: 
         assert forgotten in outcome.message
 
 
-def _walked(optimizer: FusedRAdam, packed: dict[str, Any]) -> dict[str, Any]:
+def _read_entry_by_entry(optimizer: FusedRAdam, packed: dict[str, Any]) -> dict[str, Any]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     return {k: {name: packed["state"][k][name] for name in optimizer.state[p]} for k, p in enumerate(params)}
 
@@ -153,8 +153,8 @@ def either(form: str, way: Callable[[FusedRAdam, dict[str, Any]], dict[str, Any]
     return train(model, optimizer, steps), train(again, resumed, steps)
 
 
-@pytest.mark.parametrize("way", [_walked, _shown])
-@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("way", [_read_entry_by_entry, _shown])
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_it_loads_by_either(form: str, way: Any, ranks: Ranks) -> None:
     for ours, theirs in ranks.run(2, either, form, way):
         assert all(map(same_bits, ours, theirs))
@@ -182,7 +182,7 @@ def gathered(form: str, to: str) -> tuple[list[Tensor], list[Tensor]]:
 
 
 @pytest.mark.parametrize("to", ["broadcast", "load_state_dict"])
-@pytest.mark.parametrize("form", ALL_FORMS)
+@pytest.mark.parametrize("form", ALL_FORMATS)
 def test_whole_tensors(form: str, to: str, ranks: Ranks) -> None:
     for ours, theirs in ranks.run(2, gathered, form, to):
         assert all(map(same_bits, ours, theirs))
@@ -255,7 +255,7 @@ def complex_run(form: str) -> tuple[list[Tensor], list[Tensor]]:
     for _ in range(2):
         whole = torch.randn(101, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
         p = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
-        runs.append((nn.ParameterList([p]), FusedRAdam([p], lr=0.01, **COMPLEX_FORMS[form])))
+        runs.append((nn.ParameterList([p]), FusedRAdam([p], lr=0.01, **COMPLEX_FORMATS[form])))
     (model, optimizer), (again, resumed) = runs
     train(model, optimizer, range(BEFORE))
     again.load_state_dict(model.state_dict())
@@ -264,7 +264,7 @@ def complex_run(form: str) -> tuple[list[Tensor], list[Tensor]]:
     return train(model, optimizer, steps), train(again, resumed, steps)
 
 
-COMPLEX_FORMS: dict[str, dict[str, Any]] = {
+COMPLEX_FORMATS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"state_dtype": torch.bfloat16},
     "fp16": {"state_dtype": torch.float16},
@@ -272,7 +272,7 @@ COMPLEX_FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", COMPLEX_FORMS)
+@pytest.mark.parametrize("form", COMPLEX_FORMATS)
 def test_complex(form: str, ranks: Ranks) -> None:
     for ours, theirs in ranks.run(2, complex_run, form):
         assert all(map(same_bits, ours, theirs))

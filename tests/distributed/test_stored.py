@@ -27,7 +27,7 @@ from tests.distributed.test_checkpoints import gradient
 from tests.support.helpers import same_bits
 
 BEFORE, AFTER = 8, 4
-FORMS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"state_dtype": torch.int8},
     "int8-split": {"state_dtype": torch.int8, "master_weights": "split"},
     "int8-stochastic": {"state_dtype": torch.int8, "rounding": "stochastic"},
@@ -45,7 +45,7 @@ def made(form: str, shard: bool = True) -> tuple[nn.Module, FusedRAdam]:
     model = nn.Linear(129, 1031, dtype=torch.float32 if form == "fp32-int8" else torch.bfloat16)
     if shard:
         fully_shard(model)
-    return model, FusedRAdam(model.parameters(), lr=0.01, seed=3, **FORMS[form])
+    return model, FusedRAdam(model.parameters(), lr=0.01, seed=3, **FORMATS[form])
 
 
 def train(model: nn.Module, optimizer: FusedRAdam, steps: range) -> None:
@@ -65,10 +65,10 @@ def values(model: nn.Module, optimizer: FusedRAdam) -> list[Tensor]:
 
 
 def straight(form: str, elsewhere: int = 0) -> tuple[list[Tensor], list[Tensor]]:
-    """A run over shards, and the same parts as plain tensors, which draw the same random numbers or some further on."""
+    """A run over shards, and the same parts as plain tensors, with the same random numbers or some further on."""
     model, optimizer = made(form)
     parts = [nn.Parameter(local(p)) for p in model.parameters()]
-    alone = FusedRAdam(parts, lr=0.01, seed=3, backend="reference", **FORMS[form])
+    alone = FusedRAdam(parts, lr=0.01, seed=3, backend="reference", **FORMATS[form])
     starts = segment_starts([p.numel() for p in model.parameters()])[0]
     begin = {part: draws_from(p, at) for part, p, at in zip(parts, model.parameters(), starts, strict=True)}
     for t in range(BEFORE):
@@ -81,7 +81,7 @@ def straight(form: str, elsewhere: int = 0) -> tuple[list[Tensor], list[Tensor]]
     return values(model, optimizer), values(nn.ParameterList(parts), alone)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_as_one_process_with_the_same_parts(form: str, ranks: Ranks) -> None:
     for ours, theirs in ranks.run(2, straight, form):
         assert len(ours) == len(theirs)
@@ -109,13 +109,13 @@ def load(form: str, folder: Path, shard: bool, weights_alone: bool = False) -> t
     dcp.load({"model": weights, "optimizer": states}, checkpoint_id=folder)
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=states)
     if weights_alone:
-        optimizer = FusedRAdam(model.parameters(), lr=0.01, seed=3, **FORMS[form])
+        optimizer = FusedRAdam(model.parameters(), lr=0.01, seed=3, **FORMATS[form])
     train(model, optimizer, range(BEFORE, BEFORE + AFTER))
     whole = [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in model.parameters()]
     return values(model, optimizer), [tensor.detach().clone() for tensor in whole]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_checkpoints(form: str, ranks: Ranks, tmp_path: Path) -> None:
     """The same bits at the same number of ranks; at others parameters that differ no more than rounding does."""
     ended = ranks.run(2, save, form, tmp_path)

@@ -102,7 +102,7 @@ def check_checkpoint(device: str, backend: str, folder: str) -> None:
 
 
 def check_disagreement(device: str, backend: str) -> None:
-    """A gradient that does not fit on rank 0: it raises there, nobody steps, and nobody waits for it."""
+    """A gradient that does not fit on rank 0: it raises there, no rank steps, and none waits for it."""
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     first, second = (nn.Parameter(distribute_tensor(torch.ones(8, 3, device=device), mesh, [Shard(0)])) for _ in "ab")
     optimizer = FusedRAdam([("first", first), ("second", second)], backend=backend, max_grad_norm=1.0)

@@ -60,7 +60,7 @@ def assert_periodic(tensor: torch.Tensor, expected: torch.Tensor) -> None:
         assert same, f"an element of periods {64 * k} to {64 * k + len(part) - 1} differs"
 
 
-def small_twin(seeds: tuple[int, int], steps: int) -> torch.Tensor:
+def one_period(seeds: tuple[int, int], steps: int) -> torch.Tensor:
     """What one period becomes, by `reference`."""
     p = torch.nn.Parameter(periodic(1, seeds[0]))
     opt = FusedRAdam([p], lr=0.01, backend="reference")
@@ -85,7 +85,7 @@ def test_more_than_2_31_elements_in_a_tensor(backend: str) -> None:
     opt = FusedRAdam([p], lr=0.01, backend=backend)
     for _ in range(7):
         opt.step()
-    expected = small_twin((0, 1), 7)
+    expected = one_period((0, 1), 7)
     assert not torch.equal(expected, periodic(1, 0))  # it has moved
     assert_periodic(p, expected)
     p.detach().view(torch.int16)[-1] += 1  # the negative control: the very last element
@@ -104,4 +104,4 @@ def test_a_bucket_beyond_2_31_elements(flatten: bool, backend: str) -> None:
     for _ in range(7):
         opt.step()
     for seed, p in enumerate(params):
-        assert_periodic(p, small_twin((seed, seed + 10), 7))
+        assert_periodic(p, one_period((seed, seed + 10), 7))

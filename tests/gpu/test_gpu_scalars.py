@@ -14,18 +14,18 @@ from radam_fused.backends.triton import tables as triton_tables
 from radam_fused.numerics.layout import fingerprint
 from radam_fused.rectification import KINDS
 from tests.gpu import placement
-from tests.kernels import test_device_rows as device_rows
+from tests.kernels import test_device_rows as device_scalars
 from tests.kernels import test_squares as squares
 from tests.kernels.test_bits import PAIRS, SHORT
 from tests.kernels.test_zero_grads import ZERO
 from tests.kernels.test_zero_grads import Problem as StepProblem
 from tests.kernels.test_zero_grads import assert_same as assert_same_step
-from tests.support.cuda_host import twin
+from tests.support.cuda_host import same_layout
 from tests.support.helpers import same_bits
 
 DTYPE = pytest.mark.parametrize("dtype", SHORT, ids=list(SHORT.values()))
 PAIR = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
-OPTION = pytest.mark.parametrize("options", device_rows.OPTIONS.values(), ids=list(device_rows.OPTIONS))
+OPTION = pytest.mark.parametrize("options", device_scalars.OPTIONS.values(), ids=list(device_scalars.OPTIONS))
 REFERENCE = OPERATORS["reference"]
 
 
@@ -33,7 +33,7 @@ def there(value: Any) -> Any:
     """A tensor, with its strides and misalignment, or a list of them, on the GPU; anything else as it is."""
     if isinstance(value, list):
         return [there(item) for item in value]
-    return twin(value, "cuda") if isinstance(value, Tensor) else value
+    return same_layout(value, "cuda") if isinstance(value, Tensor) else value
 
 
 @DTYPE
@@ -73,7 +73,7 @@ def test_one_element_is_noticed(backend: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @OPTION
 def test_rows(options: dict, kind: str, backend: str) -> None:
-    problem = device_rows.Problem(kind, **options)
+    problem = device_scalars.Problem(kind, **options)
 
     def on_the_gpu(*arguments: Any) -> tuple[Tensor, Tensor]:
         moved = [there(value) for value in arguments]
@@ -81,12 +81,12 @@ def test_rows(options: dict, kind: str, backend: str) -> None:
         arguments[3].copy_(moved[3])
         return rows.cpu(), norm.cpu()
 
-    device_rows.assert_same(problem.made_by(on_the_gpu), problem.made_by(REFERENCE.scalars))
+    device_scalars.assert_same(problem.made_by(on_the_gpu), problem.made_by(REFERENCE.scalars))
 
 
 @pytest.mark.parametrize("count", [1, 465, 20_000])
 def test_any_number_of_rows(count: int, backend: str) -> None:
-    problem = device_rows.Problem()
+    problem = device_scalars.Problem()
     problem.taken = torch.arange(count, dtype=torch.float32) % 97
     problem.counted = (torch.arange(count) % 3 != 1).float()
     problem.pairs = torch.stack([torch.arange(count) % 9, (torch.arange(count) * 7 + 3) % count], dim=1)
@@ -135,7 +135,7 @@ class Training:
 
     def __init__(self, backend: str, device: str, tensors: int = 40) -> None:
         self.operators = OPERATORS[backend]
-        problem = device_rows.Problem("exact")
+        problem = device_scalars.Problem("exact")
         values = torch.randn(2, tensors, 1000, generator=torch.Generator().manual_seed(0))
         self.params, self.fresh = ([t.to(device, copy=True) for t in part.unbind()] for part in values)
         self.grads = [torch.zeros_like(p) for p in self.params]

@@ -1,4 +1,4 @@
-"""Stored forms on the GPU: after every step of `cuda` and `triton` the bits that `cpu` gives."""
+"""Low-precision state on the GPU: after every step of `cuda` and `triton` the bits that `cpu` gives."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
-from tests.support.cuda_host import twin
+from tests.support.cuda_host import same_layout
 from tests.support.helpers import one_ulp_up
-from tests.support.state_formats import FORMS, Case, Form
+from tests.support.state_formats import FORMATS, Case, Format
 
 MANY = ["size_257", "size_3"] * 400
 """More addresses of gradients than a launch takes by value."""
-INT8 = Form(torch.bfloat16, torch.bfloat16, torch.int8, None, stochastic=True)
+INT8 = Format(torch.bfloat16, torch.bfloat16, torch.int8, None, stochastic=True)
 
 
 def on_gpu(backend: str, rows_there: bool = False, zero_grads: bool = False) -> Callable[..., None]:
@@ -35,8 +35,8 @@ def on_gpu(backend: str, rows_there: bool = False, zero_grads: bool = False) -> 
         stochastic: bool,
     ) -> None:
         here = [*params, exp_avg, exp_avg_sq, *(buffer for buffer in (scales, residue) if buffer is not None)]
-        there = {id(tensor): twin(tensor, "cuda") for tensor in here}
-        grads_there = [twin(grad, "cuda") for grad in grads]
+        there = {id(tensor): same_layout(tensor, "cuda") for tensor in here}
+        grads_there = [same_layout(grad, "cuda") for grad in grads]
         OPERATORS[backend].step(
             [there[id(p)] for p in params],
             grads_there,
@@ -57,7 +57,7 @@ def on_gpu(backend: str, rows_there: bool = False, zero_grads: bool = False) -> 
     return step
 
 
-def assert_same(form: Form, step: Callable[..., None], layouts: list[str] | None = None, steps: int = 9) -> None:
+def assert_same(form: Format, step: Callable[..., None], layouts: list[str] | None = None, steps: int = 9) -> None:
     expected = Case(form, layouts).run(OPERATORS["cpu"].step, steps)
     case = Case(form, layouts)
     found = case.run(step, steps)
@@ -65,18 +65,18 @@ def assert_same(form: Form, step: Callable[..., None], layouts: list[str] | None
     assert not wrong
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_gpu_equals_cpu(form: Form, backend: str) -> None:
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_gpu_equals_cpu(form: Format, backend: str) -> None:
     assert_same(form, on_gpu(backend))
 
 
-@pytest.mark.parametrize("form", FORMS[::4], ids=str)
-def test_many_small_tensors(form: Form, backend: str) -> None:
+@pytest.mark.parametrize("form", FORMATS[::4], ids=str)
+def test_many_small_tensors(form: Format, backend: str) -> None:
     assert_same(form, on_gpu(backend), MANY, steps=2)
 
 
-@pytest.mark.parametrize("form", FORMS[1::4], ids=str)
-def test_rows_on_the_gpu_and_gradients_cleared(form: Form, backend: str) -> None:
+@pytest.mark.parametrize("form", FORMATS[1::4], ids=str)
+def test_rows_on_the_gpu_and_gradients_cleared(form: Format, backend: str) -> None:
     """One of the steps is skipped, which clears gradients all the same."""
     assert_same(form, on_gpu(backend, rows_there=True, zero_grads=True), steps=5)
 

@@ -17,7 +17,7 @@ from radam_fused.numerics.layout import fingerprint, segment_starts
 from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
 from tests.gpu import placement
-from tests.support.cuda_host import twin
+from tests.support.cuda_host import same_layout
 from tests.support.helpers import gradients, same_bits
 from tests.support.paths import ROOT
 
@@ -40,7 +40,7 @@ class Problem:
         self.rows = torch.tensor(rows, dtype=torch.float64)
         grads = gradients([p.shape for p in params], torch.float32, 1)
         self.here = (params, grads, torch.zeros(length), torch.zeros(length))
-        self.params, self.grads = [[twin(t, "cuda") for t in tensors] for tensors in (params, grads)]
+        self.params, self.grads = [[same_layout(t, "cuda") for t in tensors] for tensors in (params, grads)]
         self.moments = [torch.zeros(length, device="cuda") for _ in range(2)]
 
     def step(self) -> None:

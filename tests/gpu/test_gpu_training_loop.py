@@ -153,7 +153,7 @@ def nothing_waits() -> Iterator[None]:
 
 
 STEPPING = {
-    "host_rows": {},
+    "scalars_on_the_host": {},
     "capturable": {"capturable": True},
     "clip": {"max_grad_norm": 0.1},
     "tensor_lr": {"lr": True},

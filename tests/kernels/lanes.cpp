@@ -1,4 +1,4 @@
-// The AVX-512 twins of csrc/cpu/avx512/vec.h and draw_lanes.h beside what they are twins of, for
+// The AVX-512 functions of csrc/cpu/avx512 beside the scalar functions that they must match bit for bit, for
 // tests/kernels/test_lanes.py: each function fills `ours` sixteen elements at a time and `theirs` one by one.
 #include "cpu/avx512/philox.h"
 #include "cpu/avx512/quantization.h"
@@ -83,8 +83,8 @@ RADAM_AVX512 void lanes_halves(const float* m, const float* root, const uint16_t
 }
 
 // The numbers of n places from `origin` on, a run of elements.
-RADAM_AVX512 void lanes_draws(int64_t rng_offset, int64_t n, int64_t stream, int64_t step, int64_t seed, uint16_t* ours,
-                              uint16_t* theirs) {
+RADAM_AVX512 void lanes_random_bits(int64_t rng_offset, int64_t n, int64_t stream, int64_t step, int64_t seed,
+                                    uint16_t* ours, uint16_t* theirs) {
   const Keys keys{uint32_t(seed)};
   RandomBits rand;
   rand.begin(rng_offset, int(n), uint32_t(stream), uint32_t(step), keys);

@@ -137,8 +137,8 @@ def test_one_ulp_is_noticed(dtype: torch.dtype, where: str, expected: dict) -> N
         assert_same((params, changed), (params, moments))
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_instruction_sets_agree(isa: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+def test_instruction_sets_agree(capability: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrower instruction set, chosen when the extension loads, gives the same bits."""
     script = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
@@ -146,11 +146,11 @@ def test_instruction_sets_agree(isa: str, tmp_path, monkeypatch: pytest.MonkeyPa
         "out = {str(p): test_bits.train('cpu', p, p, steps=12) for p in test_bits.SHORT}; "
         "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
-    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
+    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", capability)
     path = tmp_path / "out.pt"
     subprocess.run([sys.executable, "-c", script, str(ROOT), str(path)], check=True)
     used, out = torch.load(path)
-    assert used == isa
+    assert used == capability
     for dtype in SHORT:
         assert_same(out[str(dtype)], train("cpu", dtype, dtype, steps=12))
 

@@ -20,7 +20,7 @@ from radam_fused.numerics.layout import fingerprint
 from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
 from tests.kernels.test_bits import PAIRS, SHORT, assert_same, train
-from tests.support.cuda_host import Geometry, host_step, twin
+from tests.support.cuda_host import Geometry, host_step, same_layout
 from tests.support.helpers import filled, gradients, one_ulp_up, same_bits
 from tests.support.paths import ROOT
 
@@ -43,11 +43,14 @@ def expected() -> dict[tuple[torch.dtype, torch.dtype], Trained]:
     return {}
 
 
-def trained_by_walk(
-    walk: ctypes.CDLL, geometry: Geometry, pair: tuple[torch.dtype, torch.dtype], monkeypatch: pytest.MonkeyPatch
+def trained_on_the_host(
+    host_kernels: ctypes.CDLL,
+    geometry: Geometry,
+    pair: tuple[torch.dtype, torch.dtype],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Trained:
-    """What test_bits.train gives when the walk takes the place of the ``cpu`` backend."""
-    monkeypatch.setitem(ops.OPERATORS, "cpu", ops.OPERATORS["cpu"]._replace(step=host_step(walk, geometry)))
+    """What test_bits.train gives when the CUDA kernel on the host takes the place of the ``cpu`` backend."""
+    monkeypatch.setitem(ops.OPERATORS, "cpu", ops.OPERATORS["cpu"]._replace(step=host_step(host_kernels, geometry)))
     return train("cpu", *pair, steps=STEPS)
 
 
@@ -59,14 +62,14 @@ def by_reference(expected: dict, pair: tuple[torch.dtype, torch.dtype]) -> Train
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=list(GEOMETRIES))
 @pytest.mark.parametrize("pair", PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
-def test_walk_equals_reference(
-    walk: ctypes.CDLL,
+def test_kernel_equals_reference(
+    host_kernels: ctypes.CDLL,
     pair: tuple[torch.dtype, torch.dtype],
     geometry: Geometry,
     expected: dict,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert_same(trained_by_walk(walk, geometry, pair, monkeypatch), by_reference(expected, pair))
+    assert_same(trained_on_the_host(host_kernels, geometry, pair, monkeypatch), by_reference(expected, pair))
 
 
 @pytest.mark.parametrize(
@@ -75,19 +78,19 @@ def test_walk_equals_reference(
     ids=["first_of_the_first_block", "last_of_the_first_block", "one_of_the_last_block"],
 )
 def test_a_skipped_thread_is_noticed(
-    walk: ctypes.CDLL, thread: int, expected: dict, monkeypatch: pytest.MonkeyPatch
+    host_kernels: ctypes.CDLL, thread: int, expected: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control: one thread of 896 does not run, in one launch after another."""
     pair = (torch.float32, torch.float32)
     geometry = replace(GEOMETRIES["seven_blocks_backwards"], skipped=thread)
     with pytest.raises(AssertionError, match=r"parameter|exp_avg"):
-        assert_same(trained_by_walk(walk, geometry, pair, monkeypatch), by_reference(expected, pair))
+        assert_same(trained_on_the_host(host_kernels, geometry, pair, monkeypatch), by_reference(expected, pair))
 
 
-def test_one_ulp_is_noticed(walk: ctypes.CDLL, expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_ulp_is_noticed(host_kernels: ctypes.CDLL, expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: one element of one moment is one ulp off."""
     pair = (torch.bfloat16, torch.bfloat16)
-    ours = trained_by_walk(walk, Geometry(), pair, monkeypatch)
+    ours = trained_on_the_host(host_kernels, Geometry(), pair, monkeypatch)
     assert_same(ours, by_reference(expected, pair))
     longest = max(ours[1], key=Tensor.numel)
     one_ulp_up(longest, longest.numel() - 1)
@@ -108,25 +111,25 @@ def one_step(step, params: list[Tensor], grads: list[Tensor], row_of: list[int],
         starts.append(end)
         end += -(-p.numel() // 64) * 64
     moments = [torch.linspace(0.0, 1.0, end) for _ in range(2)]
-    params = [twin(p) for p in params]
+    params = [same_layout(p) for p in params]
     layouts = [fingerprint(p.shape, p.stride()) for p in params]
     step(params, grads, *moments, torch.tensor([*zip(starts, layouts, strict=True)]), torch.tensor(row_of), table)
     return [*params, *moments]
 
 
-def assert_same_step(walk: ctypes.CDLL, geometry: Geometry, *arguments) -> None:
-    ours = one_step(host_step(walk, geometry), *arguments)
+def assert_same_step(host_kernels: ctypes.CDLL, geometry: Geometry, *arguments) -> None:
+    ours = one_step(host_step(host_kernels, geometry), *arguments)
     theirs = one_step(reference.step, *arguments)
     assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
     assert not same_bits(ours[0], arguments[0][0])
 
 
-def test_gradients_of_several_dtypes_in_one_bucket(walk: ctypes.CDLL) -> None:
+def test_gradients_of_several_dtypes_in_one_bucket(host_kernels: ctypes.CDLL) -> None:
     names = ["size_257", "transposed", "misaligned", "strided", "size_4097", "matrix"]
     params = [filled(name, torch.float32, k) for k, name in enumerate(names)]
     dtypes = (torch.bfloat16, torch.float32, torch.float16)
     grads = [gradients([p.shape], dtypes[k % 3], k)[0] for k, p in enumerate(params)]
-    assert_same_step(walk, Geometry(blocks=5), params, grads, [k % 2 for k in range(len(params))], rows(2))
+    assert_same_step(host_kernels, Geometry(blocks=5), params, grads, [k % 2 for k in range(len(params))], rows(2))
 
 
 @pytest.mark.parametrize(
@@ -134,12 +137,12 @@ def test_gradients_of_several_dtypes_in_one_bucket(walk: ctypes.CDLL) -> None:
     [(300, 40), (3000, 40), (5000, 1), (50, 1000), (5000, 1000)],
     ids=["4_KB", "32_KB", "gradients_in_a_table", "rows_in_a_table", "both_in_tables"],
 )
-def test_any_number_of_segments_and_rows(walk: ctypes.CDLL, segments: int, groups: int) -> None:
+def test_any_number_of_segments_and_rows(host_kernels: ctypes.CDLL, segments: int, groups: int) -> None:
     """By value while they fit 32 KB, in tables beyond; which of both, the kernel sees by the launch's arguments."""
     params = list(torch.randn(segments, 3, generator=torch.Generator().manual_seed(0)).unbind())
     grads = gradients([p.shape for p in params], torch.float32, 1)
     row_of = [(7 * k) % groups for k in range(segments)]
-    assert_same_step(walk, Geometry(blocks=13), params, grads, row_of, rows(groups))
+    assert_same_step(host_kernels, Geometry(blocks=13), params, grads, row_of, rows(groups))
 
 
 def lazily(length: int, dtype: torch.dtype) -> Tensor:
@@ -148,7 +151,7 @@ def lazily(length: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, length * dtype.itemsize, flags=private), dtype=dtype)
 
 
-def test_more_than_2_to_the_31_elements(walk: ctypes.CDLL) -> None:
+def test_more_than_2_to_the_31_elements(host_kernels: ctypes.CDLL) -> None:
     """The tiles around and behind element 2^31 of a segment, and a segment that starts there."""
     long, short = 2**31 + 5 * TILE + 37, 3000
     start = -(-long // 256) * 256
@@ -162,7 +165,7 @@ def test_more_than_2_to_the_31_elements(walk: ctypes.CDLL) -> None:
     layouts = [(at, fingerprint(p.shape, p.stride())) for at, p in zip((0, start), params, strict=True)]
     for block in blocks:
         geometry = Geometry(blocks=tiles, only_block=block)
-        host_step(walk, geometry)(params, grads, *moments, torch.tensor(layouts), torch.tensor([0, 0]), table)
+        host_step(host_kernels, geometry)(params, grads, *moments, torch.tensor(layouts), torch.tensor([0, 0]), table)
 
     touched = slice((tiles - 9) * TILE, long)
     for k, part in ((0, touched), (1, slice(0, short))):
@@ -179,8 +182,8 @@ def test_more_than_2_to_the_31_elements(walk: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-def test_positions_of_strided_elements(walk: ctypes.CDLL, bits: int) -> None:
-    """Where a strided tensor's elements lie, in 32-bit arithmetic and, for more than 2^31 of them, in 64-bit."""
+def test_positions_of_strided_elements(host_kernels: ctypes.CDLL, bits: int) -> None:
+    """Where a strided tensor's elements are, in 32-bit arithmetic and, for more than 2^31 of them, in 64-bit."""
     sizes = (5, 3, 7) if bits == 32 else (50_021, 3, 70_001)
     param_strides, grad_strides = (40, 9, 1), (2, 0, 300_000)
     strides = [3]
@@ -189,7 +192,7 @@ def test_positions_of_strided_elements(walk: ctypes.CDLL, bits: int) -> None:
     table, found = (ctypes.c_int64 * len(strides))(*strides), (ctypes.c_int64 * 2)()
     count = sizes[0] * sizes[1] * sizes[2]
     for position in {*range(0, count, count // 97), count - 1}:
-        walk.radam_fused_locate(table, ctypes.c_int64(position), ctypes.c_int64(bits), found)
+        host_kernels.radam_fused_locate(table, ctypes.c_int64(position), ctypes.c_int64(bits), found)
         index = [int(i) for i in torch.unravel_index(torch.tensor(position), sizes)]
         assert found[0] == sum(i * s for i, s in zip(index, param_strides, strict=True))
         assert found[1] == sum(i * s for i, s in zip(index, grad_strides, strict=True))

@@ -1,4 +1,4 @@
-"""The bodies of the CUDA kernels over stored forms, run on the host warp by warp: the same bits as ``reference``."""
+"""The CUDA kernels over low-precision state, run on the host warp by warp: the same bits as ``reference``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from radam_fused.backends.reference import step as reference
 from radam_fused.numerics.layout import fingerprint
-from tests.support.cuda_host import Geometry, host_step, twin
+from tests.support.cuda_host import Geometry, host_step, same_layout
 from tests.support.helpers import LAYOUTS, gradients
 from tests.support.paths import ROOT
-from tests.support.state_formats import FORMS, Case, Form
+from tests.support.state_formats import FORMATS, Case, Format
 
 SHORT = [name for name in LAYOUTS if name != "size_50021"]
 """Up to five tiles, the last of them with a block and a single element."""
@@ -23,8 +23,8 @@ GEOMETRIES = (
     Geometry(blocks=7, backwards=True),
     Geometry(blocks=61, threads=32, in_tables=True),
 )
-INT8 = Form(torch.bfloat16, torch.bfloat16, torch.int8, None, stochastic=True)
-FORM = pytest.mark.parametrize("form", FORMS, ids=str)
+INT8 = Format(torch.bfloat16, torch.bfloat16, torch.int8, None, stochastic=True)
+FORM = pytest.mark.parametrize("form", FORMATS, ids=str)
 
 
 def differing(ours: list[Tensor], theirs: list[Tensor], names: list[str]) -> list[str]:
@@ -32,31 +32,31 @@ def differing(ours: list[Tensor], theirs: list[Tensor], names: list[str]) -> lis
 
 
 @FORM
-def test_walk_equals_reference(walk: ctypes.CDLL, form: Form) -> None:
+def test_kernel_equals_reference(host_kernels: ctypes.CDLL, form: Format) -> None:
     expected = Case(form, SHORT).run(reference.step)
     for geometry in GEOMETRIES:
         case = Case(form, SHORT)
-        assert not differing(case.run(host_step(walk, geometry)), expected, case.names()), geometry
+        assert not differing(case.run(host_step(host_kernels, geometry)), expected, case.names()), geometry
 
 
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize("thread", [0, 32 + 31, 128 * 6 + 5])
-def test_a_skipped_thread_is_noticed(walk: ctypes.CDLL, state: torch.dtype, thread: int) -> None:
+def test_a_skipped_thread_is_noticed(host_kernels: ctypes.CDLL, state: torch.dtype, thread: int) -> None:
     """The negative control: one thread of 896 does not run."""
     form = replace(INT8, state=state)
     expected = Case(form, SHORT).run(reference.step, steps=2)
     geometry = Geometry(blocks=7, backwards=True, skipped=thread)
     case = Case(form, SHORT)
-    wrong = differing(case.run(host_step(walk, geometry), steps=2), expected, case.names())
+    wrong = differing(case.run(host_step(host_kernels, geometry), steps=2), expected, case.names())
     assert {"exp_avg", "exp_avg_sq"} <= {*wrong}
 
 
 @pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
-def test_draws_begin_anywhere(walk: ctypes.CDLL, state: torch.dtype) -> None:
+def test_random_bits_begin_anywhere(host_kernels: ctypes.CDLL, state: torch.dtype) -> None:
     """A shard's random numbers begin where it does in the whole tensor: between two groups of eight, and far out."""
     form, layouts = replace(INT8, state=state), ["size_4097", "size_257", "transposed"]
     ours, theirs, other = (Case(form, layouts) for _ in range(3))
-    step = host_step(walk, Geometry(blocks=7, backwards=True))
+    step = host_step(host_kernels, Geometry(blocks=7, backwards=True))
     for by in range(8):
         ours.origins = theirs.origins = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
         assert not differing(ours.run(step, steps=2), theirs.run(reference.step, steps=2), ours.names()), by
@@ -64,11 +64,11 @@ def test_draws_begin_anywhere(walk: ctypes.CDLL, state: torch.dtype) -> None:
     assert "size_4097" in differing(ours.bits(), other.run(reference.step, steps=2), ours.names())
 
 
-@pytest.mark.parametrize("form", FORMS[::5], ids=str)
-def test_gradients_are_cleared(walk: ctypes.CDLL, form: Form) -> None:
+@pytest.mark.parametrize("form", FORMATS[::5], ids=str)
+def test_gradients_are_cleared(host_kernels: ctypes.CDLL, form: Format) -> None:
     """With a step that is skipped among them, gradients of two dtypes, and one whose elements share memory."""
     results = []
-    for step in (reference.step, host_step(walk, Geometry(blocks=5, backwards=True))):
+    for step in (reference.step, host_step(host_kernels, Geometry(blocks=5, backwards=True))):
         case = Case(form, SHORT)
         grads = gradients([p.shape for p in case.params], form.grad, 1)
         grads[3] = grads[3].to(torch.float16 if form.grad == torch.float32 else torch.float32)
@@ -81,7 +81,7 @@ def test_gradients_are_cleared(walk: ctypes.CDLL, form: Form) -> None:
 
 
 @FORM
-def test_special_values(walk: ctypes.CDLL, form: Form) -> None:
+def test_special_values(host_kernels: ctypes.CDLL, form: Format) -> None:
     """NaN, infinities, subnormals and signed zeros in parameter and gradient: two whole blocks and a ragged one."""
     special = torch.tensor(
         [0.0, -0.0, 1.0, -1.5, 1e-45, -1e-40, 6e-8, 65504.0, 1e38, -3e38, float("inf"), -float("inf"), float("nan")]
@@ -90,9 +90,9 @@ def test_special_values(walk: ctypes.CDLL, form: Form) -> None:
     p = values.to(form.param)
     grads = [values.flip(0).to(form.grad), values.roll(5).to(form.grad)]
     results = []
-    for step in (reference.step, host_step(walk, Geometry(blocks=2))):
+    for step in (reference.step, host_step(host_kernels, Geometry(blocks=2))):
         case = Case(form, ["size_1"])
-        case.params = [twin(p)]
+        case.params = [same_layout(p)]
         for name in ("exp_avg", "exp_avg_sq", "residue"):
             buffer = getattr(case, name)
             setattr(case, name, None if buffer is None else torch.zeros(1024, dtype=buffer.dtype))

@@ -16,7 +16,7 @@ from radam_fused.backends.ops import OPERATORS
 from radam_fused.numerics.scalars import SKIP, Hyper, Row, hyper, step_row
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import KINDS
-from tests.support.cuda_host import Geometry, host_rows
+from tests.support.cuda_host import Geometry, host_scalars
 from tests.support.helpers import same_bits
 
 BETA2 = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9995, 0.9999, 0.99999, 0.999999)
@@ -45,7 +45,7 @@ def groups_of(kind: str) -> list[dict[str, Any]]:
 
 
 class Problem:
-    """Arguments of the rows operator: every group at every step."""
+    """Arguments of the scalars operator: every group at every step."""
 
     def __init__(self, kind: str = "first_order", **given: Any) -> None:
         self.groups = groups_of(kind)
@@ -136,18 +136,20 @@ def test_equals_reference(options: dict, kind: str, backend: str) -> None:
     ids=["1024_threads", "1024_threads_backwards", "32_threads", "32_threads_backwards"],
 )
 @KIND
-def test_walk_of_the_cuda_kernel(walk: ctypes.CDLL, kind: str, geometry: Geometry) -> None:
+def test_body_of_the_cuda_kernel(host_kernels: ctypes.CDLL, kind: str, geometry: Geometry) -> None:
     """Also backwards: were a step counted before another thread has read it, its row would be of a step later."""
     for options in OPTIONS.values():
         problem = Problem(kind, **options)
-        assert_same(problem.made_by(host_rows(walk, geometry)), problem.made_by(OPERATORS["reference"].scalars))
+        assert_same(
+            problem.made_by(host_scalars(host_kernels, geometry)), problem.made_by(OPERATORS["reference"].scalars)
+        )
 
 
 @pytest.mark.parametrize(("thread", "what"), [(0, "norm|column"), (33, "column"), (1023, "column grad_factor")])
-def test_a_skipped_thread_of_the_walk_is_noticed(walk: ctypes.CDLL, thread: int, what: str) -> None:
+def test_a_skipped_thread_of_the_kernel_is_noticed(host_kernels: ctypes.CDLL, thread: int, what: str) -> None:
     """The negative control: one of 1,024 threads does not run."""
     problem = Problem(**OPTIONS["clipped"])
-    ours = problem.made_by(host_rows(walk, Geometry(skipped=thread)))
+    ours = problem.made_by(host_scalars(host_kernels, Geometry(skipped=thread)))
     with pytest.raises(AssertionError, match=what):
         assert_same(ours, problem.made_by(OPERATORS["reference"].scalars))
 
@@ -224,13 +226,13 @@ def test_one_clip_coefficient(backend: str) -> None:
     assert not same_bits(factors, quotient)  # the negative control: a formula that is rounded once less
 
 
-def test_one_clip_coefficient_in_the_cuda_kernel(walk: ctypes.CDLL) -> None:
-    assert same_bits(clip_factors(host_rows(walk, Geometry())), clip_factors(OPERATORS["reference"].scalars))
+def test_one_clip_coefficient_in_the_cuda_kernel(host_kernels: ctypes.CDLL) -> None:
+    assert same_bits(clip_factors(host_scalars(host_kernels, Geometry())), clip_factors(OPERATORS["reference"].scalars))
 
 
 @pytest.mark.parametrize("count", [1, 465, 2500], ids=["1_row", "465_rows", "2500_rows"])
 def test_any_number_of_rows_and_segments(count: int, backend: str) -> None:
-    """More rows and step counts than threads; several rows go by one segment."""
+    """More rows and step counts than threads; several rows use one segment's count."""
     problem = Problem()
     problem.taken = torch.arange(count, dtype=torch.float32) % 97
     problem.counted = (torch.arange(count) % 3 != 1).float()

@@ -63,7 +63,7 @@ def build(folder: Path) -> Path:
     return library
 
 
-@pytest.mark.skipif(not DESCRIBES, reason="the step by addresses does not work with this torch")
+@pytest.mark.skipif(not DESCRIBES, reason="the pointer path does not work with this torch")
 def test_another_thread_runs_while_a_launch_waits(tmp_path: Path) -> None:
     """In a process of its own, as the stand-in stays registered."""
     done = subprocess.run(

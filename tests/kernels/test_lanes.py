@@ -1,4 +1,4 @@
-"""The twins in AVX-512 of numeric.h, stored.h and philox.h against these, over every value that tells them apart."""
+"""The AVX-512 headers match the scalar ones bit for bit, over every value that could show a difference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 
 HERE = Path(__file__).parent
 ALL_16_BITS = torch.arange(-(2**15), 2**15).to(torch.int16)
-NARROWED, AS_PARAMETER, DRAWN = range(3)
+NARROWED, AS_PARAMETER, STOCHASTIC = range(3)
 BFLOAT = pytest.mark.parametrize("bfloat", [False, True], ids=["fp16", "bf16"])
 
 pytestmark = pytest.mark.skipif(_C.cpu_capability() != "avx512", reason="runs AVX-512")
@@ -48,10 +48,10 @@ def every_exponent() -> Tensor:
     return torch.cat([magnitudes, magnitudes | 0x80000000]).to(torch.uint32).view(torch.float32)
 
 
-def stored(lanes: ctypes.CDLL, bfloat: bool, way: int, x: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+def stored(lanes: ctypes.CDLL, bfloat: bool, way: int, x: Tensor, random_bits: Tensor) -> tuple[Tensor, Tensor]:
     """As 16 bits, in AVX-512 and one by one, in which all NaN are one."""
     both = torch.full((2, len(x)), -1, dtype=torch.int16)
-    call(lanes.lanes_store, bfloat, way, x, draws, len(x), both[0], both[1])
+    call(lanes.lanes_store, bfloat, way, x, random_bits, len(x), both[0], both[1])
     nan = both.view(torch.bfloat16 if bfloat else torch.float16).isnan()
     return tuple(both.masked_fill(nan, -1))  # type: ignore[return-value]
 
@@ -64,14 +64,14 @@ def test_rounded_to_nearest(lanes: ctypes.CDLL, bfloat: bool, way: int) -> None:
 
 
 @BFLOAT
-@pytest.mark.parametrize("draw", [0, 1, 7, 8, 0x5555, 0x7FFF, -0x8000, -8, -1])
-def test_rounded_stochastically(lanes: ctypes.CDLL, bfloat: bool, draw: int) -> None:
+@pytest.mark.parametrize("bits", [0, 1, 7, 8, 0x5555, 0x7FFF, -0x8000, -8, -1])
+def test_rounded_stochastically(lanes: ctypes.CDLL, bfloat: bool, bits: int) -> None:
     x = every_exponent()
-    draws = torch.full((len(x),), draw, dtype=torch.int16)
-    ours, theirs = stored(lanes, bfloat, DRAWN, x, draws)
+    random_bits = torch.full((len(x),), bits, dtype=torch.int16)
+    ours, theirs = stored(lanes, bfloat, STOCHASTIC, x, random_bits)
     assert torch.equal(ours, theirs)
-    # The negative control: another bit of the draws shows.
-    assert not torch.equal(ours, stored(lanes, bfloat, DRAWN, x, draws ^ 0x4000)[1])
+    # The negative control: another bit of the random_bits shows.
+    assert not torch.equal(ours, stored(lanes, bfloat, STOCHASTIC, x, random_bits ^ 0x4000)[1])
 
 
 @BFLOAT
@@ -100,30 +100,30 @@ def test_split_and_joined(lanes: ctypes.CDLL) -> None:
     assert not torch.equal(joined[0][number], x[number])  # the negative control: another low bit
 
 
-@pytest.mark.parametrize("draw", [0, 1, 0x5555, -0x8000, -1])
-def test_float16_moments(lanes: ctypes.CDLL, draw: int) -> None:
+@pytest.mark.parametrize("bits", [0, 1, 0x5555, -0x8000, -1])
+def test_float16_moments(lanes: ctypes.CDLL, bits: int) -> None:
     """Roots of every exponent, and first moments that are 2^-40 to 2^40 times as large, infinite, or NaN."""
     root = every_exponent()
     generator = torch.Generator().manual_seed(1)
     m = root * 2.0 ** torch.randint(-40, 41, root.shape, generator=generator)
     m = torch.where(torch.rand(root.shape, generator=generator) < 0.1, root.roll(12345), m)
-    draws = torch.full((len(root),), draw, dtype=torch.int16)
+    random_bits = torch.full((len(root),), bits, dtype=torch.int16)
     both = torch.full((2, 2 * len(root)), -1, dtype=torch.int16)
-    call(lanes.lanes_halves, m, root, draws, len(root), both[0], both[1])
+    call(lanes.lanes_halves, m, root, random_bits, len(root), both[0], both[1])
     ours, theirs = both.masked_fill(both.view(torch.float16).isnan(), -1)
     assert torch.equal(ours, theirs)
-    call(lanes.lanes_halves, m, root * 1.01, draws, len(root), both[0], both[1])
+    call(lanes.lanes_halves, m, root * 1.01, random_bits, len(root), both[0], both[1])
     assert not torch.equal(both[0], theirs)  # the negative control: other roots
 
 
 @pytest.mark.parametrize("count", [32, 64, 96, 256, 1024])
 @pytest.mark.parametrize("origin", [0, 1, 7, 8, 1001, 2**35 - 40, 2**40 + 3])
-def test_draws(lanes: ctypes.CDLL, origin: int, count: int) -> None:
+def test_random_bits(lanes: ctypes.CDLL, origin: int, count: int) -> None:
     """Wherever a run begins, also within a group, and where the lower half of the groups' numbers overflows."""
     both = torch.zeros(2, count, dtype=torch.int16)
-    call(lanes.lanes_draws, origin, count, 1, 12345, 2**32 - 2, both[0], both[1])
+    call(lanes.lanes_random_bits, origin, count, 1, 12345, 2**32 - 2, both[0], both[1])
     assert torch.equal(*both)
     other = torch.zeros_like(both)
-    call(lanes.lanes_draws, origin + 1, count, 1, 12345, 2**32 - 2, other[0], other[1])
+    call(lanes.lanes_random_bits, origin + 1, count, 1, 12345, 2**32 - 2, other[0], other[1])
     assert not torch.equal(both[0], other[0])  # the negative control: the next place's
     assert torch.equal(both[0][1:], other[0][:-1])

@@ -112,7 +112,7 @@ def test_native_refuses_before_it_writes(args: tuple, message: str) -> None:
 
 @pytest.mark.parametrize("ndim", [1, 3, 6, 9])
 def test_any_number_of_dimensions(ndim: int, backend: str) -> None:
-    """Strided walks have no limit of dimensions; each is held against the same values laid out row-major."""
+    """Strided gradients have no limit of dimensions; each is compared with the same values laid out row-major."""
     shape = (2,) * (ndim - 1) + (3,)
     values = torch.randn(shape, generator=torch.Generator().manual_seed(ndim))
     strided = torch.zeros(*(2 * n for n in shape))[(slice(None, None, 2),) * ndim]

@@ -1,4 +1,4 @@
-"""The sum of the squares of gradients: the same 1,024 partial sums from every backend, bit for bit."""
+"""grad_norm: the same 1,024 partial sums from every backend, bit for bit."""
 
 from __future__ import annotations
 
@@ -79,19 +79,19 @@ def test_any_number_of_threads(threads: int, dtype: torch.dtype, known: dict) ->
         assert same_bits(OPERATORS["cpu"].grad_norm(case(dtype)), expected(known, case, dtype))
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict) -> None:
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+def test_instruction_sets_agree(capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict) -> None:
     script = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
         "from tests.kernels import test_squares as t; "
         "out = {(n, str(d)): t.OPERATORS['cpu'].grad_norm(c(d)) for n, c in t.CASES.items() for d in t.SHORT}; "
         "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
-    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
+    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", capability)
     path = tmp_path / "out.pt"
     subprocess.run([sys.executable, "-c", script, str(ROOT), str(path)], check=True)
     used, out = torch.load(path)
-    assert used == isa
+    assert used == capability
     for name, case in CASES.items():
         for dtype in SHORT:
             assert same_bits(out[name, str(dtype)], expected(known, case, dtype))
@@ -103,21 +103,23 @@ def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.Mo
     ids=["one_block", "seven_blocks_backwards", "addresses_in_a_table", "a_block_a_sum"],
 )
 @DTYPE
-def test_walk_of_the_cuda_kernel(walk: ctypes.CDLL, dtype: torch.dtype, geometry: Geometry, known: dict) -> None:
+def test_body_of_the_cuda_kernel(
+    host_kernels: ctypes.CDLL, dtype: torch.dtype, geometry: Geometry, known: dict
+) -> None:
     for case in CASES.values():
-        assert same_bits(host_squares(walk, geometry)(case(dtype)), expected(known, case, dtype))
+        assert same_bits(host_squares(host_kernels, geometry)(case(dtype)), expected(known, case, dtype))
 
 
 @DTYPE
 @pytest.mark.parametrize("block", [0, 3, 6])
-def test_a_skipped_thread_of_the_walk_is_noticed(
-    walk: ctypes.CDLL, block: int, dtype: torch.dtype, known: dict
+def test_a_skipped_thread_of_the_kernel_is_noticed(
+    host_kernels: ctypes.CDLL, block: int, dtype: torch.dtype, known: dict
 ) -> None:
     """The negative control: of seven blocks of 128 threads one thread does not run."""
     case = CASES["more_tiles_than_sums"]
     geometry = Geometry(blocks=7)
-    assert same_bits(host_squares(walk, geometry)(case(dtype)), expected(known, case, dtype))
-    found = host_squares(walk, replace(geometry, skipped=128 * block + 77))(case(dtype))
+    assert same_bits(host_squares(host_kernels, geometry)(case(dtype)), expected(known, case, dtype))
+    found = host_squares(host_kernels, replace(geometry, skipped=128 * block + 77))(case(dtype))
     wrong = (found != expected(known, case, dtype)).nonzero().flatten()
     assert wrong.numel() > 0
     assert all(int(sum_) % 7 == block for sum_ in wrong)

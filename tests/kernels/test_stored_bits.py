@@ -1,4 +1,4 @@
-"""Every stored form gives the same bits in every backend that runs here, whatever the threads and instruction sets."""
+"""Every state format gives the same bits in every backend that runs here, whatever the threads and instruction sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from radam_fused.numerics.scalars import Row
 from tests.support.helpers import LAYOUTS
 from tests.support.paths import ROOT
-from tests.support.state_formats import FORMS, Case, Form
+from tests.support.state_formats import FORMATS, Case, Format
 
 ops = torch.ops.radam_fused
 
@@ -27,17 +27,17 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def expected() -> dict[Form, list[Tensor]]:
+def expected() -> dict[Format, list[Tensor]]:
     """What ``reference`` gives, computed once a form."""
     return {}
 
 
-def layouts_of(form: Form) -> list[str]:
+def layouts_of(form: Format) -> list[str]:
     """Of every layout one parameter; of most forms none that takes long."""
-    return [name for name in LAYOUTS if name != "size_50021" or form in FORMS[::4]]
+    return [name for name in LAYOUTS if name != "size_50021" or form in FORMATS[::4]]
 
 
-def reference(expected: dict[Form, list[Tensor]], form: Form) -> list[Tensor]:
+def reference(expected: dict[Format, list[Tensor]], form: Format) -> list[Tensor]:
     if form not in expected:
         expected[form] = Case(form, layouts_of(form)).run(ops.step_reference)
     return expected[form]
@@ -48,8 +48,8 @@ def differing(case: Case, theirs: list[Tensor]) -> list[str]:
     return [name for name, a, b in pairs if not torch.equal(a, b)]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_cpu_equals_reference(form: Form, expected: dict) -> None:
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_cpu_equals_reference(form: Format, expected: dict) -> None:
     theirs = reference(expected, form)
     for threads in (1, 3):
         torch.set_num_threads(threads)
@@ -58,8 +58,8 @@ def test_cpu_equals_reference(form: Form, expected: dict) -> None:
         assert differing(case, theirs) == []
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form.grad == torch.bfloat16], ids=str)
-def test_one_bit_is_noticed(form: Form, expected: dict) -> None:
+@pytest.mark.parametrize("form", [form for form in FORMATS if form.grad == torch.bfloat16], ids=str)
+def test_one_bit_is_noticed(form: Format, expected: dict) -> None:
     """The negative control: one bit of one element of the state before the last step shows."""
     theirs = reference(expected, form)
     case = Case(form, layouts_of(form))
@@ -72,9 +72,9 @@ def test_one_bit_is_noticed(form: Form, expected: dict) -> None:
     assert {"exp_avg_sq", "residue"} & set(differing(case, theirs))
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form.master], ids=str)
-def test_parameters_written_between_steps(form: Form) -> None:
-    """Infinities that somebody writes beside whatever is kept of another value: steps that hold leave them."""
+@pytest.mark.parametrize("form", [form for form in FORMATS if form.master], ids=str)
+def test_parameters_written_between_steps(form: Format) -> None:
+    """Infinities that user code writes over a value of which more is stored: steps without an update leave them."""
     cases = []
     for step in (ops.step_native, ops.step_reference):
         case = Case(form, layouts_of(form))
@@ -92,8 +92,8 @@ SPECIAL = [0.0, -0.0, 1.0, -1.5, 1e-45, -1e-40, 6e-8, 65504.0, 65519.0]
 TOO_LARGE = [65520.0, 1e38, -3e38, float("inf"), -float("inf"), float("nan")]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_special_values(form: Form) -> None:
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_special_values(form: Format) -> None:
     """NaN, infinities, subnormals and signed zeros in parameter and gradient, in half of the blocks."""
     results = []
     for step in (ops.step_native, ops.step_reference, None):
@@ -116,12 +116,12 @@ def test_special_values(form: Form) -> None:
     assert case.params[0].isfinite().any()
 
 
-DRAWING = [form for form in FORMS if form.stochastic or form.state != torch.float32]
+DRAWING = [form for form in FORMATS if form.stochastic or form.state != torch.float32]
 
 
 @pytest.mark.parametrize("form", DRAWING[::4], ids=str)
 @pytest.mark.parametrize("column", ["seed", "step"])
-def test_draws_go_by_seed_and_step(form: Form, column: str, expected: dict) -> None:
+def test_random_bits_depend_on_seed_and_step(form: Format, column: str, expected: dict) -> None:
     case = Case(form, layouts_of(form))
     rows = case.rows
 
@@ -136,8 +136,8 @@ def test_draws_go_by_seed_and_step(form: Form, column: str, expected: dict) -> N
 
 
 @pytest.mark.parametrize("form", DRAWING[::4], ids=str)
-def test_draws_go_by_the_origin_alone(form: Form) -> None:
-    """State that lies elsewhere, with the same origins, comes out the same; other origins draw other numbers."""
+def test_random_bits_depend_on_the_offset_alone(form: Format) -> None:
+    """State stored elsewhere, with the same offsets, comes out the same; other offsets give other random bits."""
     layouts = ["size_4097", "matrix"]
     results = []
     anywhere = (1 << 45) + 5, 8199
@@ -155,20 +155,22 @@ def test_draws_go_by_the_origin_alone(form: Form) -> None:
     assert not all(map(torch.equal, results[0], results[2]))
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_instruction_sets_agree(isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict) -> None:
-    chosen = FORMS[::5]
+@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+def test_instruction_sets_agree(
+    capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict
+) -> None:
+    chosen = FORMATS[::5]
     script = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
-        "from tests.kernels import test_stored_bits as t; from tests.support import state_formats as forms; "
-        "out = [forms.Case(f, t.layouts_of(f)).run(torch.ops.radam_fused.step_native) for f in forms.FORMS[::5]]; "
+        "from tests.kernels import test_stored_bits as t; from tests.support.state_formats import FORMATS, Case; "
+        "out = [Case(f, t.layouts_of(f)).run(torch.ops.radam_fused.step_native) for f in FORMATS[::5]]; "
         "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
-    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", isa)
+    monkeypatch.setenv("RADAM_FUSED_CPU_ISA", capability)
     path = tmp_path / "out.pt"
     subprocess.run([sys.executable, "-c", script, str(ROOT), str(path)], check=True)
     used, out = torch.load(path)
-    assert used == isa
+    assert used == capability
     for form, found in zip(chosen, out, strict=True):
         assert all(map(torch.equal, found, reference(expected, form))), str(form)
 
@@ -189,7 +191,7 @@ BROKEN = {
 @pytest.mark.parametrize(("state", "change", "message"), BROKEN.values(), ids=list(BROKEN))
 def test_forms_that_do_not_go_together(op: str, state: torch.dtype, change: dict, message: str) -> None:
     """Refused before anything is written."""
-    case = Case(Form(torch.bfloat16, torch.bfloat16, state), ["size_4097", "matrix"])
+    case = Case(Format(torch.bfloat16, torch.bfloat16, state), ["size_4097", "matrix"])
     length = case.exp_avg.numel()
     given = {"scales": case.scales, "master": None, "stochastic": False, "rng_offsets": None, **change}
     if isinstance(given["master"], str):

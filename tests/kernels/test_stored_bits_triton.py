@@ -1,4 +1,4 @@
-"""The Triton step over stored forms, interpreted, against ``reference``, bit for bit."""
+"""The Triton step over low-precision state, interpreted, against ``reference``, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.backends.triton import step as triton
-from tests.support.state_formats import FORMS, Case, Form
+from tests.support.state_formats import FORMATS, Case, Format
 
 TRITON, REFERENCE = OPERATORS["triton"].step, OPERATORS["reference"].step
 LAYOUTS = ["size_4097", "transposed", "strided", "misaligned", "0-d", "size_0"]
 STEPS = 6
 """Until every row is rectified; one has skipped a step by then, another has held."""
-STATES = {form.state: form for form in FORMS if form.stochastic and form.param == torch.bfloat16}
+STATES = {form.state: form for form in FORMATS if form.stochastic and form.param == torch.bfloat16}
 """A form with each kind of moments."""
 
 
@@ -32,8 +32,8 @@ def differences(ours: Case, theirs: Case) -> list[str]:
     return [name for name, a, b in triples if not torch.equal(a, b)]
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_stored_forms_equal_reference(form: Form) -> None:
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_low_precision_equal_reference(form: Format) -> None:
     ours, theirs = Case(form, LAYOUTS), Case(form, LAYOUTS)
     ours.run(TRITON, STEPS)
     theirs.run(REFERENCE, STEPS)
@@ -50,8 +50,8 @@ class OtherSeed(Case):
 
 
 @pytest.mark.parametrize("form", [STATES[torch.float32], STATES[torch.bfloat16]], ids=str)
-def test_another_seed_shows(form: Form) -> None:
-    """The negative control: what one group draws, and a single bit, are in the bits that are compared."""
+def test_another_seed_shows(form: Format) -> None:
+    """The negative control: the random bits of one group, and a single bit, are in the bits that are compared."""
     ours, theirs, other = Case(form, ["size_257"]), Case(form, ["size_257"]), OtherSeed(form, ["size_257"])
     ours.run(TRITON, 2)
     theirs.run(REFERENCE, 2)
@@ -78,7 +78,7 @@ def with_special_gradients(step: Callable[..., None]) -> Callable[..., None]:
 @pytest.mark.parametrize("param", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("state", STATES, ids=[str(form.state) for form in STATES.values()])
 def test_special_values(state: torch.dtype, param: torch.dtype) -> None:
-    form = Form(param, torch.float32, state, stochastic=True)
+    form = Format(param, torch.float32, state, stochastic=True)
     ours, theirs, plain = (Case(form, ["size_257", "size_4097"]) for _ in range(3))
     ours.run(with_special_gradients(TRITON), 3)
     theirs.run(with_special_gradients(REFERENCE), 3)
@@ -88,8 +88,8 @@ def test_special_values(state: torch.dtype, param: torch.dtype) -> None:
     assert set(differences(ours, plain)) == set(ours.names())
 
 
-@pytest.mark.parametrize("form", [STATES[torch.int8], FORMS[-1]], ids=str)
-def test_zeroed_gradients(form: Form) -> None:
+@pytest.mark.parametrize("form", [STATES[torch.int8], FORMATS[-1]], ids=str)
+def test_zeroed_gradients(form: Format) -> None:
     """Every gradient is zero after the step, also of a row that is skipped, and the step is the same."""
     zeroed, left = Case(form, LAYOUTS), Case(form, LAYOUTS)
     seen: list[Tensor] = []
@@ -109,14 +109,14 @@ def test_zeroed_gradients(form: Form) -> None:
 
 def test_wide_parameters_are_not_rounded_stochastically() -> None:
     for param, state in ((torch.float32, torch.float32), (torch.float64, torch.float64)):
-        asked, plain = (Case(Form(param, param, state, stochastic=on), ["size_257"]) for on in (True, False))
+        asked, plain = (Case(Format(param, param, state, stochastic=on), ["size_257"]) for on in (True, False))
         asked.run(TRITON, 2)
         plain.run(REFERENCE, 2)
         assert differences(asked, plain) == []
 
 
 @pytest.mark.parametrize("state", STATES, ids=[str(form.state) for form in STATES.values()])
-def test_draws_begin_anywhere(state: torch.dtype) -> None:
+def test_random_bits_begin_anywhere(state: torch.dtype) -> None:
     """A shard's random numbers begin where it does in the whole tensor: between two groups of eight, and far out."""
     layouts = ["size_4097", "size_257", "transposed"]
     ours, theirs, other = (Case(STATES[state], layouts) for _ in range(3))

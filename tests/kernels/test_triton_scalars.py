@@ -121,7 +121,7 @@ def test_scale_and_found_inf(found: float, shape: tuple[int, ...]) -> None:
 
 
 def test_rows_read_counts_before_they_count() -> None:
-    """Many rows of one leader, more than a block of them, and more segments than a block counts."""
+    """Many rows of one representative parameter, more than a block of them, and more segments than a block counts."""
     groups = [{**GROUP_DEFAULTS, "lr": 0.001 * k} for k in range(300)]
     arguments = row_arguments(
         groups,

@@ -14,7 +14,7 @@ from radam_fused.numerics.layout import fingerprint, segment_starts
 from radam_fused.numerics.scalars import HOLD, SKIP, step_row
 from radam_fused.options import GROUP_DEFAULTS
 from tests.kernels.test_bits import PAIRS, SHORT, _threads, expanded  # noqa: F401  (the fixture restores the thread count)
-from tests.support.cuda_host import Geometry, host_step, twin
+from tests.support.cuda_host import Geometry, host_step, same_layout
 from tests.support.helpers import LAYOUTS, filled, gradients, one_ulp_up, same_bits
 
 PAIR = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
@@ -58,7 +58,7 @@ class Problem:
 
     def after(self, step: Any, zero_grads: bool, rows: Tensor | None = None) -> dict[str, list[Tensor]]:
         """Copies of all tensors after a step; of gradients with gaps, the gaps too."""
-        params, grads = [[twin(t) for t in tensors] for tensors in (self.params, self.grads)]
+        params, grads = [[same_layout(t) for t in tensors] for tensors in (self.params, self.grads)]
         moments = [m.clone() for m in self.moments]
         table = [(at, fingerprint(p.shape, p.stride())) for at, p in zip(self.starts, params, strict=True)]
         rows = rows_of_every_kind() if rows is None else rows
@@ -105,22 +105,22 @@ def test_any_number_of_threads(zero_grads: bool, threads: int, known: dict) -> N
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=list(GEOMETRIES))
 @ZERO
 @PAIR
-def test_walk_of_the_cuda_kernel(
-    walk: ctypes.CDLL,
+def test_body_of_the_cuda_kernel(
+    host_kernels: ctypes.CDLL,
     dtype: torch.dtype,
     grad_dtype: torch.dtype,
     zero_grads: bool,
     geometry: Geometry,
     known: dict,
 ) -> None:
-    ours = Problem(dtype, grad_dtype).after(host_step(walk, geometry), zero_grads)
+    ours = Problem(dtype, grad_dtype).after(host_step(host_kernels, geometry), zero_grads)
     assert_same(ours, expected(known, dtype, grad_dtype, zero_grads))
 
 
-def test_a_skipped_thread_of_the_walk_is_noticed(walk: ctypes.CDLL, known: dict) -> None:
+def test_a_skipped_thread_of_the_kernel_is_noticed(host_kernels: ctypes.CDLL, known: dict) -> None:
     """The negative control: one thread of 896 does not run, and leaves what it should have cleared."""
     pair = torch.float32, torch.float32
-    ours = Problem(*pair).after(host_step(walk, Geometry(blocks=7, skipped=128 * 3 + 5)), zero_grads=True)
+    ours = Problem(*pair).after(host_step(host_kernels, Geometry(blocks=7, skipped=128 * 3 + 5)), zero_grads=True)
     theirs = expected(known, *pair, True)
     for name in ("params", "grads"):
         with pytest.raises(AssertionError, match=name):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from radam_fused.numerics.scalars import ADAPTIVE, Row, step_row
 from radam_fused.options import GROUP_DEFAULTS
-from tests.support.device_scalars import BETA2, STEPS, device_rows, group
+from tests.support.device_scalars import BETA2, STEPS, device_scalars, group
 
 
 def exact_alpha(t: int, beta1: float, beta2: float) -> tuple[float, bool]:
@@ -33,7 +33,7 @@ def exact_alpha(t: int, beta1: float, beta2: float) -> tuple[float, bool]:
 
 @pytest.mark.parametrize("beta2", BETA2)
 def test_alpha_is_float64_mathematics(beta2: float, backend: str, device: torch.device) -> None:
-    for t, rows in zip(STEPS, device_rows([group(beta2, lr=1.0)], STEPS, backend, device), strict=True):
+    for t, rows in zip(STEPS, device_scalars([group(beta2, lr=1.0)], STEPS, backend, device), strict=True):
         row = Row(*rows[0].tolist())
         alpha, rectified = exact_alpha(t, 0.9, beta2)
         assert (row.direction == ADAPTIVE) == rectified

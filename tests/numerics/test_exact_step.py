@@ -38,7 +38,7 @@ def stepper(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """A backend's step over flat buffers; CUDA's is its kernels' body, run on the host."""
     monkeypatch.setattr(triton, "INTERPRETED_TILE", 2**17)
     if request.param == "cuda_on_the_host":
-        return host_step(request.getfixturevalue("walk"), Geometry(blocks=3))
+        return host_step(request.getfixturevalue("host_kernels"), Geometry(blocks=3))
     return OPERATORS[request.param].step
 
 
@@ -185,9 +185,9 @@ def test_nearer_to_the_truth_than_torch(beta2: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("beta2", [0.0, 0.3, 0.5 - 1e-4, 0.5 - 1e-9, 0.5, 0.5 + 1e-9, 0.7], ids=str)
-def test_every_backend_takes_the_same_line(beta2: float, dtype: torch.dtype, walk: ctypes.CDLL) -> None:
+def test_every_backend_takes_the_same_line(beta2: float, dtype: torch.dtype, host_kernels: ctypes.CDLL) -> None:
     """Around beta2 = 1/2, which float32 rounds to; and decays that float32 rounds to 0."""
-    steps = [*(OPERATORS[name].step for name in STEPPERS[:3]), host_step(walk, Geometry(blocks=2)), old_lines]
+    steps = [*(OPERATORS[name].step for name in STEPPERS[:3]), host_step(host_kernels, Geometry(blocks=2)), old_lines]
     for decay in (0.0, 1e-50, 1e-44, 0.01):
         results = []
         for step in steps:
@@ -215,12 +215,12 @@ def stepped(step: Step, p: float, m: float, v: float, g: float, **group: Any) ->
 INF = math.inf
 
 
-FORMS = [{}, {"master_weights": "fp32"}, {"master_weights": "split"}, {"master_weights": "kahan"}]
-FORMS += [{"rounding": "stochastic"}, {"state_dtype": torch.float16, "master_weights": "kahan"}]
+FORMATS = [{}, {"master_weights": "fp32"}, {"master_weights": "split"}, {"master_weights": "kahan"}]
+FORMATS += [{"rounding": "stochastic"}, {"state_dtype": torch.float16, "master_weights": "kahan"}]
 
 
 @pytest.mark.parametrize("backend", STEPPERS[:3])
-@pytest.mark.parametrize("options", FORMS, ids=lambda options: "-".join(map(str, options.values())) or "alone")
+@pytest.mark.parametrize("options", FORMATS, ids=lambda options: "-".join(map(str, options.values())) or "alone")
 def test_an_infinite_parameter_stays_in_every_form(options: dict[str, Any], backend: str) -> None:
     """Unless something decays, also one that a step has made infinite: its neighbours move on."""
     start = [INF, -INF, 1.0, 3e38]

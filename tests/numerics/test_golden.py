@@ -1,4 +1,4 @@
-"""Trajectories computed with 50 digits, as every backend walks them."""
+"""Trajectories computed with 50 digits, as every backend computes them."""
 
 from __future__ import annotations
 

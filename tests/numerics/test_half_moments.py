@@ -18,7 +18,7 @@ from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.cuda_host import Geometry, host_step
 from tests.support.helpers import same_bits
-from tests.support.state_formats import Case, Form
+from tests.support.state_formats import Case, Format
 
 LEVELS = (1e-9, 1e-8, 5e-8, 1e-7, 3e-7, 1e-6, 1e-3, 1.0, 1e3)
 NEAREST = 0x8000
@@ -118,10 +118,13 @@ class Stopping(Case):
         return self.bits()
 
 
-def test_a_quotient_that_grows_stays_finite_in_every_backend(walk: ctypes.CDLL) -> None:
-    form = Form(torch.float32, torch.float32, torch.float16)
+def test_a_quotient_that_grows_stays_finite_in_every_backend(host_kernels: ctypes.CDLL) -> None:
+    form = Format(torch.float32, torch.float32, torch.float16)
     cases = [Stopping(form, ["size_257", "strided"]) for _ in range(4)]
-    runs = [*(OPERATORS[name].step for name in ("reference", "cpu", "triton")), host_step(walk, Geometry(blocks=2))]
+    runs = [
+        *(OPERATORS[name].step for name in ("reference", "cpu", "triton")),
+        host_step(host_kernels, Geometry(blocks=2)),
+    ]
     found = [case.stop(step) for case, step in zip(cases, runs, strict=True)]
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
@@ -175,7 +178,7 @@ def test_earlier_checkpoints_load(state: torch.dtype) -> None:
 
 
 def test_what_is_written_has_names_of_its_own() -> None:
-    """So old and new are told apart by their names, and neither is mistaken for the other."""
+    """So old and new have different names, and neither is mistaken for the other."""
     params, opt = trained(state_dtype=torch.float16)
     names = set(opt.state_dict()["state"][0])
     assert names == {"step", "exp_avg_ratio", "fourth_root_exp_avg_sq"}

@@ -51,7 +51,7 @@ def test_rectification(kind: str) -> None:
 
 
 def test_the_textbook_formula_would_fail() -> None:
-    """The negative control: the plain form in float64 misses the tolerance that ours holds."""
+    """The negative control: the textbook's formula in float64 misses the tolerance that ours holds."""
     worst = 0.0
     for v in VECTORS:
         power = v["beta2"] ** v["t"]
@@ -143,7 +143,7 @@ def test_the_edge_is_where_it_is_said_to_be() -> None:
 @settings(max_examples=300, deadline=None)
 @given(beta2=st.floats(0.0, 1.0 - 1e-7), t=st.integers(1, 10**9))
 def test_bounds(beta2: float, t: int) -> None:
-    """rho_t starts at 1 and rises towards rho_inf; r_t lies in (0, 1]; the bias correction in (0, 1]."""
+    """rho_t starts at 1 and rises towards rho_inf; r_t is in (0, 1]; the bias correction in (0, 1]."""
     assert 0.0 < R.bias_correction(t, beta2) <= 1.0
     assert 1.0 - 1e-12 <= R.rho(t, beta2) <= R.rho_inf(beta2) * (1.0 + 1e-12)
     for kind in ("first_order", "exact"):

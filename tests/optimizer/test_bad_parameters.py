@@ -117,11 +117,11 @@ def test_failed_add_param_group_with_shared_memory_changes_nothing(steps: int) -
 
 
 def check_failed_add_param_group(make: Callable, options: dict, steps: int, flatten: bool) -> None:
-    p, twin = parameter(3), parameter(3)
-    opt, twin_opt = FusedRAdam([p], flatten=flatten), FusedRAdam([twin])
+    p, other = parameter(3), parameter(3)
+    opt, other_opt = FusedRAdam([p], flatten=flatten), FusedRAdam([other])
     for _ in range(steps):
         step_with_ones(opt)
-        step_with_ones(twin_opt)
+        step_with_ones(other_opt)
     groups = copy.deepcopy(opt.state_dict()["param_groups"])
     with pytest.raises((ValueError, TypeError, NotImplementedError)):
         opt.add_param_group({"params": make(p), **options})
@@ -129,5 +129,5 @@ def check_failed_add_param_group(make: Callable, options: dict, steps: int, flat
     assert [id(q) for q in opt.param_groups[0]["params"]] == [id(p)]
     for _ in range(3):
         step_with_ones(opt)
-        step_with_ones(twin_opt)
-    assert same_bits(p, twin)
+        step_with_ones(other_opt)
+    assert same_bits(p, other)

@@ -83,8 +83,8 @@ def test_model_moved_to_bfloat16_between_steps(name: str, options: dict) -> None
     train(opt, range(4))
     state_dict = copy.deepcopy(opt.state_dict())
     net.bfloat16()
-    twin = [nn.Parameter(p.detach().clone()) for p in net.parameters()]
-    other = FusedRAdam(twin, lr=0.1, backend=name, **options)
+    copies = [nn.Parameter(p.detach().clone()) for p in net.parameters()]
+    other = FusedRAdam(copies, lr=0.1, backend=name, **options)
     other.load_state_dict(state_dict)
     for each in (opt, other):
         for p in each.param_groups[0]["params"]:

@@ -261,8 +261,8 @@ def test_a_default_device_leaves_the_pointer_path_on(monkeypatch: pytest.MonkeyP
 )
 def test_imported_under_a_default_it_finds_the_pointer_path(before: str) -> None:
     script = (
-        f"import torch\nimport torch._subclasses\n{before}\nimport radam_fused\nfrom radam_fused import host\n"
-        "print(host.DESCRIBES)"
+        f"import torch\nimport torch._subclasses\n{before}\nimport radam_fused\nfrom radam_fused import cpp_helpers\n"
+        "print(cpp_helpers.DESCRIBES)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr

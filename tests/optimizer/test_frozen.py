@@ -69,7 +69,9 @@ def test_frozen_parameters_of_any_kind_are_taken_along(frozen: str, options: str
         params = [p]
         params.insert(place, other)
         found = train(params, p, OPTIONS[options])
-        assert same_bits(found, expected) or options == "int8"  # which draws by the place among all parameters
+        assert (
+            same_bits(found, expected) or options == "int8"
+        )  # whose random bits depend on the place among all parameters
     assert not same_bits(expected, torch.linspace(-1, 1, 5000))
 
 

@@ -202,7 +202,7 @@ def test_wrapper_that_answers_for_the_optimizer_would_step_by_scaled_gradients(m
 
 
 def test_the_answer_to_others() -> None:
-    """Tools ask as well, and are told what the optimizer does."""
+    """Tools ask as well, and get what the optimizer does."""
     opt = FusedRAdam(parameters())
     assert opt._step_supports_amp_scaling
     assert Forwarding(opt)._step_supports_amp_scaling

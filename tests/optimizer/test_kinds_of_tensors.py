@@ -27,8 +27,8 @@ def test_dtypes_mixed_in_one_optimizer(flatten: bool) -> None:
             set_gradients(params, t)
         for each in (opt, *opts):
             each.step()
-    for params, twin in zip(mixed, alone, strict=True):
-        assert all_same_bits(params, twin)
+    for params, single in zip(mixed, alone, strict=True):
+        assert all_same_bits(params, single)
     assert not same_bits(mixed[0][0].float(), mixed[1][0].float())
 
 
@@ -74,10 +74,10 @@ def test_gradient_in_another_layout(layout: Callable, backend: str, flatten: boo
     nets = [parameters((7, 5), (3,)) for _ in range(2)]
     opts = [FusedRAdam(params, backend=backend, flatten=flatten) for params in nets]
     for t in range(8):
-        for params, lay in zip(nets, (layout, lambda g: layout(g).contiguous()), strict=True):
+        for params, arrange in zip(nets, (layout, lambda g: layout(g).contiguous()), strict=True):
             params[0].grad = None
             set_gradients(params, t)
-            params[0].grad = lay(params[0].grad)
+            params[0].grad = arrange(params[0].grad)
         for opt in opts:
             opt.step()
     assert all_same_bits(*nets)

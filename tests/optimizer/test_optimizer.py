@@ -53,11 +53,11 @@ def test_state_dict_hooks() -> None:
 def test_load_state_dict_hook_may_replace_what_is_loaded() -> None:
     opt = FusedRAdam(parameters((3,)))
 
-    def halve(_: torch.optim.Optimizer, state_dict: dict) -> dict:
+    def scale_by_half(_: torch.optim.Optimizer, state_dict: dict) -> dict:
         groups = [{**group, "lr": group["lr"] / 2} for group in state_dict["param_groups"]]
         return {**state_dict, "param_groups": groups}
 
-    opt.register_load_state_dict_pre_hook(halve)
+    opt.register_load_state_dict_pre_hook(scale_by_half)
     opt.load_state_dict(opt.state_dict())
     assert opt.param_groups[0]["lr"] == 5e-4
 

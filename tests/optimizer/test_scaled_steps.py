@@ -128,7 +128,7 @@ def test_unscale_is_not_done_twice(flatten: bool, infinite: bool) -> None:
 
 
 def test_one_scaler_for_two_optimizers() -> None:
-    """Only the one that met an infinity skips its step, whichever group or dtype it lies in."""
+    """Only the one that met an infinity skips its step, whichever group or dtype it is in."""
     first = FusedRAdam(small() + small(torch.float64), lr=0.1)
     second = FusedRAdam(small(), lr=0.1)
     scaler = scaler_of()
@@ -159,7 +159,7 @@ def test_steps_with_and_without_a_scaler_take_turns() -> None:
 
 
 def test_gradient_left_out_of_the_first_scaled_step() -> None:
-    """Until then the host counts; from then on a rows operator, each parameter's steps by themselves."""
+    """Until then the host counts; from then on a scalars operator, each parameter's steps by themselves."""
     opts = FusedRAdam(small(), lr=0.1), torch.optim.RAdam(small(), lr=0.1)
     for opt in opts:
         train(opt, range(4))

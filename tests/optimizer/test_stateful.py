@@ -85,7 +85,7 @@ def test_broken_optimizer_is_found(kind: type[FusedRAdam]) -> None:
 
 @pytest.fixture
 def counts_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts of a rows operator that the host does not read, as on a device that it would have to wait for."""
+    """Counts of a scalars operator that the host does not read, as on a device that it would have to wait for."""
     monkeypatch.setattr("radam_fused.state.step_counts.readable", lambda device: False)
 
 
@@ -96,13 +96,13 @@ def test_counts_that_the_host_does_not_read() -> None:
 
 @pytest.mark.usefixtures("counts_as_on_a_gpu")
 def test_classes_that_are_not_split_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments that once took the same steps, and take others while only a rows operator counts."""
+    """Segments that once took the same steps, and take others while only a scalars operator counts."""
     monkeypatch.setattr(StepCounts, "split", lambda self, absent: self._classes)
     assert found(FusedRAdam)
 
 
 def test_ignored_edits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were an entry not to tell its bucket, and addresses not looked at, replaced moments would not be stepped."""
+    """If entries did not report to their bucket, and addresses were not compared, replaced moments would be lost."""
     monkeypatch.setattr(ParameterState, "release_owner", lambda self: None)
     monkeypatch.setattr(ShownViews, "intact", lambda self, thoroughly=False: True)
     assert found(FusedRAdam)

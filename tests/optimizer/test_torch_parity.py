@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from tests.support.torch_pairs import GROUPS, RUNS, TOLERANCE, TRITON_RUN, Twins, run_id
+from tests.support.torch_pairs import GROUPS, RUNS, TOLERANCE, TRITON_RUN, Pair, run_id
 
 # torch.testing._internal.common_optimizers, optim_inputs_func_radam and optim_inputs_func_adam, as of torch 2.13: the
 # configurations that are neither capturable nor amsgrad. (That module needs the package expecttest, so not imported.)
@@ -39,10 +39,10 @@ ADAM_TABLE: dict[str, dict[str, Any]] = {
 }
 
 
-def fifty_steps(twins: Twins) -> Twins:
+def fifty_steps(pair: Pair) -> Pair:
     for _ in range(50):
-        twins.step()
-    return twins
+        pair.step()
+    return pair
 
 
 @pytest.mark.parametrize("foreach", [False, True], ids=["for-loop", "foreach"])
@@ -51,15 +51,15 @@ def fifty_steps(twins: Twins) -> Twins:
 @pytest.mark.parametrize(("backend", "flatten"), RUNS, ids=run_id)
 def test_radam(backend: str, flatten: bool, options: dict, dtype: torch.dtype, foreach: bool) -> None:
     options = {**options, "foreach": foreach}
-    twins = fifty_steps(Twins(options, backend=backend, flatten=flatten, dtype=dtype))
-    assert twins.close()
-    assert twins.same_steps()
+    pair = fifty_steps(Pair(options, backend=backend, flatten=flatten, dtype=dtype))
+    assert pair.close()
+    assert pair.same_steps()
 
 
 @pytest.mark.parametrize("name", ["default", "decoupled_weight_decay", "maximize"])
 def test_radam_on_triton(name: str) -> None:
     backend, flatten = TRITON_RUN
-    assert fifty_steps(Twins(RADAM_TABLE[name], backend=backend, flatten=flatten)).close()
+    assert fifty_steps(Pair(RADAM_TABLE[name], backend=backend, flatten=flatten)).close()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
@@ -70,7 +70,7 @@ def test_radam_on_triton(name: str) -> None:
 )
 def test_radam_with_a_slightly_other_hyperparameter_is_noticed(changed: dict, dtype: torch.dtype) -> None:
     """The negative control of `test_radam`."""
-    assert not fifty_steps(Twins({}, dtype=dtype, **changed)).close()
+    assert not fifty_steps(Pair({}, dtype=dtype, **changed)).close()
 
 
 @pytest.mark.parametrize("decoupled", [False, True], ids=["Adam", "AdamW"])
@@ -78,8 +78,8 @@ def test_radam_with_a_slightly_other_hyperparameter_is_noticed(changed: dict, dt
 @pytest.mark.parametrize("options", ADAM_TABLE.values(), ids=ADAM_TABLE)
 @pytest.mark.parametrize(("backend", "flatten"), RUNS, ids=run_id)
 def test_no_rectification(backend: str, flatten: bool, options: dict, dtype: torch.dtype, decoupled: bool) -> None:
-    twins = fifty_steps(
-        Twins(
+    pair = fifty_steps(
+        Pair(
             {"weight_decay": 0.0, **options},
             torch.optim.AdamW if decoupled else torch.optim.Adam,
             backend=backend,
@@ -89,8 +89,8 @@ def test_no_rectification(backend: str, flatten: bool, options: dict, dtype: tor
             decoupled_weight_decay=decoupled,
         )
     )
-    assert twins.close()
-    assert twins.same_steps()
+    assert pair.close()
+    assert pair.same_steps()
 
 
 @pytest.mark.parametrize(
@@ -100,25 +100,25 @@ def test_no_rectification(backend: str, flatten: bool, options: dict, dtype: tor
 )
 def test_no_rectification_with_a_slightly_other_hyperparameter_is_noticed(changed: dict) -> None:
     """The negative control of `test_no_rectification`."""
-    twins = Twins({}, torch.optim.Adam, **{"rectification": "none", **changed})
-    assert not fifty_steps(twins).close()
+    pair = Pair({}, torch.optim.Adam, **{"rectification": "none", **changed})
+    assert not fifty_steps(pair).close()
 
 
 def test_the_two_weight_decays_differ() -> None:
     """Another: Adam's decay is not AdamW's."""
-    twins = Twins({"weight_decay": 0.1}, torch.optim.AdamW, rectification="none", decoupled_weight_decay=False)
-    assert not fifty_steps(twins).close()
+    pair = Pair({"weight_decay": 0.1}, torch.optim.AdamW, rectification="none", decoupled_weight_decay=False)
+    assert not fifty_steps(pair).close()
 
 
 @pytest.mark.parametrize(("backend", "flatten"), [*RUNS, TRITON_RUN], ids=run_id)
 def test_groups_with_their_own_hyperparameters(backend: str, flatten: bool) -> None:
-    assert fifty_steps(Twins(group_options=GROUPS, backend=backend, flatten=flatten)).close()
+    assert fifty_steps(Pair(group_options=GROUPS, backend=backend, flatten=flatten)).close()
 
 
 def test_betas_given_as_a_list() -> None:
     """As they come from a JSON or YAML file."""
     groups = [{"betas": [0.8, 0.99]}, {"betas": [0.9, 0.999], "lr": 1e-2}]
-    assert fifty_steps(Twins({"betas": [0.9, 0.99]}, group_options=groups)).close()
+    assert fifty_steps(Pair({"betas": [0.9, 0.99]}, group_options=groups)).close()
 
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]] = {
@@ -132,37 +132,37 @@ SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler
 @pytest.mark.parametrize("flatten", [False, True], ids=run_id)
 @pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_scheduler(schedule: Callable, flatten: bool) -> None:
-    twins = Twins(group_options=GROUPS, flatten=flatten)
-    schedulers = [schedule(opt) for opt in twins.opts]
+    pair = Pair(group_options=GROUPS, flatten=flatten)
+    schedulers = [schedule(opt) for opt in pair.opts]
     seen = set()
     for _ in range(50):
-        twins.step()
+        pair.step()
         for scheduler in schedulers:
             scheduler.step()
-        seen.add((twins.own_opt.param_groups[0]["lr"], twins.own_opt.param_groups[0]["betas"]))
-    assert twins.close()
+        seen.add((pair.own_opt.param_groups[0]["lr"], pair.own_opt.param_groups[0]["betas"]))
+    assert pair.close()
     assert len(seen) > 5
 
 
 def test_scheduler_on_one_side_only_is_noticed() -> None:
     """The negative control of `test_scheduler`."""
-    twins = Twins(group_options=GROUPS)
-    scheduler = SCHEDULERS["StepLR"](twins.own_opt)
+    pair = Pair(group_options=GROUPS)
+    scheduler = SCHEDULERS["StepLR"](pair.own_opt)
     for _ in range(50):
-        twins.step()
+        pair.step()
         scheduler.step()
-    assert not twins.close()
+    assert not pair.close()
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=run_id)
 def test_tensor_lr_is_read_every_step(flatten: bool) -> None:
     """In two groups, one of which has its own."""
-    twins = Twins(
+    pair = Pair(
         {"lr": torch.tensor(2e-3)}, group_options=[{}, {"lr": torch.tensor([1e-3])}], flatten=flatten, foreach=None
     )
     for t in range(50):
-        twins.step()
-        for opt in twins.opts:
+        pair.step()
+        for opt in pair.opts:
             for group in opt.param_groups:
                 group["lr"].fill_(1e-3 / (1 + t % 5))
-    assert twins.close()
+    assert pair.close()

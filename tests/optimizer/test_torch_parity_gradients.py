@@ -7,68 +7,68 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from tests.support.torch_pairs import GROUPS, RUNS, SHAPES, TRITON_RUN, Twins, run_id
+from tests.support.torch_pairs import GROUPS, RUNS, SHAPES, TRITON_RUN, Pair, run_id
 
 
 @pytest.mark.parametrize(("backend", "flatten"), [*RUNS, TRITON_RUN], ids=run_id)
 def test_frozen_in_steps_3_and_4(backend: str, flatten: bool) -> None:
     """Such a parameter rectifies two steps later than the others (its t is 6 in step 8)."""
-    twins = Twins(backend=backend, flatten=flatten)
+    pair = Pair(backend=backend, flatten=flatten)
     for t in range(1, 21):
-        twins.step(missing=(0, 4) if t in (3, 4) else ())
-        assert twins.same_steps()
-    assert twins.close()
-    assert [int(twins.own_opt.state[p]["step"]) for p in twins.own] == [18, 20, 20, 20, 18, 20, 20]
+        pair.step(missing=(0, 4) if t in (3, 4) else ())
+        assert pair.same_steps()
+    assert pair.close()
+    assert [int(pair.own_opt.state[p]["step"]) for p in pair.own] == [18, 20, 20, 20, 18, 20, 20]
 
 
 def test_one_step_more_or_less_is_noticed() -> None:
     """The negative control of the per-parameter steps: one count off by one, right after the branch."""
-    twins = Twins()
+    pair = Pair()
     for t in range(1, 13):
-        twins.step()
+        pair.step()
         if t == 5:
-            twins.own_opt.state[twins.own[3]]["step"].add_(1)  # an empty parameter: nothing to see
-            twins.own_opt.state[twins.own[4]]["step"].sub_(1)
-    assert not twins.same_steps()
-    assert not twins.close()
+            pair.own_opt.state[pair.own[3]]["step"].add_(1)  # an empty parameter: nothing to see
+            pair.own_opt.state[pair.own[4]]["step"].sub_(1)
+    assert not pair.same_steps()
+    assert not pair.close()
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=run_id)
 def test_late_first_gradients(flatten: bool) -> None:
     """No gradient for anyone in the first step, for two until the fifth, for one until the ninth."""
-    twins = Twins(flatten=flatten)
+    pair = Pair(flatten=flatten)
     everyone = range(len(SHAPES))
     for t in range(1, 21):
-        twins.step(missing=everyone if t == 1 else (0, 5) if t < 5 else (0,) if t < 9 else ())
-        assert twins.same_steps()
-    assert twins.close()
+        pair.step(missing=everyone if t == 1 else (0, 5) if t < 5 else (0,) if t < 9 else ())
+        assert pair.same_steps()
+    assert pair.close()
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=run_id)
 def test_a_gradient_only_now_and_then(flatten: bool) -> None:
     """As the experts of a mixture get them: in every step another set, sometimes none at all."""
-    twins = Twins(flatten=flatten, group_options=GROUPS)
+    pair = Pair(flatten=flatten, group_options=GROUPS)
     for t in range(1, 51):
-        twins.step(missing=[i for i in range(len(SHAPES)) if t % (i + 2) == 0 or t % 11 == 0])
-        assert twins.same_steps()
-    assert twins.close()
+        pair.step(missing=[i for i in range(len(SHAPES)) if t % (i + 2) == 0 or t % 11 == 0])
+        assert pair.same_steps()
+    assert pair.close()
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=run_id)
 @pytest.mark.parametrize("when", [0, 8], ids=["before_the_first_step", "after_8_steps"])
 def test_group_added_later(when: int, flatten: bool) -> None:
-    twins = Twins(flatten=flatten)
+    pair = Pair(flatten=flatten)
     for _ in range(when):
-        twins.step()
-    late = [twins.noise(shape, 0.1) for shape in [(5, 4), (300,)]]
-    for params, opt in zip((twins.own, twins.other, twins.exact), twins.opts, strict=True):
+        pair.step()
+    late = [pair.noise(shape, 0.1) for shape in [(5, 4), (300,)]]
+    for params, opt in zip((pair.own, pair.other, pair.exact), pair.opts, strict=True):
         added = [nn.Parameter(v.clone().to(params[0].dtype)) for v in late]
         opt.add_param_group({"params": added, "lr": 5e-3, "weight_decay": 0.1})
         params += added
     for _ in range(12):
-        twins.step()
-    assert twins.close()
-    assert twins.same_steps()
+        pair.step()
+    assert pair.close()
+    assert pair.same_steps()
 
 
 # Real models: autograd makes the gradients.
@@ -159,6 +159,6 @@ def test_closure(flatten: bool) -> None:
 
 
 def test_step_without_a_closure_returns_none() -> None:
-    twins = Twins()
-    twins.step()
-    assert twins.own_opt.step() is None
+    pair = Pair()
+    pair.step()
+    assert pair.own_opt.step() is None

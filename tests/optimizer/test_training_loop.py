@@ -24,7 +24,7 @@ INFINITE = (2, 8)
 SAVED = 5
 
 FEATURES = {
-    "capturable": "rows made by a rows operator",
+    "capturable": "scalars computed by a scalars operator",
     "amp": "GradScaler, infinities planted in two steps",
     "unscale": "GradScaler and the user's own unscale_ before the step",
     "clip": "max_grad_norm",
@@ -121,13 +121,13 @@ class Loop:
 
     def hooked(self, opt: torch.optim.Optimizer) -> torch.optim.Optimizer:
         if "hooks" in self.features:
-            opt.register_step_pre_hook(self.halve)
+            opt.register_step_pre_hook(self.scale_by_half)
             opt.register_step_post_hook(self.count)
         if "clip" in self.features and not self.ours and "closure" not in self.features:
             opt.register_step_pre_hook(lambda *_: self.clip())  # after whatever else is done before the step
         return opt
 
-    def halve(self, *_: Any) -> None:
+    def scale_by_half(self, *_: Any) -> None:
         with torch.no_grad():
             for p in self.params:
                 if p.grad is not None:

@@ -32,7 +32,7 @@ SOURCE_OF = {"step_native": "step", "grad_norm_native": "grad_norm", "scalars_na
 
 LOOK = """
 import json, torch, radam_fused
-from radam_fused import _C_cuda, host
+from radam_fused import _C_cuda, cpp_helpers
 names = ["step_native", "grad_norm_native", "scalars_native"]
 dumps = {name: torch._C._dispatch_dump(f"radam_fused::{name}") for name in names}
 key = "CUDA"
@@ -46,7 +46,7 @@ print(json.dumps({
     "operators": [n for n in torch._C._dispatch_get_registrations_for_dispatch_key(key) if n.startswith("radam_fused")],
     "native": {n: [l for l in d.splitlines() if l.startswith(("CPU:", "CUDA:"))] for n, d in dumps.items()},
     "backends": radam_fused.available_backends(),
-    "by_addresses": host.DESCRIBES,
+    "by_pointers": cpp_helpers.DESCRIBES,
 }))
 """
 
@@ -126,8 +126,8 @@ def main() -> int:
         source = f"csrc/cuda/{SOURCE_OF[name]}.cpp"
         if not any(line.startswith("CUDA:") and source in line for line in lines):
             wrong.append(f"{name} has no CUDA kernel, or not the one of {source}")
-    if not found["by_addresses"]:
-        wrong.append("a step cannot go by addresses with this torch (csrc/python/pointer_table.cpp)")
+    if not found["by_pointers"]:
+        wrong.append("a step cannot take the pointer path with this torch (csrc/python/pointer_table.cpp)")
     reason = found["backends"]["cuda"]
     if (reason is None) != found["gpu"] or (reason is not None and "torch sees no GPU" not in reason):
         wrong.append(f"available_backends() should say that torch sees no GPU; it says {reason!r}")

@@ -56,7 +56,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("code", ["sm_90", "sm_80,sm_90", "sm_80, sm_90a, compute_90a", "sm_120,compute_120"])
-def test_a_gpu_without_code_is_told_and_left_to_triton(machine, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_code_is_reported_and_left_to_triton(machine, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A B200 beside a library for Hopper: a launch would find no kernel image."""
     machine(B200, code=code)
     monkeypatch.setitem(backends._UNAVAILABLE, "triton", lambda: None)

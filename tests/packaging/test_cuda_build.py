@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 DECIDING = ("CUDA_HOME", "CUDA_PATH", "FORCE_CUDA", "RADAM_FUSED_NO_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS")
 
-# Runs setup.py with a torch that claims to be built for argv[1] ("" for none), and tells what it would build.
+# Runs setup.py with a torch that claims to be built for argv[1] ("" for none), and prints what it would build.
 PLAN = """
 import json, os, runpy, sys, types
 import setuptools, torch

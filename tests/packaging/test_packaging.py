@@ -93,7 +93,7 @@ def test_library_needs_nothing_of_libtorch_but_the_stable_abi(installed):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_torch_without_one_of_its_functions_goes_by_lists(installed, tmp_path, name):
+def test_a_torch_without_one_of_its_functions_takes_the_tensor_list_path(installed, tmp_path, name):
     site = tmp_path / "site"
     shutil.copytree(installed, site)
     library = site / "radam_fused/_C.abi3.so"
@@ -102,11 +102,11 @@ def test_a_torch_without_one_of_its_functions_goes_by_lists(installed, tmp_path,
     library.write_bytes(found.replace(name.encode(), name.replace("E", "X", 1).encode()))
     facts, _ = one_step(site, "cpu")
     assert facts["backends"]["cpu"] is None
-    assert not facts["by_addresses"]
+    assert not facts["by_pointers"]
 
 
 def test_installed_wheel_steps_on_the_cpu_backend(installed):
     facts, _ = one_step(installed, "cpu")
     assert facts["version"] == "0.1.0"
     assert facts["backends"]["cpu"] is None
-    assert facts["by_addresses"]
+    assert facts["by_pointers"]

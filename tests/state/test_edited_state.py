@@ -14,7 +14,7 @@ from tests.support.helpers import same_bits
 from tests.support.parameter_sets import all_same_bits, both_ways, parameters, train
 
 
-def edit_twins(edit: Callable[[torch.optim.Optimizer, nn.Parameter], None]) -> list[list[nn.Parameter]]:
+def edited_pair(edit: Callable[[torch.optim.Optimizer, nn.Parameter], None]) -> list[list[nn.Parameter]]:
     """Parameters of ours and of torch's after 8 steps, an edit of the state of the middle one, and 8 more."""
     result = []
     for make in (FusedRAdam, torch.optim.RAdam):
@@ -49,20 +49,20 @@ EDITS: dict[str, Callable[[torch.optim.Optimizer, nn.Parameter], Any]] = {
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 def test_edited_state_is_honoured(edit: Callable) -> None:
-    for p, q in zip(*edit_twins(edit), strict=True):
+    for p, q in zip(*edited_pair(edit), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_every_edit_changes_the_trajectory(name: str) -> None:
     """The negative control of `test_edited_state_is_honoured`: ignoring the edit would be noticed."""
-    edited = edit_twins(EDITS[name])[1][1]
-    unedited = edit_twins(lambda opt, p: None)[1][1]
+    edited = edited_pair(EDITS[name])[1][1]
+    unedited = edited_pair(lambda opt, p: None)[1][1]
     assert (edited - unedited).abs().max() > 1e-4
 
 
 @both_ways
-def test_cleared_state_starts_anew(flatten: bool) -> None:
+def test_cleared_state_starts_again(flatten: bool) -> None:
     params = parameters((3,), (5, 2))
     opt = FusedRAdam(params, flatten=flatten)
     train(opt, range(9))
@@ -106,7 +106,7 @@ def test_parameters_replaced_with_moved_state(flatten: bool) -> None:
 
 @both_ways
 def test_parameter_replaced_by_one_of_the_same_shape(flatten: bool) -> None:
-    """The new one is trained from its own start, with neither the old values nor the state that nobody moved."""
+    """The new one is trained from its own start, with neither the old values nor the state that was not moved."""
     params = parameters((6, 3), (4,))
     opt = FusedRAdam(params, flatten=flatten)
     train(opt, range(8))

@@ -27,7 +27,7 @@ from radam_fused import FusedRAdam
 from tests.support.helpers import same_bits
 
 BEFORE, AFTER = 8, 4
-FORMS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "int8": {"state_dtype": torch.int8},
     "split": {"dtype": torch.bfloat16, "master_weights": "split"},
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def made(form: str, flatten: bool = True) -> tuple[nn.Module, FusedRAdam]:
     """Two groups and a frozen parameter."""
     torch.manual_seed(0)
-    options = dict(FORMS[form])
+    options = dict(FORMATS[form])
     model = nn.Sequential(nn.Linear(64, 80), nn.LayerNorm(80), nn.Linear(80, 5)).to(options.pop("dtype", torch.float32))
     model[2].bias.requires_grad_(False)
     groups = [{"params": [p for p in model.parameters() if p.ndim == d], "lr": 0.01 * d} for d in (1, 2)]
@@ -83,7 +83,7 @@ def load(form: str, folder: Path, options: StateDictOptions | None, flatten: boo
 
 
 @pytest.mark.parametrize("flat_names", [False, True], ids=["nested", "flattened"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_fresh_optimizer_resumes_exactly(form: str, flat_names: bool, tmp_path: Path) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flat_names)
     ended = save(form, tmp_path, options)
@@ -115,7 +115,7 @@ def test_set_without_a_look_before(flat_names: bool) -> None:
     assert all(map(same_bits, train(model, optimizer, steps), train(again, resumed, steps)))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_look_at_a_fresh_optimizer_changes_nothing(form: str) -> None:
     """No step is counted, and no parameter moves: a run that starts after it is the run without."""
     looked, plain = made(form), made(form)

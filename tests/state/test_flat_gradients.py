@@ -97,7 +97,7 @@ def test_looking_at_the_state_of_a_parameter_without_one_gives_it_no_gradient() 
 @pytest.mark.parametrize("held", [False, True], ids=["dropped", "held"])
 @pytest.mark.parametrize("index", [0, 40, 70, MANY - 1])
 def test_gradient_replaced_by_another_tensor(index: int, held: bool) -> None:
-    """The step takes the values that p.grad has, wherever they lie, also while somebody holds the old gradient."""
+    """The step takes the values that p.grad has, wherever it is stored, also while user code holds the old gradient."""
     opts = pair()
     kept = []
     for t in range(9):
@@ -152,7 +152,7 @@ def test_gradients_of_several_tasks_combined(held: bool) -> None:
 
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
 def test_gradient_in_another_layout(layout: str) -> None:
-    lay = {
+    arrange = {
         "transposed": lambda g: g.t().contiguous().t(),
         "expanded": lambda g: g[:1].expand_as(g),
         "sliced": lambda g: torch.stack([g, g])[0],
@@ -161,7 +161,7 @@ def test_gradient_in_another_layout(layout: str) -> None:
     for t in range(8):
         for opt in opts:
             for i, p in enumerate(params_of(opt)):
-                p.grad = lay(noise(p.shape, 10 * t + i).float())
+                p.grad = arrange(noise(p.shape, 10 * t + i).float())
             opt.step()
     assert same(*opts)
 

@@ -34,12 +34,12 @@ def test_checkpoint_of_torch(small_slots: None) -> None:
     for p in params:
         p.grad = torch.ones_like(p)
     theirs.step()
-    twins = []
+    results_of_both = []
     for offloaded in (True, False):
         own, opt = model(offload=offloaded)
         opt.load_state_dict(copy.deepcopy(theirs.state_dict()))
-        twins.append(train(own, opt, range(6)))
-    assert same(*twins)
+        results_of_both.append(train(own, opt, range(6)))
+    assert same(*results_of_both)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_checkpoint_of_torch(small_slots: None) -> None:
 def test_copies_are_offloaded(duplicate: Callable, use_transfer: Callable, small_slots: None) -> None:
     params, opt = model(offload=True, zero_grads=True)
     expected = copy.deepcopy(train(params, opt, range(5)))
-    twin = duplicate(opt)
-    own = [twin.param_groups[k % 2]["params"][k // 2] for k in range(len(params))]
-    assert same(results(own, twin), expected)
+    copied = duplicate(opt)
+    own = [copied.param_groups[k % 2]["params"][k // 2] for k in range(len(params))]
+    assert same(results(own, copied), expected)
     use_transfer(count := Count())
-    twin.load_state_dict(twin.state_dict())
-    assert same(train(own, twin, range(5, 8)), train(params, opt, range(5, 8)))
+    copied.load_state_dict(copied.state_dict())
+    assert same(train(own, copied, range(5, 8)), train(params, opt, range(5, 8)))
     assert count.moved["down"] > 0
 
 
@@ -69,7 +69,7 @@ def test_added_groups(small_slots: None) -> None:
 
 
 def test_edited_parameters_and_state(small_slots: None) -> None:
-    """Parameters are read anew in every step, and the moments are the ones that the state shows."""
+    """Parameters are read again in every step, and the moments are the ones that the state shows."""
     trained = []
     for offloaded in (True, False):
         params, opt = model(offload=offloaded)

@@ -24,8 +24,8 @@ def test_backends_and_flatten_agree(options: dict) -> None:
         results.append(values(opt, params))
     assert equal(results[0], results[1])
     assert equal(results[0], results[2])
-    draws = "rounding" in options or options["state_dtype"] != torch.float32
-    assert equal(results[0], results[3]) == (not draws)  # the negative control: another seed
+    random = "rounding" in options or options["state_dtype"] != torch.float32
+    assert equal(results[0], results[3]) == (not random)  # the negative control: another seed
 
 
 @pytest.mark.parametrize("options", OPTIONS[::3])
@@ -120,7 +120,7 @@ def test_weights_loaded_after_the_optimizer_was_made(kept: str) -> None:
         assert ((p.detach().float() - 2.0).abs() < 0.05).all()
 
 
-def test_a_model_that_changes_its_dtype_is_told() -> None:
+def test_a_model_that_changes_its_dtype_is_an_error() -> None:
     model = nn.Linear(64, 64, dtype=torch.bfloat16)
     opt = FusedRAdam(model.parameters(), master_weights="split")
     model(torch.ones(1, 64, dtype=torch.bfloat16)).sum().backward()
@@ -149,7 +149,7 @@ def test_compiled_steps_agree(options: dict) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS[::3])
-def test_stepping_in_backward_draws_the_same(options: dict) -> None:
+def test_stepping_in_backward_rounds_alike(options: dict) -> None:
     results = []
     for in_backward in (False, True):
         torch.manual_seed(0)

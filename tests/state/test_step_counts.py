@@ -129,8 +129,8 @@ def test_exact_counts_survive_another_layout(edit: str) -> None:
     assert [count for bucket in opt._placement.buckets for count in bucket.counts.taken.tolist()][:3] == [BIG + 2.0] * 3
 
 
-def test_stochastic_rounding_draws_anew_beyond_what_float32_holds() -> None:
-    """The steps 2^24 + 1 and 2^24 + 2, which float32 cannot tell apart, round differently."""
+def test_stochastic_rounding_differs_in_each_step_beyond_what_float32_holds() -> None:
+    """The steps 2^24 + 1 and 2^24 + 2, which are the same in float32, round differently."""
     results = []
     for count in (BIG, BIG + 1.0):
         p = nn.Parameter(torch.full((4096,), 1.0, dtype=torch.bfloat16))
@@ -149,7 +149,7 @@ def test_stochastic_rounding_draws_anew_beyond_what_float32_holds() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_the_rows_operator_keeps_exact_counts(backend: str) -> None:
+def test_the_scalars_operator_keeps_exact_counts(backend: str) -> None:
     from radam_fused.numerics.scalars import Row, hyper
     from radam_fused.options import GROUP_DEFAULTS
 

@@ -45,7 +45,7 @@ def test_safetensors_keeps_every_tensor(tmp_path: Path) -> None:
 
 
 def test_safetensors_refuses_views_of_one_storage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The negative control: plain views of the flat buffer are told apart by nothing."""
+    """The negative control: plain views of the flat buffer look like one another."""
     monkeypatch.setattr(views, "has_memory", lambda tensor: False)
     net, _ = trained()
     with pytest.raises(RuntimeError, match="found no suitable name to keep for saving"):

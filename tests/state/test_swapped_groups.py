@@ -143,4 +143,4 @@ def test_parameters_put_into_a_group_one_after_another_draw_different_numbers() 
             opt.step()
         whole.step()
     assert all(torch.equal(p, q) for p, q in zip(params, expected, strict=True))
-    assert not torch.equal(params[0], params[1])  # alike in all but what they draw
+    assert not torch.equal(params[0], params[1])  # alike in all but their random numbers

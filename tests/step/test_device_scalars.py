@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from radam_fused import FusedRAdam
 from radam_fused.numerics.scalars import Row, step_row
 from radam_fused.options import GROUP_DEFAULTS
-from tests.support.device_scalars import BETA2, STEPS, device_rows, group
+from tests.support.device_scalars import BETA2, STEPS, device_scalars, group
 from tests.support.helpers import same_bits
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -27,15 +27,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def host_rows(groups: list[dict[str, Any]], t: int) -> Tensor:
+def host_scalars(groups: list[dict[str, Any]], t: int) -> Tensor:
     return torch.tensor([step_row({**GROUP_DEFAULTS, **g}, t) for g in groups], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_whole_rows(variant: dict, backend: str, device: torch.device) -> None:
     groups = [{**group(beta2), **variant} for beta2 in BETA2]
-    for t, rows in zip(STEPS, device_rows(groups, STEPS, backend, device), strict=True):
-        assert same_bits(rows, host_rows(groups, t)), f"t = {t}"
+    for t, rows in zip(STEPS, device_scalars(groups, STEPS, backend, device), strict=True):
+        assert same_bits(rows, host_scalars(groups, t)), f"t = {t}"
 
 
 @pytest.mark.parametrize("late", [1000, 1_000_000, 2**24 - 2], ids=lambda t: f"t_{t}")
@@ -43,18 +43,18 @@ def test_whole_rows_late_in_training(late: int, backend: str, device: torch.devi
     """Up to where a float32 count ends."""
     groups = [{**group(beta2), **variant} for variant in VARIANTS.values() for beta2 in BETA2]
     steps = range(late, late + 2)
-    for t, rows in zip(steps, device_rows(groups, steps, backend, device), strict=True):
-        assert same_bits(rows, host_rows(groups, t))
+    for t, rows in zip(steps, device_scalars(groups, steps, backend, device), strict=True):
+        assert same_bits(rows, host_scalars(groups, t))
 
 
 def test_another_beta2_gives_other_rows(backend: str, device: torch.device) -> None:
     """The negative control: one unit in the last place of beta2, from the step on that is rectified."""
     groups = [group(beta2) for beta2 in BETA2]
     changed = [group(math.nextafter(beta2, 0.0)) for beta2 in BETA2]
-    (rows,) = device_rows(changed, range(30, 31), backend, device)
+    (rows,) = device_scalars(changed, range(30, 31), backend, device)
     alphas = Row._fields.index("alpha")
-    assert (rows != host_rows(groups, 30)).any(dim=1).all()
-    assert (rows != host_rows(groups, 30))[:, alphas].any()
+    assert (rows != host_scalars(groups, 30)).any(dim=1).all()
+    assert (rows != host_scalars(groups, 30))[:, alphas].any()
 
 
 class SeenRows(TorchDispatchMode):

@@ -17,7 +17,7 @@ from radam_fused.state import memory
 ELEMENTS = 16_000_000
 SCRIPT = """
 import re, torch
-from radam_fused import FusedRAdam, memory
+from radam_fused import FusedRAdam
 p = torch.nn.Parameter(torch.ones({elements}))
 p.grad = torch.ones_like(p)
 opt = {optimizer}
@@ -67,7 +67,7 @@ def parameter(layout: str) -> torch.nn.Parameter:
 
 @pytest.mark.parametrize("layout", ["row-major", "transposed", "expanded gradient"])
 def test_torch_allocates_nothing_large(layout: str) -> None:
-    """Strided gradients are read where they lie: no copy of them either."""
+    """Strided gradients are read where they are stored: no copy of them either."""
     opt = FusedRAdam([parameter(layout)], backend="cpu")
     opt.step()
     assert allocated(opt) < 10_000

@@ -25,7 +25,7 @@ DTYPES = {
 }
 
 
-def trained(by_addresses: bool, dtype: torch.dtype, grad_dtype: torch.dtype, **options: object) -> list[Tensor]:
+def trained(by_pointers: bool, dtype: torch.dtype, grad_dtype: torch.dtype, **options: object) -> list[Tensor]:
     params = parameters(dtype)
     opt = FusedRAdam(
         [{"params": params[:2], "lr": 0.1}, {"params": params[2:]}], backend="cpu", weight_decay=0.1, **options
@@ -38,7 +38,7 @@ def trained(by_addresses: bool, dtype: torch.dtype, grad_dtype: torch.dtype, **o
             if p.grad is None or not options.get("zero_grads"):
                 p.grad = torch.zeros_like(p, dtype=grad_dtype)
             p.grad.copy_(torch.randn(p.shape, generator=generator))
-        if by_addresses:
+        if by_pointers:
             opt.step()
         else:
             with torch.profiler.profile():
@@ -94,7 +94,7 @@ def with_one_change(change: Callable[[nn.Parameter], None]) -> bool:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
-def test_what_is_not_plain_goes_by_lists(change: Callable, pointer_calls: list[bool]) -> None:
+def test_what_is_not_plain_takes_the_tensor_list_path(change: Callable, pointer_calls: list[bool]) -> None:
     assert with_one_change(change)
     assert pointer_calls[:6] == [False] + [True] * 4 + [False]
 
@@ -108,7 +108,7 @@ def test_what_is_not_plain_goes_by_lists(change: Callable, pointer_calls: list[b
     ],
     ids=["subclass", "clone", "part_of_a_buffer"],
 )
-def test_what_lies_as_its_parameter_does_is_plain(alike: Callable, pointer_calls: list[bool]) -> None:
+def test_what_is_stored_as_its_parameter_is_plain(alike: Callable, pointer_calls: list[bool]) -> None:
     assert with_one_change(alike)
     assert pointer_calls[:STEPS] == [False] + [True] * (STEPS - 1)
 

@@ -22,7 +22,7 @@ LAZY: dict[str, tuple[Callable[[], Tensor], float]] = {
 
 
 @pytest.mark.parametrize(("lazy", "value"), LAZY.values(), ids=list(LAZY))
-def test_gradient_that_is_not_what_lies_in_memory(
+def test_gradient_that_is_not_what_memory_holds(
     lazy: Callable[[], Tensor], value: float, pointer_calls: list[bool]
 ) -> None:
     """Row-major by their strides, but torch negates them as it reads, or has no memory for them."""
@@ -97,7 +97,7 @@ def test_an_error_of_the_operator_says_what_it_says(brief: bool) -> None:
 
 
 def test_nothing_is_hidden_from_a_dispatch_mode() -> None:
-    """Where somebody looks at operators, they see the parameters that are written."""
+    """A dispatch mode that looks at operators sees the parameters that are written."""
 
     class Looking(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

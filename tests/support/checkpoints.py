@@ -66,7 +66,7 @@ def as_it_was(opt: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def entry(**values: Any) -> Callable[[dict], None]:
-    """Puts these into the state of parameter 3, which lies in the second group; `...` removes."""
+    """Puts these into the state of parameter 3, which is in the second group; `...` removes."""
 
     def spoil(state_dict: dict) -> None:
         for key, value in values.items():

@@ -1,4 +1,4 @@
-// What the walks on the host have in common: how a launch is made, and tensors as ctypes passes them.
+// What the kernels on the host have in common: how a launch is made, and tensors as ctypes passes them.
 #pragma once
 
 #include "cuda/grad_norm.h"
@@ -12,7 +12,7 @@ struct Geometry {
   int64_t blocks;
   int64_t threads;     // 32 or 128, where the kernel allows a choice
   int64_t backwards;   // last block and last thread first
-  int64_t in_tables;   // rows and gradients in tables, as when they are too many to go by value
+  int64_t in_tables;   // rows and gradients in tables, as when they are too many to be passed by value
   int64_t skipped;     // block * threads + thread, or -1
   int64_t only_block;  // or -1
 };
@@ -105,7 +105,7 @@ struct HostLaunch {
   }
 };
 
-// The walk over stored forms (cuda_host_low_precision.cpp).
+// The tile loop over low-precision state (cuda_host_low_precision.cpp).
 void run_low_precision(const Small<LowPrecisionTables>& arguments, const Geometry& geometry);
 
 }  // namespace radam_fused

@@ -1,6 +1,6 @@
 """The CUDA kernels' bodies on the host: compiles cuda_host_*.cpp and offers them as operators, on CPU tensors.
 
-The tables and the walk over tiles are the lines that the GPU runs; what differs is that blocks and threads come one
+The tables and the loop over tiles are the lines that the GPU runs; what differs is that blocks and threads come one
 after the other, in an order and number of the caller's choice.
 """
 
@@ -29,19 +29,19 @@ NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64:
 """The extension's own numbering (csrc/numerics/dtypes.h)."""
 MOMENTS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MASTERS = {torch.float32: 1, torch.int16: 2, torch.bfloat16: 3, torch.float16: 3}
-"""The same of forms (csrc/numerics/quantization.h); without a residue 0."""
+"""The same of state formats (csrc/numerics/quantization.h); without a residue 0."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How the walk is made; none of it may change a bit."""
+    """How the launch is made; none of it may change a bit."""
 
     blocks: int = 1
     threads: int = 128
     backwards: bool = False
     """Last block and last thread first."""
     in_tables: bool = False
-    """Rows and gradients' addresses in tables, as when there are too many to go by value."""
+    """Rows and gradients' addresses in tables, as when there are too many to be passed by value."""
     skipped: int = -1
     """For negative controls: the thread (counted over all blocks) that does not run."""
     only_block: int = -1
@@ -87,7 +87,7 @@ def longs(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def twin(tensor: Tensor, device: torch.device | str = "cpu") -> Tensor:
+def same_layout(tensor: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """A copy with the same strides and offset in a storage of its own, gaps and misalignment included."""
     original = tensor.untyped_storage()
     storage = torch.UntypedStorage(original.nbytes(), device=device).copy_(original)
@@ -100,9 +100,9 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
 
 
-def compile_walk(folder: Path) -> ctypes.CDLL:
-    """The walk as a shared library, compiled under the numeric contract."""
-    library = folder / "walk.so"
+def compile_host_kernels(folder: Path) -> ctypes.CDLL:
+    """The kernels as a shared library, compiled under the numeric contract."""
+    library = folder / "host_kernels.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
     sources = [str(HERE / f"cuda_host_{kernel}.cpp") for kernel in ("step", "scalars", "low_precision")]
     command = [*compiler(), *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", str(library)]
@@ -143,7 +143,7 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
             where = (param.data_ptr(), grad.data_ptr(), starts[k], which[k])
             layout = (longs(param.shape), longs(param.stride()), longs(grad.stride()))
             tensors[k] = _HostTensor(*where, NUMBERS[grad.dtype], param.dim(), drawn[k], *layout)
-        library.radam_fused_walk(
+        library.radam_fused_step(
             tensors,
             ctypes.c_int64(len(params)),
             ctypes.byref(state),
@@ -181,7 +181,7 @@ def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Ten
     return squares
 
 
-def host_rows(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[Tensor, Tensor]]:
+def host_scalars(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[Tensor, Tensor]]:
     """Rows as `radam_fused.backends.ops` describes them."""
 
     def rows(

@@ -1,4 +1,4 @@
-// Runs the body of the CUDA kernels over stored forms on the host, warp by warp and lane by lane: see
+// Runs the body of the CUDA kernels over low-precision state on the host, warp by warp and lane by lane: see
 // cuda_host_step.cpp.
 #include "cuda_host.h"
 

@@ -1,5 +1,5 @@
 // Runs the body of the CUDA kernel on the host, block by block and thread by thread: tests/support/cuda_host.py
-// compiles this file and calls it through ctypes. Tables and walk are the ones that the GPU gets
+// compiles this file and calls it through ctypes. Tables and tile loop are the ones that the GPU gets
 // (csrc/cuda/launch_table.h, csrc/cuda/tile_loop.h).
 #include "cuda_host.h"
 
@@ -43,7 +43,7 @@ void run(int param_dtype, int grad_dtype, const LargeStep& arguments, const Geom
 }  // namespace
 }  // namespace radam_fused
 
-extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const radam_fused::HostState* state,
+extern "C" void radam_fused_step(const HostTensor* tensors, int64_t count, const radam_fused::HostState* state,
                                  const double* scalars, int64_t scalar_count, int64_t zero_grads,
                                  const radam_fused::Geometry* geometry) {
   using namespace radam_fused;
@@ -74,7 +74,7 @@ extern "C" void radam_fused_walk(const HostTensor* tensors, int64_t count, const
   }
 }
 
-// Where the element at a position lies in its parameter and its gradient, as `strides` describes them.
+// Where the element at a position is in its parameter and its gradient, as `strides` describes them.
 extern "C" void radam_fused_locate(const int64_t* strides, int64_t position, int64_t bits, int64_t* found) {
   using namespace radam_fused;
   const Offsets at = bits == 32 ? locate(strides, uint32_t(position)) : locate(strides, uint64_t(position));

@@ -20,8 +20,8 @@ def group(beta2: float, **options: Any) -> dict[str, Any]:
     return {"betas": (0.9, beta2), **options}
 
 
-def device_rows(groups: list[dict[str, Any]], steps: range, backend: str, device: torch.device) -> Iterator[Tensor]:
-    """What the rows operator says in each step, a row a group."""
+def device_scalars(groups: list[dict[str, Any]], steps: range, backend: str, device: torch.device) -> Iterator[Tensor]:
+    """What the scalars operator says in each step, a row a group."""
     table = torch.tensor([hyper(h := {**GROUP_DEFAULTS, **g}, h["lr"]) for g in groups], dtype=torch.float64)
     pairs = torch.tensor([(i, i) for i in range(len(groups))])
     counts = torch.full((len(groups),), steps.start - 1.0, device=device)

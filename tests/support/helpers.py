@@ -43,7 +43,7 @@ LAYOUTS: dict[str, Callable[[torch.dtype], Tensor]] = {
 
 
 def filled(layout: str, dtype: torch.dtype, seed: int) -> Tensor:
-    """A parameter of that layout with normal values; the same for the same seed, wherever it lies."""
+    """A parameter of that layout with normal values; the same for the same seed, wherever it is stored."""
     generator = torch.Generator().manual_seed(seed)
     empty = LAYOUTS[layout](dtype)
     return empty.copy_(torch.randn(empty.shape, generator=generator, dtype=torch.float64))

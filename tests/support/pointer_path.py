@@ -17,7 +17,7 @@ SHAPES = ((3,), (), (0,), (17, 5), (4097,), (2, 3, 4))
 
 @pytest.fixture
 def pointer_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each attempt at a launch, whether it was by addresses and could go that way."""
+    """For each attempt at a launch, whether it took the pointer path and stepped."""
     seen: list[bool] = []
     call = launching._call
 

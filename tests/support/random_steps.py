@@ -106,7 +106,7 @@ class Steps(Pair):
         order: list[str] = []
 
         @torch.no_grad()
-        def halve(opt: torch.optim.Optimizer, *_: Any) -> None:
+        def scale_by_half(opt: torch.optim.Optimizer, *_: Any) -> None:
             order.append("pre")
             for p in (p for group in opt.param_groups for p in group["params"] if p.grad is not None):
                 p.grad.mul_(0.5)
@@ -114,7 +114,10 @@ class Steps(Pair):
                 before.extend(self.gradients())
 
         for opt in (self.ours, self.theirs):
-            handles = [opt.register_step_pre_hook(halve), opt.register_step_post_hook(lambda *_: order.append("post"))]
+            handles = [
+                opt.register_step_pre_hook(scale_by_half),
+                opt.register_step_post_hook(lambda *_: order.append("post")),
+            ]
             if opt is self.theirs:
                 handles.append(opt.register_step_pre_hook(lambda *_: self.clip_theirs()))
             opt.step()

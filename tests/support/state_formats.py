@@ -1,4 +1,4 @@
-"""Every stored form as a case for the step operators: buffers, parameters of many layouts, rows of every kind."""
+"""Every state format as a case for the step operators: buffers, parameters of many layouts, rows of every kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUPS = (
 
 
 @dataclass(frozen=True)
-class Form:
+class Format:
     """How parameters and state are stored."""
 
     param: torch.dtype
@@ -42,7 +42,7 @@ class Form:
         return f"{SHORT[self.param]}_{kept}-grad_{SHORT[self.grad]}-state_{SHORT[self.state]}"
 
 
-def _forms() -> list[Form]:
+def _formats() -> list[Format]:
     forms = []
     kept: list[tuple[str | None, bool]] = [(None, False), (None, True), ("fp32", False), ("split", False)]
     kept.append(("kahan", False))
@@ -53,21 +53,21 @@ def _forms() -> list[Form]:
                 continue
             for state in SHORT:
                 if state != torch.float32 or master or stochastic:
-                    forms.append(Form(param, grads[len(forms) % 3], state, master, stochastic))
+                    forms.append(Format(param, grads[len(forms) % 3], state, master, stochastic))
     return forms
 
 
-FORMS = _forms()
+FORMATS = _formats()
 
 
 class Case:
     """Parameters of every layout with their state in a form, before and during a few steps."""
 
-    def __init__(self, form: Form, layouts: list[str] | None = None, first: int = 256) -> None:
+    def __init__(self, form: Format, layouts: list[str] | None = None, first: int = 256) -> None:
         self.form = form
         self.layouts = list(LAYOUTS) if layouts is None else layouts
         self.params = [filled(name, form.param, seed) for seed, name in enumerate(self.layouts)]
-        starts, end = [], first  # not at the beginning: the draws go by the place
+        starts, end = [], first  # not at the beginning: the random bits depend on the position
         self.origins: Tensor | None = None
         for p in self.params:
             starts.append(end)

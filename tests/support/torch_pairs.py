@@ -35,7 +35,7 @@ SAME_AS: dict[type[torch.optim.Optimizer], dict[str, Any]] = {
 """The options that make FusedRAdam each of these."""
 
 
-class Twins:
+class Pair:
     """The same parameters under FusedRAdam (``own``), an optimizer of torch (``other``), and in float64 (``exact``)."""
 
     def __init__(
