@@ -71,11 +71,12 @@ cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library again
 gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize forms bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
 
-lint: $(TOOLS)  ## ruff, clang-format and mypy; changes nothing
+lint: $(TOOLS)  ## ruff, clang-format, mypy and import-linter; changes nothing
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(if $(CXX_FILES),clang-format --dry-run --Werror $(CXX_FILES))
 	$(PY) -m mypy
+	lint-imports --no-logo
 
 format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(PY) -m ruff check --fix

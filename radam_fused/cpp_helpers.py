@@ -1,4 +1,4 @@
-"""Loops over parameters that every step makes, in C where the extension is there, and what goes to a device."""
+"""The loops over parameters that every step makes: in C, or in Python where the extension was not built."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-
-from .device import capturing, keep
-from .tensor_kinds import is_fake
 
 try:
     from ._C import (
@@ -63,22 +60,16 @@ except ImportError:
         return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
-    if device.type == "cpu":
-        return tensor
-    if device.type != "cuda" or is_fake(tensor):  # of the meta device, say
-        return tensor.to(device)
-    pinned = tensor.pin_memory()
-    there = pinned.to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
-    if capturing(device):
-        keep(pinned, there)  # each replay copies again
-    return there
-
+NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""``param_dtype`` of ``step_from_pointers``: csrc/numerics/dtypes.h."""
+NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
+"""``device_type`` of `read_pairs`: torch's own numbers."""
 
 __all__ = [
     "DESCRIBES",
     "HAS_LOOPS",
+    "NATIVE_DEVICE",
+    "NATIVE_DTYPE",
     "counts_shown",
     "gradients",
     "pairs_unmoved",
@@ -88,7 +79,6 @@ __all__ = [
     "share_no_memory",
     "step_from_pointers",
     "unchanged",
-    "upload",
     "views_intact",
     "write_scalars",
 ]

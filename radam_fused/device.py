@@ -1,4 +1,4 @@
-"""CUDA graphs: what a step may do while one is captured, and what the capture leaves behind.
+"""What goes to a device, and CUDA graphs: what a step may do while one is captured, and what the capture leaves behind.
 
 A capture runs nothing. What it records is done in every replay, and not before the first one:
 
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .tensor_kinds import is_fake
 
 _kept: list[Any] = []
 """What graphs refer to. A graph does not report when it is destroyed, so this stays."""
@@ -37,6 +39,19 @@ def capturing(device: torch.device) -> bool:
 def keep(*tensors: Tensor | None) -> None:
     """Keeps what a graph that is being captured refers to."""
     _kept.extend(tensor for tensor in tensors if tensor is not None)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
+    if device.type == "cpu":
+        return tensor
+    if device.type != "cuda" or is_fake(tensor):  # of the meta device, say
+        return tensor.to(device)
+    pinned = tensor.pin_memory()
+    there = pinned.to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done
+    if capturing(device):
+        keep(pinned, there)  # each replay copies again
+    return there
 
 
 NEW_STATE = (

@@ -19,8 +19,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from .device import capturing
+from .numerics.tensor_checks import group_names
 from .optimizer import FusedRAdam
-from .param_groups import group_names
 from .state.bucket import Bucket
 from .state.per_param import SeparatePlacement
 from .step.interrupts import Deferred

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from .backends import check_name
-from .backends.offload import check_offload
 from .modes import fake_mode_of, in_own_modes
 from .numerics.state_format import Storage
 from .option_hints import explained
@@ -28,6 +27,7 @@ from .options import (
     check_flag,
     check_group,
     check_max_grad_norm,
+    check_offload,
     check_wide,
     refuse_with_differentiable,
 )

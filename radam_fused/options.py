@@ -43,6 +43,9 @@ WIDE = (
 """Options of the whole optimizer, which no parameter group can have a value of its own for."""
 
 SEEDS = 2**32
+ENVIRONMENT_VARIABLE = "RADAM_FUSED_BACKEND"
+"""Names the backend where the argument leaves it open."""
+OFFLOAD_DEVICES = ("cpu", "cuda")
 
 _OTHERS = tuple(name for name in GROUP_DEFAULTS if name not in ("lr", "betas"))
 
@@ -209,3 +212,42 @@ def refuse_with_differentiable(values: Mapping[str, Any]) -> None:
     for name, fine in allowed.items():
         if values[name] not in fine:
             raise ValueError(f"{name} = {values[name]!r}: must be one of {fine} with differentiable = True")
+
+
+def check_offload(backend: str, flatten: bool, capturable: bool, state_dtype: torch.dtype) -> None:
+    """Raises ValueError for an option that does not go with ``offload=True``.
+
+    Args:
+        backend: what `radam_fused.backends.check_name` returned.
+        flatten: as `FusedRAdam` takes it.
+        capturable: likewise.
+        state_dtype: likewise.
+    """
+    if state_dtype == torch.int8:
+        raise ValueError(
+            "state_dtype = torch.int8: must be torch.float32, bfloat16 or float16 with offload=True, whose chunks are "
+            "no whole blocks of codes"
+        )
+    if backend not in ("auto", "cpu"):
+        raise ValueError(
+            f"backend = {backend!r} (the argument's or {ENVIRONMENT_VARIABLE}'s): must be 'auto' or 'cpu' with "
+            "offload=True, which computes the step on the host"
+        )
+    if flatten:
+        raise ValueError(
+            "flatten = True: must be False with offload=True, which stages parameters and gradients in large chunks "
+            "anyway; flat buffers would only take memory on the device"
+        )
+    check_capturable("capturable", capturable)
+
+
+def check_capturable(name: str, capturable: bool) -> None:
+    """Raises ValueError where a CUDA graph is to capture a step of the host."""
+    if capturable:
+        raise ValueError(f"{name} = True: must be False with offload=True, as a CUDA graph cannot capture the host")
+
+
+def check_offload_device(param: Tensor, name: str) -> None:
+    """Raises ValueError for a parameter that cannot be staged."""
+    if param.device.type not in OFFLOAD_DEVICES:
+        raise ValueError(f"{name} is on {param.device}: must be on one of {OFFLOAD_DEVICES} with offload=True")

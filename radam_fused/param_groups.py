@@ -1,4 +1,4 @@
-"""Parameter groups: how errors name what is in one, and what is asked of one that is new."""
+"""Parameter groups and parameters that an optimizer is given: whether it can step them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from .backends import backend_for
-from .backends.offload import check_capturable, check_device
 from .numerics.state_format import Storage
-from .numerics.tensor_checks import check_parameter, may_step
-from .options import check_later, check_wide
+from .numerics.tensor_checks import check_parameter, group_names, may_step
+from .options import check_capturable, check_later, check_offload_device, check_wide
 from .tensor_kinds import check_memory
-
-
-def group_names(group: dict[str, Any], index: int) -> list[str]:
-    """How errors name a group's parameters: by the names the caller gave, or by their place."""
-    return [
-        f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
-        for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))
-    ]
 
 
 def check_new_group(
@@ -90,6 +81,6 @@ def _check_steppable(param: Tensor, name: str, backend: str, storage: Storage, o
     check_parameter(param, name)
     storage.check_parameter(param, name)
     if offload:
-        check_device(param, name)
+        check_offload_device(param, name)
     else:
         backend_for(param.device.type, backend)

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from radam_fused import FusedRAdam
-from radam_fused.backends.reference.low_precision import blocks
+from radam_fused.numerics.quantization import blocks
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))

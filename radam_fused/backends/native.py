@@ -1,4 +1,7 @@
-"""The ``cuda`` backend: the CUDA library ``radam_fused._C_cuda`` (csrc/cuda), one launch a step for a whole bucket."""
+"""The backends ``cpu`` and ``cuda``: the C++ extension ``radam_fused._C`` and the CUDA library ``radam_fused._C_cuda``.
+
+The extension (csrc/cpu) is vectorised and threaded. The library (csrc/cuda) makes one launch per step and bucket.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,47 @@ from types import ModuleType
 import torch
 
 _library: ModuleType | None = None
-_failure: str | None = None
+_cpu_failure: str | None = None
+_cuda_failure: str | None = None
 _runs = False
-"""Whether everything has been found to be there, with CUDA started: a step need not ask again."""
+"""Whether the CUDA library was found to run on the GPUs here, with CUDA started: a step need not look again."""
 
 _REINSTALL = "reinstall radam_fused with --no-build-isolation where this torch and its CUDA's nvcc are"
 
 
-def load() -> None:
+def load_cpu() -> None:
+    """Loads the extension, whose static initialisers register ``radam_fused::step_native``; notes why it cannot."""
+    global _cpu_failure
+    try:
+        importlib.import_module("radam_fused._C")
+    except ImportError as error:
+        _cpu_failure = f"the C++ extension is not there: {error}; reinstall radam_fused where there is a C++ compiler"
+
+
+def cpu_unavailable() -> str | None:
+    """Why the backend ``cpu`` cannot run here, or None if it can."""
+    return _cpu_failure
+
+
+def load_cuda() -> None:
     """Loads the library, which registers ``radam_fused::step_native`` for CUDA tensors; notes why it cannot."""
-    global _library, _failure
+    global _library, _cuda_failure
     if importlib.util.find_spec("radam_fused._C_cuda") is None:
-        _failure = f"the CUDA library was not built ({_torch_build()}); {_REINSTALL}"
+        _cuda_failure = f"the CUDA library was not built ({_torch_build()}); {_REINSTALL}"
         return
     try:
         _library = importlib.import_module("radam_fused._C_cuda")
     except ImportError as error:  # libraries of torch or CUDA that it was linked with and that are not here
-        _failure = f"the CUDA library does not load ({_torch_build()}): {error}; {_REINSTALL}"
+        _cuda_failure = f"the CUDA library does not load ({_torch_build()}): {error}; {_REINSTALL}"
 
 
-def unavailable() -> str | None:
-    """Why this backend cannot run here, or None if it can."""
+def cuda_unavailable() -> str | None:
+    """Why the backend ``cuda`` cannot run here, or None if it can."""
     global _runs
     if _runs:
         return None
     if _library is None:
-        return _failure
+        return _cuda_failure
     version = _library.cuda_version()
     built = f"{version // 1000}.{version % 1000 // 10}"
     if torch.version.cuda is None or int(torch.version.cuda.partition(".")[0]) != version // 1000:

@@ -20,9 +20,9 @@ from ..numerics.layout import fingerprint, is_dense
 from ..numerics.scalars import SKIP, Row
 from ..numerics.tensor_checks import check_gradients, check_layouts, check_stored
 from ..tensor_kinds import is_fake
-from . import ENVIRONMENT_VARIABLE, backend_for
 from .fake_tensors import called_with_fakes
 from .ops import OPERATORS, Operators
+from .registry import backend_for
 from .staging import Slot, transfer_for
 
 SLOT_BYTES = 64 * 2**20
@@ -32,46 +32,6 @@ SLOTS = 3
 """One slot on its way down, one being computed, one on its way up."""
 STAGED_ALIGNMENT = 64
 """Staged tensors start at multiples of this many bytes: vector accesses, and views of every dtype."""
-DEVICES = ("cpu", "cuda")
-
-
-def check_offload(backend: str, flatten: bool, capturable: bool, state_dtype: torch.dtype) -> None:
-    """Raises ValueError for an option that does not go with ``offload=True``.
-
-    Args:
-        backend: what `radam_fused.backends.check_name` returned.
-        flatten: as `FusedRAdam` takes it.
-        capturable: likewise.
-        state_dtype: likewise.
-    """
-    if state_dtype == torch.int8:
-        raise ValueError(
-            "state_dtype = torch.int8: must be torch.float32, bfloat16 or float16 with offload=True, whose chunks are "
-            "no whole blocks of codes"
-        )
-    if backend not in ("auto", "cpu"):
-        raise ValueError(
-            f"backend = {backend!r} (the argument's or {ENVIRONMENT_VARIABLE}'s): must be 'auto' or 'cpu' with "
-            "offload=True, which computes the step on the host"
-        )
-    if flatten:
-        raise ValueError(
-            "flatten = True: must be False with offload=True, which stages parameters and gradients in large chunks "
-            "anyway; flat buffers would only take memory on the device"
-        )
-    check_capturable("capturable", capturable)
-
-
-def check_capturable(name: str, capturable: bool) -> None:
-    """Raises ValueError where a CUDA graph is to capture a step of the host."""
-    if capturable:
-        raise ValueError(f"{name} = True: must be False with offload=True, as a CUDA graph cannot capture the host")
-
-
-def check_device(param: Tensor, name: str) -> None:
-    """Raises ValueError for a parameter that cannot be staged."""
-    if param.device.type not in DEVICES:
-        raise ValueError(f"{name} is on {param.device}: must be on one of {DEVICES} with offload=True")
 
 
 class Piece(NamedTuple):

@@ -66,13 +66,13 @@ from torch import Tensor
 from ..cpp_helpers import DESCRIBES
 from ..numerics.layout import PARTIAL_SUMS
 from ..numerics.scalars import Row
-from . import cpu
-from . import native as cuda
-from .reference import scalars as reference_rows
-from .reference import step as reference
-from .triton import grad_norm as triton_squares
-from .triton import scalars as triton_rows
-from .triton import step as triton
+from . import native
+from .reference.grad_norm import grad_norm as grad_norm_reference
+from .reference.scalars import scalars as scalars_reference
+from .reference.step import step as step_reference
+from .triton.grad_norm import grad_norm as grad_norm_triton
+from .triton.scalars import scalars as scalars_triton
+from .triton.step import step as step_triton
 
 _SCHEMAS = {
     "step": (
@@ -166,8 +166,8 @@ _library.define(
 
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "grad_norm": _fake_grad_norm, "scalars": _fake_scalars}
 _PYTHON = {
-    "reference": {"step": reference.step, "grad_norm": reference_rows.grad_norm, "scalars": reference_rows.scalars},
-    "triton": {"step": triton.step, "grad_norm": triton_squares.grad_norm, "scalars": triton_rows.scalars},
+    "reference": {"step": step_reference, "grad_norm": grad_norm_reference, "scalars": scalars_reference},
+    "triton": {"step": step_triton, "grad_norm": grad_norm_triton, "scalars": scalars_triton},
 }
 
 for _kind, _schema in _SCHEMAS.items():
@@ -178,8 +178,8 @@ for _kind, _schema in _SCHEMAS.items():
     _library.impl(f"{_kind}_reference", _PYTHON["reference"][_kind], "CompositeExplicitAutograd")
     for _key in ("CPU", "CUDA"):
         _library.impl(f"{_kind}_triton", _PYTHON["triton"][_kind], _key)
-cpu.load()
-cuda.load()
+native.load_cpu()
+native.load_cuda()
 
 
 class Operators(NamedTuple):
@@ -197,10 +197,6 @@ def _operators(implementation: str) -> Operators:
 
 
 _native = _operators("native")._replace(by_addresses=DESCRIBES)
-NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-"""``param_dtype`` of ``step_from_pointers``: csrc/numerics/dtypes.h."""
-NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
-"""``device_type`` of `radam_fused.cpp_helpers.read_pairs`: torch's own numbers."""
 OPERATORS: dict[str, Operators] = {
     "cuda": _native,
     "cpu": _native,

@@ -11,7 +11,9 @@ from torch.nn.parameter import is_lazy
 
 from ..dtensor import is_sharded, local, shard_of
 
-ALIGNMENT = 256
+BLOCK = 256
+"""Elements that share a scale under int8 moments: ``kBlockElements`` in csrc/numerics/state_format.h."""
+ALIGNMENT = BLOCK
 """Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
 SMALL = 4096
 """Parameters shorter than this are never quantised, so vector accesses alone set their segments' alignment."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,3 +163,11 @@ def check_parameter(param: Tensor, name: str) -> None:
     param = local(param)
     if param.numel() and overlaps_itself(param):
         raise ValueError(f"{name} is expanded (strides {tuple(param.stride())}): several elements share memory")
+
+
+def group_names(group: dict[str, Any], index: int) -> list[str]:
+    """How errors name a group's parameters: by the names the caller gave, or by their place."""
+    return [
+        f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
+        for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))
+    ]

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpp_helpers import upload
-from ..device import may_capture
+from ..device import may_capture, upload
 from ..dtensor import is_sharded, wrapped
 from ..modes import real
 from ..numerics.layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel

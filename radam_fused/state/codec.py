@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.reference.low_precision import (
-    blocks,
-    decode_first,
-    decode_root,
-    encode_first,
-    encode_root,
-    half_first,
-    half_root,
-    join,
-    low_bits,
-    root_of_half,
-)
-from ..backends.reference.update import square_root
 from ..dtensor import is_fsdp1, is_sharded, local, part_of, wrapped
 from ..numerics.layout import ALIGNMENT, is_dense
+from ..numerics.quantization import (
+    blocks,
+    decode_first,
+    decode_half_root,
+    decode_root,
+    encode_first,
+    encode_half_first,
+    encode_half_root,
+    encode_root,
+    join,
+    low_bits,
+    square_root,
+)
 
 CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
 HALVES = ("exp_avg_ratio", "fourth_root_exp_avg_sq")
@@ -70,7 +70,7 @@ def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         return (m, second) if m.dtype == torch.float64 or m.is_complex() else (m.float(), second.float())
     if names == OLD_HALVES:
         return m.float(), second.float().square()
-    root = root_of_half(second)
+    root = decode_half_root(second)
     return m.float() * root, root.square()
 
 
@@ -168,8 +168,8 @@ def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
         return
     if HALVES[0] in views:
         nearest = torch.full(m.shape, _NEAREST, dtype=torch.int64, device=m.device)
-        fourth = half_root(square_root(v.float()), nearest)
-        views[HALVES[0]].copy_(half_first(m.float(), root_of_half(fourth), nearest))
+        fourth = encode_half_root(square_root(v.float()), nearest)
+        views[HALVES[0]].copy_(encode_half_first(m.float(), decode_half_root(fourth), nearest))
         views[HALVES[1]].copy_(fourth)
         return
     first, second = (_ordered(moment, views) for moment in (m, v))

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
-from ..backends.ops import NATIVE_DEVICE, NATIVE_DTYPE
-from ..cpp_helpers import DESCRIBES, pairs_unmoved, record_params
+from ..cpp_helpers import DESCRIBES, NATIVE_DEVICE, NATIVE_DTYPE, pairs_unmoved, record_params
 from ..modes import real
 from ..numerics.layout import ALIGNMENT, fingerprint
 from ..numerics.tensor_checks import check_gradients, check_stored

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..dtensor import refuse_flatten
-from ..numerics.tensor_checks import check_disjoint, check_gradients, may_step
-from ..param_groups import group_names
+from ..numerics.tensor_checks import check_disjoint, check_gradients, group_names, may_step
 from .bucket import Bucket
 from .checkpoint import has_state
 from .flat_buffers import check_not_shared

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cpp_helpers import HAS_LOOPS, counts_shown, upload
+from ..cpp_helpers import HAS_LOOPS, counts_shown
+from ..device import upload
 from ..modes import real
 from ..tensor_kinds import is_fake
 from .views import own_view

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..backends import backend_for
 from ..backends.ops import OPERATORS
-from ..cpp_helpers import gradients, upload
-from ..device import COMPILING, capturing
+from ..cpp_helpers import gradients
+from ..device import COMPILING, capturing, upload
 from ..numerics.tensor_checks import gradient_dtypes
 from ..options import check_all
 from ..state.bucket_manager import Placement

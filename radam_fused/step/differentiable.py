@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..numerics.scalars import ADAPTIVE, HOLD, step_row
-from ..numerics.tensor_checks import check_parameter
+from ..numerics.tensor_checks import check_parameter, group_names
 from ..options import check_all
-from ..param_groups import group_names
 
 
 def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero_grads: bool) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..backends.reference.scalars import halve
+from ..backends.reference.grad_norm import tree_reduce
 from ..dtensor import is_sharded
 from ..numerics.layout import PARTIAL_SUMS
 from ..state.bucket import Bucket
@@ -131,7 +131,7 @@ class GlobalNorm:
         """
         device = self._home() if squares is None else squares.device
         number = torch.zeros(1, dtype=torch.float64, device=device)
-        for line in halve(squares) if squares is not None else ():
+        for line in tree_reduce(squares) if squares is not None else ():
             number += line
         number = self._reduced(number)
         if number.device.type == "cpu":

@@ -16,8 +16,8 @@ from torch._C import _get_function_stack_at, _len_torch_dispatch_stack, _len_tor
 from torch._C._autograd import _profiler_enabled
 from torch.utils._device import DeviceContext
 
-from ..backends.ops import NATIVE_DEVICE, NATIVE_DTYPE, Operators
-from ..cpp_helpers import read_pairs, record_params, step_from_pointers
+from ..backends.ops import Operators
+from ..cpp_helpers import NATIVE_DEVICE, NATIVE_DTYPE, read_pairs, record_params, step_from_pointers
 
 if TYPE_CHECKING:
     from ..state.bucket import Bucket

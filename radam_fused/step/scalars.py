@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backends.ops import Operators
-from ..cpp_helpers import upload
-from ..device import NEW_COUNTS, NOT_CAPTURABLE, capturing
+from ..device import NEW_COUNTS, NOT_CAPTURABLE, capturing, upload
 from ..numerics.scalars import SKIP, Row, hyper
 from ..options import beside_rate, check_all
 from ..state.bucket import Bucket

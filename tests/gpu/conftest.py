@@ -37,9 +37,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _compiled() -> None:
     """A kernel that is interpreted proves nothing about a GPU."""
-    from radam_fused.backends.triton import step as triton
+    from radam_fused.backends.triton import availability
 
-    assert not triton.interpreted(), "TRITON_INTERPRET is set: unset it for tests/gpu"
+    assert not availability.interpreted(), "TRITON_INTERPRET is set: unset it for tests/gpu"
 
 
 @pytest.fixture(autouse=True)

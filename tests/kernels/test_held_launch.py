@@ -20,13 +20,14 @@ import ctypes, sys, threading, time
 from types import SimpleNamespace
 
 import torch
+from radam_fused import cpp_helpers
 from radam_fused.backends import ops
 from radam_fused.step import pointer_table
 from radam_fused.numerics.layout import fingerprint
 
 library = ctypes.PyDLL(sys.argv[1])  # whose functions keep the interpreter's lock
 library.is_launching.restype = library.has_waited_in_vain.restype = ctypes.c_bool
-ops.NATIVE_DEVICE["meta"] = 14  # torch's number of it (c10/core/DeviceType.h)
+cpp_helpers.NATIVE_DEVICE["meta"] = 14  # torch's number of it (c10/core/DeviceType.h)
 params = [torch.nn.Parameter(torch.empty(0, device="meta")) for _ in range(3)]
 for p in params:
     p.grad = torch.empty(0, device="meta")

@@ -9,8 +9,7 @@ import torch
 from triton.runtime import interpreter
 
 from radam_fused import FusedRAdam
-from radam_fused.backends.triton import interpreter as triton_interpreter
-from radam_fused.backends.triton import step as triton
+from radam_fused.backends.triton import availability, compat
 from tests.support.helpers import same_bits
 
 
@@ -43,8 +42,8 @@ def _refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are compiled here")
 @pytest.mark.usefixtures("_refuses")
 def test_bounds_of_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "mend", lambda: None)
+    monkeypatch.setattr(availability, "mend", lambda: None)
     with pytest.raises(Exception, match="only 0-dimensional"):  # the negative control
         stepped("triton")
-    monkeypatch.setattr(triton, "mend", triton_interpreter.mend.__wrapped__)
+    monkeypatch.setattr(availability, "mend", compat.mend.__wrapped__)
     assert same_bits(stepped("triton"), stepped("reference"))

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.backends.reference.low_precision import join, low_bits, to_parameter
 from radam_fused.backends.triton import step as triton
 from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.quantization import join, low_bits, to_parameter
 from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.cuda_host import Geometry, host_step

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.backends.reference import low_precision as stored
+from radam_fused.numerics import philox, quantization
 from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.cuda_host import Geometry, host_step
@@ -53,8 +53,8 @@ def as_earlier(state: dict[str, Tensor]) -> None:
     """Rounds float32 moments as float16 moments were first stored: m, and the root of v."""
     m, v = state["exp_avg"], state["exp_avg_sq"]
     draw = torch.randint(2**16, m.shape, generator=torch.Generator().manual_seed(int(state["step"])))
-    m.copy_(stored.stochastic(m, stored.other(draw), torch.float16))
-    v.copy_(stored.stochastic(v.sqrt(), draw, torch.float16).float().square())
+    m.copy_(quantization.round_stochastic(m, philox.swap_bytes(draw), torch.float16))
+    v.copy_(quantization.round_stochastic(v.sqrt(), draw, torch.float16).float().square())
 
 
 @pytest.mark.parametrize("beta2", [0.999, 0.9999])
@@ -80,13 +80,13 @@ def test_every_fourth_root_there_and_back() -> None:
     halves = torch.arange(0x7C01).to(torch.int16).view(torch.float16)
     for draw in (0, NEAREST, 0xFFFF):
         drawn = torch.full(halves.shape, draw)
-        assert same_bits(stored.half_root(stored.root_of_half(halves), drawn), halves)
+        assert same_bits(quantization.encode_half_root(quantization.decode_half_root(halves), drawn), halves)
 
 
 def test_a_root_above_zero_is_stored_above_zero() -> None:
     roots = torch.tensor([0.0, 2.0**-149, 1e-30, 1e-15, 3.5e-15, 3.6e-15, 1.0, math.inf, math.nan])
     for draw in (0, NEAREST, 0xFFFF):
-        found = stored.root_of_half(stored.half_root(roots, torch.full(roots.shape, draw)))
+        found = quantization.decode_half_root(quantization.encode_half_root(roots, torch.full(roots.shape, draw)))
         assert found[0] == 0.0
         assert found[1:5].tolist() == [2.0**-48] * 4
         assert (found[1:5] >= roots[1:5]).all()
@@ -97,10 +97,10 @@ def test_a_root_above_zero_is_stored_above_zero() -> None:
 def test_a_quotient_is_finite_unless_the_moment_is_not() -> None:
     root = torch.full((6,), 2.0**-48)
     m = torch.tensor([1.0, -1.0, 65504 * 2.0**-48, math.inf, -math.inf, math.nan])
-    found = stored.half_first(m, root, torch.full((6,), 0xFFFF))
+    found = quantization.encode_half_first(m, root, torch.full((6,), 0xFFFF))
     assert found[:5].tolist() == [65504.0, -65504.0, 65504.0, math.inf, -math.inf]
     assert found[5].isnan()
-    assert stored.half_first(m[:3], root[:3] * 0, torch.zeros(3, dtype=torch.int64)).tolist() == [0.0] * 3
+    assert quantization.encode_half_first(m[:3], root[:3] * 0, torch.zeros(3, dtype=torch.int64)).tolist() == [0.0] * 3
 
 
 class Stopping(Case):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from radam_fused.backends.reference import low_precision as stored
+from radam_fused.numerics import philox, quantization
 from tests.support.helpers import same_bits
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,28 +42,32 @@ def test_philox_is_philox() -> None:
     }
     for given_words, answer in answers.items():
         words = [torch.tensor([word]) for word in given_words]
-        assert [int(word) for word in stored.philox(tuple(words[:4]), tuple(words[4:]))] == list(answer)
+        assert [int(word) for word in philox.philox(tuple(words[:4]), tuple(words[4:]))] == list(answer)
 
 
 def test_draws_are_uniform_and_of_one_place() -> None:
     step, seed = torch.tensor(3), torch.tensor(5)
-    drawn = stored.draws(0, 100_000, step, seed, stored.MOMENTS)
-    assert torch.equal(drawn[1003:2001], stored.draws(1003, 998, step, seed, stored.MOMENTS))
-    for numbers in (drawn, stored.other(drawn)):
+    drawn = philox.random_bits(0, 100_000, step, seed, philox.MOMENT_STREAM)
+    assert torch.equal(drawn[1003:2001], philox.random_bits(1003, 998, step, seed, philox.MOMENT_STREAM))
+    for numbers in (drawn, philox.swap_bytes(drawn)):
         assert abs(float(numbers.double().mean()) / 65535 - 0.5) < 4 * (1 / 12 / len(numbers)) ** 0.5
         assert len(numbers.unique()) > 0.7 * 2**16
-    together = torch.corrcoef(torch.stack([drawn.double(), stored.other(drawn).double()]))[0, 1]
+    together = torch.corrcoef(torch.stack([drawn.double(), philox.swap_bytes(drawn).double()]))[0, 1]
     assert abs(float(together)) < 4 / len(drawn) ** 0.5 + 2**-8
-    others = (step + 1, seed, stored.MOMENTS), (step, seed + 1, stored.MOMENTS), (step, seed, stored.PARAMETER)
+    others = (
+        (step + 1, seed, philox.MOMENT_STREAM),
+        (step, seed + 1, philox.MOMENT_STREAM),
+        (step, seed, philox.PARAM_STREAM),
+    )
     for changed in others:
-        assert (stored.draws(0, 1000, *changed) == drawn[:1000]).float().mean() < 0.01
+        assert (philox.random_bits(0, 1000, *changed) == drawn[:1000]).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("dtype", HALF.values(), ids=list(HALF))
 def test_stochastic_leaves_every_value_of_its_own(dtype: torch.dtype) -> None:
     values = ALL_16_BITS.view(dtype)
     for draw in (0, 1, 0x5555, 0xFFFF):
-        assert same_bits(stored.stochastic(values.float(), torch.full((2**16,), draw), dtype), values)
+        assert same_bits(quantization.round_stochastic(values.float(), torch.full((2**16,), draw), dtype), values)
 
 
 @pytest.mark.parametrize("x", [1.00123, -3.0e-5, 6.1e-5, 1.7e-7, 2.3e-8, 12345.6, 4e-8], ids=str)
@@ -71,8 +75,8 @@ def test_stochastic_leaves_every_value_of_its_own(dtype: torch.dtype) -> None:
 def test_stochastic_is_exact_in_the_mean(dtype: torch.dtype, x: float) -> None:
     """Over 100,000 draws within 4 standard errors; which rounding to nearest is not."""
     exact = torch.full((100_000,), x)
-    draw = stored.draws(0, len(exact), torch.tensor(1), torch.tensor(2), stored.PARAMETER)
-    rounded = stored.stochastic(exact, draw, dtype).double()
+    draw = philox.random_bits(0, len(exact), torch.tensor(1), torch.tensor(2), philox.PARAM_STREAM)
+    rounded = quantization.round_stochastic(exact, draw, dtype).double()
     low, high = float(rounded.min()), float(rounded.max())
     value = float(exact[0])
     assert low <= value <= high
@@ -86,7 +90,7 @@ def test_stochastic_never_goes_further_than_a_neighbour(dtype: torch.dtype) -> N
     values = every_exponent()
     values = values[values.isfinite() & (values.abs() < torch.finfo(dtype).max)]
     for draw in (0, 0x8000, 0xFFFF):
-        rounded = stored.stochastic(values, torch.full((len(values),), draw), dtype)
+        rounded = quantization.round_stochastic(values, torch.full((len(values),), draw), dtype)
         neighbours = torch.nextafter(values.to(dtype), torch.tensor(torch.inf, dtype=dtype).copysign(values.to(dtype)))
         toward = torch.nextafter(values.to(dtype), torch.zeros((), dtype=dtype))
         assert ((rounded == values.to(dtype)) | (rounded == neighbours) | (rounded == toward)).all()
@@ -97,34 +101,34 @@ def test_split_is_the_whole_float32() -> None:
     upper = ALL_16_BITS.view(torch.bfloat16)
     pairs = [(upper.view(torch.int16).int() << 16) | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]
     for x in (every_exponent(), *(pair.view(torch.float32) for pair in pairs)):
-        high, low = stored.to_parameter(x, torch.bfloat16), stored.low_bits(x)
-        assert same_bits(stored.join(high, low), x)
+        high, low = quantization.to_parameter(x, torch.bfloat16), quantization.low_bits(x)
+        assert same_bits(quantization.join(high, low), x)
         nearest = (high.float() - x).abs() <= (x.bfloat16().float() - x).abs()
         assert nearest[x.isfinite() & high.isfinite()].all()
     # Ties to even, the negative control, do not know which way they went.
     x = (torch.tensor([0x3F808000, 0x3F818000])).to(torch.int32).view(torch.float32)
-    assert not same_bits(stored.join(x.bfloat16(), stored.low_bits(x)), x)
+    assert not same_bits(quantization.join(x.bfloat16(), quantization.low_bits(x)), x)
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_split_is_the_whole_float32_for_any(bits: int) -> None:
     x = torch.tensor([bits], dtype=torch.int64).to(torch.uint32).view(torch.float32)
-    assert same_bits(stored.join(stored.to_parameter(x, torch.bfloat16), stored.low_bits(x)), x)
+    assert same_bits(quantization.join(quantization.to_parameter(x, torch.bfloat16), quantization.low_bits(x)), x)
 
 
 @pytest.mark.parametrize("dtype", HALF.values(), ids=list(HALF))
 def test_a_master_copy_is_used_until_its_parameter_is_written(dtype: torch.dtype) -> None:
     master = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    p = stored.to_parameter(master, dtype)
-    assert same_bits(stored.from_master(p, master), master)
+    p = quantization.to_parameter(master, dtype)
+    assert same_bits(quantization.from_master(p, master), master)
     written = p.clone()
     written[::2] *= 2
-    assert same_bits(stored.from_master(written, master)[::2], written[::2].float())
-    assert same_bits(stored.from_master(written, master)[1::2], master[1::2])
+    assert same_bits(quantization.from_master(written, master)[::2], written[::2].float())
+    assert same_bits(quantization.from_master(written, master)[1::2], master[1::2])
 
 
 def block(seed: int = 0, scale: float = 1.0) -> Tensor:
-    return torch.randn(1, stored.BLOCK, generator=torch.Generator().manual_seed(seed)) * scale
+    return torch.randn(1, quantization.BLOCK, generator=torch.Generator().manual_seed(seed)) * scale
 
 
 def test_every_code_there_and_back() -> None:
@@ -133,15 +137,15 @@ def test_every_code_there_and_back() -> None:
         drawn = torch.full((1, 256), draw)
         roots = torch.arange(256.0)[None]
         for scale in (1.0, 3.7e-5, 2.0**40):
-            root = stored.decode_root(roots, torch.tensor([[scale]]))
-            again, found = stored.encode_root(root, drawn)
+            root = quantization.decode_root(roots, torch.tensor([[scale]]))
+            again, found = quantization.encode_root(root, drawn)
             assert float(found) == torch.tensor(scale).item()
             if draw:
                 assert torch.equal(again, roots)
         firsts = torch.arange(-127.0, 128.0)[None]
         root = torch.full((1, 255), 0.5)
-        m = stored.decode_first(firsts, torch.tensor([[1.5]]), root)
-        again, found = stored.encode_first(m, root, drawn[:, :255])
+        m = quantization.decode_first(firsts, torch.tensor([[1.5]]), root)
+        again, found = quantization.encode_first(m, root, drawn[:, :255])
         assert float(found) == 1.5
         if draw:
             assert torch.equal(again, firsts)
@@ -150,14 +154,14 @@ def test_every_code_there_and_back() -> None:
 def test_codes_are_close_and_exact_in_the_mean() -> None:
     root = block().abs()
     many = root.expand(4000, -1).contiguous()
-    draw = stored.draws(0, many.numel(), torch.tensor(1), torch.tensor(2), stored.MOMENTS).view_as(many)
-    code, scale = stored.encode_root(many, draw)
+    draw = philox.random_bits(0, many.numel(), torch.tensor(1), torch.tensor(2), philox.MOMENT_STREAM).view_as(many)
+    code, scale = quantization.encode_root(many, draw)
     # In the code's own measure, the square root of the root.
     c = code.double().mean(0)
     exact = (root[0].double() / scale[0].double()).sqrt() * 255
     assert ((c - exact).abs() <= 4 * 0.5 / 4000**0.5 + 2e-4).all()
     m = block(1)
-    first, first_scale = stored.encode_first(m.expand_as(many), many, stored.other(draw))
+    first, first_scale = quantization.encode_first(m.expand_as(many), many, philox.swap_bytes(draw))
     exact = (m[0] / root[0]).double() / first_scale[0].double() * 127
     assert ((first.double().mean(0) - exact).abs() <= 4 * 0.5 / 4000**0.5 + 2e-4).all()
     assert not ((first[0].double() - exact).abs() <= 0.04).all()  # the negative control: a single draw
@@ -166,20 +170,20 @@ def test_codes_are_close_and_exact_in_the_mean() -> None:
 def test_zero_is_exact_and_rest_is_reached() -> None:
     zero = torch.zeros(1, 256)
     draw = torch.full((1, 256), 0xFFFF)
-    code, scale = stored.encode_root(zero, draw)
+    code, scale = quantization.encode_root(zero, draw)
     assert not code.any()
     assert float(scale) == 0.0
-    first, first_scale = stored.encode_first(zero, stored.decode_root(code, scale), draw)
+    first, first_scale = quantization.encode_first(zero, quantization.decode_root(code, scale), draw)
     assert not first.any()
     assert float(first_scale) == 0.0
     # Of a root that is not zero no code is, or m would have nothing to be measured by.
     tiny = block().abs()
     tiny[0, 1:] *= 1e-12
-    code, _ = stored.encode_root(tiny, torch.zeros(1, 256, dtype=torch.int64))
+    code, _ = quantization.encode_root(tiny, torch.zeros(1, 256, dtype=torch.int64))
     assert code.min() == 1
     root = torch.ones(1, 256)
     for scale, rests in ((2.0**-101, True), (2.0**-99, False)):
-        first, _ = stored.encode_first(root * scale, root, draw * 0)
+        first, _ = quantization.encode_first(root * scale, root, draw * 0)
         assert bool((first == 0).all()) == rests
 
 
@@ -187,9 +191,9 @@ def test_zero_is_exact_and_rest_is_reached() -> None:
 def test_what_is_not_finite_stays_so(value: float) -> None:
     root = block().abs()
     root[0, 7] = value
-    code, scale = stored.encode_root(root, torch.zeros(1, 256, dtype=torch.int64))
-    assert not stored.decode_root(code, scale)[0, 7].isfinite()
+    code, scale = quantization.encode_root(root, torch.zeros(1, 256, dtype=torch.int64))
+    assert not quantization.decode_root(code, scale)[0, 7].isfinite()
     m = block()
     m[0, 7] = value
-    first, first_scale = stored.encode_first(m, block().abs(), torch.zeros(1, 256, dtype=torch.int64))
-    assert not stored.decode_first(first, first_scale, block().abs())[0, 7].isfinite()
+    first, first_scale = quantization.encode_first(m, block().abs(), torch.zeros(1, 256, dtype=torch.int64))
+    assert not quantization.decode_first(first, first_scale, block().abs())[0, 7].isfinite()

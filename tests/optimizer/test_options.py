@@ -11,6 +11,7 @@ import torch
 
 import radam_fused
 from radam_fused import FusedRAdam
+from radam_fused.backends import registry
 from tests.support.single_parameters import parameter
 
 RANGES = {
@@ -165,7 +166,7 @@ def test_backend_of_the_environment_must_be_known(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("by_environment", [False, True], ids=["argument", "environment"])
 def test_unavailable_backend_says_why(by_environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {**radam_fused.available_backends(), "cuda": "no library for it was built"}
-    monkeypatch.setattr(radam_fused.backends, "available_backends", lambda: here)
+    monkeypatch.setattr(registry, "available_backends", lambda: here)
     monkeypatch.setenv("RADAM_FUSED_BACKEND", "cuda" if by_environment else "cpu")
     name = "RADAM_FUSED_BACKEND" if by_environment else "backend"
     with pytest.raises(RuntimeError, match=f"{name} = 'cuda' cannot run here: no library for it was built"):

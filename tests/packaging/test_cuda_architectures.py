@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from radam_fused import available_backends, backends
-from radam_fused.backends import backend_for
+from radam_fused import available_backends
+from radam_fused.backends import backend_for, registry
 from radam_fused.backends import native as cuda
 
 B200, H100, L40, A100, ORIN, V100, RTX5090 = (10, 0), (9, 0), (8, 9), (8, 0), (8, 7), (7, 0), (12, 0)
@@ -59,11 +59,11 @@ def machine(monkeypatch: pytest.MonkeyPatch):
 def test_a_gpu_without_code_is_reported_and_left_to_triton(machine, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A B200 beside a library for Hopper: a launch would find no kernel image."""
     machine(B200, code=code)
-    monkeypatch.setitem(backends._UNAVAILABLE, "triton", lambda: None)
+    monkeypatch.setitem(registry._UNAVAILABLE, "triton", lambda: None)
     reason = available_backends()["cuda"]
     for part in ("GPU 0 (compute capability 10.0)", "sm_", "TORCH_CUDA_ARCH_LIST=10.0", "+PTX"):
         assert part in reason
-    assert cuda.unavailable() == reason  # asked again
+    assert cuda.cuda_unavailable() == reason  # asked again
     assert backend_for("cuda", "auto") == "triton"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam, step_in_backward
-from radam_fused.backends.reference.low_precision import to_parameter
+from radam_fused.numerics.quantization import to_parameter
 from tests.support.helpers import same_bits
 from tests.support.low_precision import KEPT, OPTIONS, STATES, equal, parameters, train, values
 

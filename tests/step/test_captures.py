@@ -8,7 +8,6 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from radam_fused import cpp_helpers as host
 from radam_fused import device as captures
 from radam_fused import step_in_backward
 from radam_fused.step import scalars
@@ -203,7 +202,7 @@ def test_upload_keeps_what_a_replay_reads() -> None:
         there = object()
         pinned = SimpleNamespace(to=lambda device, non_blocking, there=there: there)
         tensor = SimpleNamespace(pin_memory=lambda pinned=pinned: pinned)
-        with patch.object(host, "capturing", lambda device, recording=recording: recording):
-            assert host.upload(tensor, torch.device("cuda")) is there
+        with patch.object(captures, "capturing", lambda device, recording=recording: recording):
+            assert captures.upload(tensor, torch.device("cuda")) is there
         assert any(kept is pinned for kept in captures._kept) == recording
         assert any(kept is there for kept in captures._kept) == recording

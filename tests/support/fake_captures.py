@@ -79,7 +79,7 @@ class Device(TorchDispatchMode):
             self._storages.append(StorageWeakRef(tensor.untyped_storage()))
 
     def upload(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """`radam_fused.cpp_helpers.upload`: its copy is made at once, or in every replay."""
+        """`radam_fused.device.upload`: its copy is made at once, or in every replay."""
         with _disable_current_modes():  # this is what is done, not what is recorded
             return self._upload(tensor)
 
@@ -90,7 +90,7 @@ class Device(TorchDispatchMode):
             self.uploads += 1
             spoil(there)
             pinned = tensor.clone()
-            captures.keep(pinned, there)  # as host.upload does: test_upload_keeps_what_a_replay_reads
+            captures.keep(pinned, there)  # as device.upload does: test_upload_keeps_what_a_replay_reads
             source, target = _Reference(pinned), _Reference(there)
 
             def copy() -> None:

@@ -1,4 +1,4 @@
-"""The ``reference`` backend's rows and norm, in plain torch: what a step's scalars are when a device makes them.
+"""The ``reference`` backend's rows, in plain torch: what a step's scalars are when a device makes them.
 
 Elementwise over the rows, with the operations of `radam_fused.rectification` in their order, so that host and device
 give the same bits. Nothing here waits for the device.
@@ -11,42 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cpp_helpers import upload
-from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
+from ...numerics.quantization import square_root
 from ...numerics.scalars import ADAPTIVE, HOLD, SKIP, Hyper
 from ...rectification import KINDS, SERIES, SERIES_FROM
-from ..operator_checks import check_rows, check_squares
-from .update import square_root
-
-
-def grad_norm(grads: list[Tensor]) -> Tensor:
-    """``radam_fused::grad_norm_reference``; what it returns is said in `radam_fused.backends.ops`."""
-    check_squares(grads)
-    device = grads[0].device
-    tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
-    bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS
-    busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
-    begin, end, place = (upload(index, tiles.device) for index in (bounds[busy], bounds[busy + 1], busy))
-    lanes = torch.zeros(len(busy), NORM_TILE, dtype=torch.float64, device=device)
-    for k in range(-(-len(tiles) // PARTIAL_SUMS)):
-        tile = begin + k
-        taken = tiles[tile.clamp(max=len(tiles) - 1)]
-        lanes = torch.where((tile < end)[:, None], lanes + taken * taken, lanes)
-    return torch.zeros(PARTIAL_SUMS, dtype=torch.float64, device=device).index_copy(0, place, halve(lanes))
-
-
-def _tiles(grad: Tensor) -> Tensor:
-    """A gradient's elements in memory order (row-major where it has gaps), float64, in rows of `NORM_TILE`."""
-    grad = grad.detach()
-    flat = grad.as_strided((grad.numel(),), (1,)) if is_dense(grad) else grad.reshape(-1)
-    return torch.nn.functional.pad(flat.double(), (0, -grad.numel() % NORM_TILE)).reshape(-1, NORM_TILE)
-
-
-def halve(values: Tensor) -> Tensor:
-    """The sum over the last dimension, a power of two, as a tree: the second half is added to the first, and so on."""
-    while (half := values.shape[-1] // 2) > 0:
-        values = values[..., :half] + values[..., half:]
-    return values[..., 0]
+from ..operator_checks import check_rows
+from .grad_norm import tree_reduce
 
 
 def scalars(
@@ -82,7 +51,7 @@ def scalars(
     factor, norm = h.sign, torch.zeros((), dtype=torch.float64, device=group_scalars.device)
     scale = None if grad_scale is None else grad_scale.double().reshape(())
     if partial_sums is not None:
-        for partial in halve(partial_sums):
+        for partial in tree_reduce(partial_sums):
             norm = norm + partial
         norm = square_root(norm)
         if scale is not None:

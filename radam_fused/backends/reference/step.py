@@ -13,11 +13,6 @@ from .low_precision import Stored
 from .update import update_by_device, update_by_host
 
 
-def unavailable() -> str | None:
-    """Why this backend cannot run here, or None if it can: it always can."""
-    return None
-
-
 def step(
     params: list[Tensor],
     grads: list[Tensor],

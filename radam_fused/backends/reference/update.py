@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...numerics.quantization import square_root
 from ...numerics.scalars import ADAPTIVE, HOLD, SKIP, Row
 
 
@@ -61,16 +61,3 @@ def advance(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tuple[Tenso
 def decrease(p: Tensor, d: Tensor, row: Any) -> Tensor:
     """What a step takes from the parameter; without decay no product with it, which may be infinite."""
     return torch.where(row.decay != 0.0, p * row.decay + d * row.alpha, d * row.alpha)
-
-
-def square_root(v: Tensor) -> Tensor:
-    """The correctly rounded square root, as IEEE 754 asks; torch.sqrt on the CPU may be MKL's, off by one ulp at times.
-
-    A float32's root lies further from the midpoint of two float32 than a float64 root's error, so rounding that twice
-    is rounding it once. For float64 itself the C library has the correct one.
-    """
-    if v.dtype == torch.float32:
-        return torch.sqrt(v.double()).float()
-    if v.device.type != "cpu":
-        return torch.sqrt(v)
-    return v.clone().apply_(lambda x: math.sqrt(x) if x >= 0.0 else math.nan)

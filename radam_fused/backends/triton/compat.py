@@ -1,4 +1,4 @@
-"""What Triton's compilers take and do: options by target, and one that is known to break the numeric contract.
+"""What Triton's compilers take and do: options by target, and versions that need a repair or a warning.
 
 On Blackwell two float32 operations may go in one packed instruction. ptxas before CUDA 13.1 fuses a packed
 multiplication with the addition after it, `mul.rn.f32x2` and `add.rn.f32x2` though these are, and under -fmad=false.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 
@@ -57,3 +58,21 @@ def warn_of_fusion(device: torch.device) -> None:
     reason = fuses(10 * major + minor)
     if reason is not None:
         warnings.warn(f"backend = 'triton': {reason}", stacklevel=2)
+
+
+@functools.cache
+def mend() -> None:
+    """Lets a scalar of Triton's interpreter be the bound of a loop; harmless where it can be already.
+
+    Before Triton 3.7 the interpreter keeps a scalar as an array of one element and one dimension, which NumPy 2.4 does
+    not convert to a number.
+    """
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_mend

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..operator_checks import check_squares
+from .availability import WARPS, require, stored
 from .compat import register_limit
-from .segments import ALIGNED
-from .step import WARPS, require, stored
-from .tables import Table, facts, on_device
+from .tables import ALIGNED, Table, facts, on_device
 
 COLUMNS = 6
 """Of the segment table; the kernel names them."""

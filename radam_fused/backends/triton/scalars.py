@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...numerics.scalars import Row
 from ..operator_checks import check_rows
-from .step import WARPS, require
+from .availability import WARPS, require
 
 BLOCK = 32 * WARPS
 """Rows at a time: one a thread."""

@@ -1,34 +1,28 @@
 """The ``triton`` backend's step: checks and describes what it is given, and starts the kernel on the current stream.
 
 On a GPU what the kernel has to be told goes over in one pinned asynchronous copy; nothing here waits for the device.
-With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the kernel runs interpreted on CPU tensors.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...numerics.layout import ALIGNMENT, SMALL_ALIGNMENT
+from ...numerics.philox import RANDS_PER_CALL
 from ...numerics.state_format import HALF
 from ...numerics.tensor_checks import one_of_each, overlaps_itself
 from ..operator_checks import check_step, check_tables
-from ..reference.low_precision import DRAWS
-from .compat import register_limit, warn_of_fusion
-from .interpreter import mend
-from .segments import Segment, segment_table, tile_map
-from .state import State, as_stored
-from .tables import Table, facts, on_device
+from .availability import WARPS, require, stored
+from .compat import register_limit
+from .tables import Segment, Table, facts, on_device, segment_table, tile_map
 
 TILE = 1024
 """Elements a tile: 128 threads with two 128-bit accesses each to every fp32 array."""
-WARPS = 4
 SLICE = 32 * WARPS
 """Elements at a time on the general path: one a thread."""
 INTERPRETED_TILE = 32768
@@ -43,37 +37,6 @@ STORED_REGISTERS = 128
 PROGRAMS_PER_SM = 8
 
 
-def interpreted() -> bool:
-    """Whether Triton interprets kernels on the CPU instead of compiling them."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-
-
-def unavailable() -> str | None:
-    """Why this backend cannot run here, or None if it can."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'radam_fused[triton]'"
-    if not (torch.cuda.is_available() or interpreted()):
-        return "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels interpreted on the CPU, for tests)"
-    return None
-
-
-def require(operator: str, device: torch.device) -> None:
-    """Raises where a Triton kernel cannot run on tensors of a device.
-
-    Raises:
-        RuntimeError: with the reason.
-    """
-    reason = unavailable()
-    if reason is None and device.type != "cuda" and not interpreted():
-        reason = f"the tensors are on {device}: TRITON_INTERPRET=1 runs the kernels interpreted on the CPU"
-    if reason is not None:
-        raise RuntimeError(f"radam_fused::{operator}_triton: {reason}")
-    if device.type == "cuda":
-        warn_of_fusion(device)
-    else:
-        mend()
-
-
 def programs(work: int, device: torch.device) -> int:
     """How many programs a persistent grid has for so many pieces of work."""
     if device.type != "cuda":
@@ -81,16 +44,35 @@ def programs(work: int, device: torch.device) -> int:
     return min(work, PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def stored(dtype: torch.dtype) -> Any:
-    """What a kernel takes a tensor's elements for: bfloat16 travels as its bits (`narrow` in the step's kernel)."""
-    import triton.language as tl
+def as_stored(buffer: Tensor | None) -> Tensor | None:
+    """A buffer as a kernel is given it: bfloat16 travels as its bits (`narrow` in the step's kernel)."""
+    return buffer.view(torch.int16) if buffer is not None and buffer.dtype == torch.bfloat16 else buffer
 
-    return {
-        torch.float32: tl.float32,
-        torch.float64: tl.float64,
-        torch.float16: tl.float16,
-        torch.bfloat16: tl.int16,
-    }[dtype]
+
+class State(NamedTuple):
+    """The state of a bucket as the operator is given it."""
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    scales: Tensor | None
+    master_buffer: Tensor | None
+    stochastic: bool
+
+    def facts(self) -> object:
+        """All that the checks go by (`triton_tables.facts`)."""
+        given = [buffer for buffer in self[:4] if buffer is not None]
+        return facts(given), self.scales is None, self.master_buffer is None, self.stochastic
+
+    def plain(self) -> bool:
+        """Whether the kernel for state in the dtype of the arithmetic serves it."""
+        in_full = self.exp_avg.dtype in (torch.float32, torch.float64)
+        return in_full and self.master_buffer is None and not self.stochastic
+
+    def master_format(self) -> str | None:
+        """The format of the master buffer, as the kernel for low-precision state calls it."""
+        if self.master_buffer is None:
+            return None
+        return {torch.float32: "fp32", torch.int16: "split"}.get(self.master_buffer.dtype, "kahan")
 
 
 def step(
@@ -132,7 +114,7 @@ def step(
         return [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
 
     # Shards of DTensors may; all others begin where segments do.
-    anywhere = rng_offsets is not None and not state.plain() and bool((rng_offsets % DRAWS).any())
+    anywhere = rng_offsets is not None and not state.plain() and bool((rng_offsets % RANDS_PER_CALL).any())
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
     launches = [
         _Launch([param.numel() for param, grad in zip(params, grads, strict=True) if grad.dtype == dtype], dtype, tile)

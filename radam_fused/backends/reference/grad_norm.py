@@ -1,0 +1,40 @@
+"""The ``reference`` backend's partial sums of squares, in plain torch; nothing here waits for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...device import upload
+from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
+from ..operator_checks import check_squares
+
+
+def grad_norm(grads: list[Tensor]) -> Tensor:
+    """``radam_fused::grad_norm_reference``; what it returns is said in `radam_fused.backends.ops`."""
+    check_squares(grads)
+    device = grads[0].device
+    tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
+    bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS
+    busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
+    begin, end, place = (upload(index, tiles.device) for index in (bounds[busy], bounds[busy + 1], busy))
+    lanes = torch.zeros(len(busy), NORM_TILE, dtype=torch.float64, device=device)
+    for k in range(-(-len(tiles) // PARTIAL_SUMS)):
+        tile = begin + k
+        taken = tiles[tile.clamp(max=len(tiles) - 1)]
+        lanes = torch.where((tile < end)[:, None], lanes + taken * taken, lanes)
+    return torch.zeros(PARTIAL_SUMS, dtype=torch.float64, device=device).index_copy(0, place, tree_reduce(lanes))
+
+
+def _tiles(grad: Tensor) -> Tensor:
+    """A gradient's elements in memory order (row-major where it has gaps), float64, in rows of `NORM_TILE`."""
+    grad = grad.detach()
+    flat = grad.as_strided((grad.numel(),), (1,)) if is_dense(grad) else grad.reshape(-1)
+    return torch.nn.functional.pad(flat.double(), (0, -grad.numel() % NORM_TILE)).reshape(-1, NORM_TILE)
+
+
+def tree_reduce(values: Tensor) -> Tensor:
+    """The sum over the last dimension, a power of two, as a tree: the second half is added to the first, and so on."""
+    while (half := values.shape[-1] // 2) > 0:
+        values = values[..., :half] + values[..., half:]
+    return values[..., 0]

@@ -1,0 +1,160 @@
+"""Moments, master weights and parameters in fewer bits than float32: how each is rounded, encoded and decoded.
+
+The arithmetic of a step is float32 whatever the state's format; these functions turn what is stored into float32 and
+back, one operation per line (docs/precision.md has the formulae). Must match csrc/numerics/quantization.h and
+backends/triton/quantization.py bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .layout import BLOCK
+
+HALF_MIN, HALF_MAX = 2.0**-24, 65504.0
+"""The least and the greatest of float16's positive numbers."""
+MIN_SCALE = 2.0**-100
+"""The scale of a block's first moment below which the whole block underflows to zero."""
+
+
+def square_root(v: Tensor) -> Tensor:
+    """The correctly rounded square root, as IEEE 754 asks; torch.sqrt on the CPU may be MKL's, off by one ulp at times.
+
+    A float32's root is further from the midpoint of two float32 than a float64 root's error, so rounding that twice
+    is rounding it once. For float64 itself the C library has the correct one.
+    """
+    if v.dtype == torch.float32:
+        return torch.sqrt(v.double()).float()
+    if v.device.type != "cpu":
+        return torch.sqrt(v)
+    return v.clone().apply_(lambda x: math.sqrt(x) if x >= 0.0 else math.nan)
+
+
+def bits_of(x: Tensor) -> Tensor:
+    """The bits of float32 values, as int64 from 0."""
+    return x.contiguous().view(torch.int32).long() & 0xFFFFFFFF
+
+
+def _int16(bits: Tensor) -> Tensor:
+    return ((bits ^ 0x8000) - 0x8000).to(torch.int16)
+
+
+def round_stochastic(x: Tensor, rand16: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 rounded to bfloat16 or float16, up in magnitude with the probability that makes the mean exact."""
+    bits = bits_of(x)
+    sign, rest = (bits >> 16) & 0x8000, bits & 0x7FFFFFFF
+    if dtype == torch.bfloat16:
+        rounded = torch.where(rest > 0x7F800000, 0x7FC0, sign | ((rest + rand16) >> 16))
+        return _int16(rounded).view(torch.bfloat16)
+    normal = ((rest + (rand16 >> 3) - 0x38000000) >> 13).clamp(max=0x7C00)
+    magnitude = torch.where(rest < 0x38800000, x.abs(), 0.0)
+    subnormal = (magnitude * 2.0**24 + (rand16 >> 2).float() * 2.0**-14).long()  # in units of the least one
+    finite = torch.where(rest < 0x38800000, subnormal, normal)
+    special = torch.where(rest > 0x7F800000, 0x7E00, 0x7C00)
+    return _int16(sign | torch.where(rest >= 0x47800000, special, finite)).view(torch.float16)
+
+
+def to_parameter(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the parameter of a master copy is: to bfloat16 rounded to nearest, ties away from zero.
+
+    Ties to even could not be undone by the 16 bits that ``"split"`` keeps; both formats of master copies round alike.
+    """
+    if dtype != torch.bfloat16:
+        return x.to(dtype)
+    bits = bits_of(x)
+    rounded = ((bits + 0x8000) >> 16) & 0xFFFF
+    return _int16(torch.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, rounded)).view(torch.bfloat16)
+
+
+def join(high: Tensor, low: Tensor) -> Tensor:
+    """The float32 that a bfloat16 and the int16 of ``"split"`` make up."""
+    bits = (high.contiguous().view(torch.int16).int() << 16) + low.int()
+    return bits.view(torch.float32)
+
+
+def low_bits(x: Tensor) -> Tensor:
+    """The lower half of the bits, int16, which `join` adds to ``to_parameter(x)``."""
+    bits = bits_of(x)
+    return _int16(torch.where((bits & 0x7FFFFFFF) > 0x7F800000, 0, bits & 0xFFFF))
+
+
+def from_master(param: Tensor, master: Tensor) -> Tensor:
+    """The master copy; the parameter where user code has written another value than the master copy's into it."""
+    same = to_parameter(master, param.dtype).view(torch.int16) == param.view(torch.int16)
+    return torch.where(same, master, param.float())
+
+
+def blocks(x: Tensor) -> Tensor:
+    """One-dimensional values as (blocks, 256), the last block filled up with zeros."""
+    return torch.nn.functional.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
+
+
+def max_magnitude(x: Tensor) -> Tensor:
+    """The largest magnitude of each block, (blocks, 1); NaN where there is one."""
+    bits = (x.view(torch.int32) & 0x7FFFFFFF).amax(1, keepdim=True)
+    return torch.where(bits > 0x7F800000, 0x7FC00000, bits).view(torch.float32)
+
+
+def _scale_factor(number: float, x: Tensor) -> Tensor:
+    """One rounded division (torch makes a number over a tensor a reciprocal and a product), and the next float up.
+
+    With a factor that was rounded down, the greatest element of a block would get a code below the greatest code.
+    """
+    quotient = torch.full_like(x, number) / x
+    return (quotient.view(torch.int32) + 1).view(torch.float32)
+
+
+def _stochastic_code(c: Tensor, rand16: Tensor, limit: float) -> Tensor:
+    c = c + rand16.float() * 2.0**-16
+    return torch.where(c > 0.0, c, 0.0).clamp(max=limit).floor()  # NaN is 0
+
+
+def encode_root(root: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
+    """Square roots of the second moment, (blocks, 256), as codes linear in their own square root: code and scale."""
+    scale = max_magnitude(root)
+    factor = torch.where(scale > 0.0, _scale_factor(255.0, square_root(scale)), 0.0)
+    code = _stochastic_code(square_root(root.abs()) * factor, rand16, 255.0)
+    return torch.where((root > 0.0) & (code == 0.0), 1.0, code), scale
+
+
+def decode_root(code: Tensor, scale: Tensor) -> Tensor:
+    """The square root of the second moment."""
+    fraction = code * torch.tensor(1.0 / 255.0, dtype=torch.float32, device="cpu")
+    return scale * (fraction * fraction)
+
+
+def encode_first(m: Tensor, root: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
+    """The first moment, (blocks, 256), as codes linear in its quotient with the decoded root: code and scale."""
+    quotient = torch.where(root > 0.0, m / root, 0.0)
+    scale = max_magnitude(quotient)
+    scale = torch.where(scale < MIN_SCALE, 0.0, scale)
+    factor = torch.where(scale > 0.0, _scale_factor(127.0, scale), 0.0)
+    code = _stochastic_code(quotient.abs() * factor, rand16, 127.0)
+    return torch.where(quotient < 0.0, -code, code), scale
+
+
+def decode_first(code: Tensor, scale: Tensor, root: Tensor) -> Tensor:
+    """The first moment."""
+    return code * torch.tensor(1.0 / 127.0, dtype=torch.float32, device="cpu") * scale * root
+
+
+def encode_half_root(root: Tensor, rand16: Tensor) -> Tensor:
+    """Square roots of the second moment as float16: their own square root, at least HALF_MIN where they are above 0."""
+    fourth = square_root(root)
+    fourth = torch.where((fourth > 0.0) & (fourth < HALF_MIN), HALF_MIN, fourth)
+    return round_stochastic(fourth, rand16, torch.float16)
+
+
+def decode_half_root(fourth: Tensor) -> Tensor:
+    """The square root of the second moment."""
+    return fourth.float() * fourth.float()
+
+
+def encode_half_first(m: Tensor, root: Tensor, rand16: Tensor) -> Tensor:
+    """The first moment as float16: its quotient with the decoded root, clamped to HALF_MAX where it is finite."""
+    quotient = torch.where(root > 0.0, m / root, 0.0)
+    limited = torch.where(quotient.isfinite(), quotient.clamp(-HALF_MAX, HALF_MAX), quotient)
+    return round_stochastic(limited, rand16, torch.float16)
