@@ -164,7 +164,7 @@ def test_random_numbers_from_anywhere(form: str, arch: int, code: dict) -> None:
 
 @ARCHS
 @pytest.mark.parametrize("grad", BYTES)
-def test_squares(grad: str, arch: int, code: dict) -> None:
+def test_grad_norm(grad: str, arch: int, code: dict) -> None:
     """Full tiles are loaded 128 bits at a time; nothing spills; every square is rounded before it is added."""
     found = code["squares", grad, arch, False]
     loads = TILE // THREADS * BYTES[grad] // 16
@@ -181,7 +181,7 @@ def test_squares(grad: str, arch: int, code: dict) -> None:
 
 
 @ARCHS
-def test_rows(arch: int, code: dict) -> None:
+def test_scalars(arch: int, code: dict) -> None:
     """The formulas divide and take roots correctly rounded; fused operations come with those, none from a formula."""
     found = code["rows", "fp32", arch, False]
     assert not spills(found)

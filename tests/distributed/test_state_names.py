@@ -29,7 +29,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.test_checkpoints import gradient
-from tests.distributed.test_stored import FORMATS, apart, local
+from tests.distributed.test_low_precision import FORMATS, apart, local
 from tests.support.helpers import same_bits
 
 ALL_FORMATS: dict[str, dict[str, Any]] = {

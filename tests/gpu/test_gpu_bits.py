@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam
-from tests.gpu import placement
+from tests.gpu import on_gpu
 from tests.kernels import test_bits
 from tests.kernels.test_bits import HYPERPARAMETERS, PAIRS, SHORT, SPECIAL, assert_same
 from tests.support.helpers import LAYOUTS, one_ulp_up, same_bits
@@ -31,12 +31,12 @@ def expected(known: dict, dtype: torch.dtype, grad_dtype: torch.dtype) -> tuple[
 def test_gpu_equals_reference_on_the_cpu(
     dtype: torch.dtype, grad_dtype: torch.dtype, backend: str, known: dict
 ) -> None:
-    assert_same(placement.train(backend, dtype, grad_dtype), expected(known, dtype, grad_dtype))
+    assert_same(on_gpu.train(backend, dtype, grad_dtype), expected(known, dtype, grad_dtype))
 
 
 @PAIR
 def test_reference_gives_the_same_on_the_gpu(dtype: torch.dtype, grad_dtype: torch.dtype, known: dict) -> None:
-    assert_same(placement.train("reference", dtype, grad_dtype), expected(known, dtype, grad_dtype))
+    assert_same(on_gpu.train("reference", dtype, grad_dtype), expected(known, dtype, grad_dtype))
 
 
 @PAIR
@@ -46,18 +46,18 @@ def test_cpu_equals_reference_on_this_machine(dtype: torch.dtype, grad_dtype: to
 
 @DTYPE
 def test_flatten(dtype: torch.dtype, backend: str, known: dict) -> None:
-    assert_same(placement.train(backend, dtype, dtype, flatten=True), expected(known, dtype, dtype))
+    assert_same(on_gpu.train(backend, dtype, dtype, flatten=True), expected(known, dtype, dtype))
 
 
 @DTYPE
 def test_a_second_run_repeats_the_first(dtype: torch.dtype, backend: str) -> None:
-    assert_same(placement.train(backend, dtype, dtype, steps=9), placement.train(backend, dtype, dtype, steps=9))
+    assert_same(on_gpu.train(backend, dtype, dtype, steps=9), on_gpu.train(backend, dtype, dtype, steps=9))
 
 
 @DTYPE
 def test_one_ulp_is_noticed(dtype: torch.dtype, backend: str) -> None:
     """The negative control: one element of one tensor, one unit in the last place off."""
-    params, moments = placement.train(backend, dtype, dtype, steps=3)
+    params, moments = on_gpu.train(backend, dtype, dtype, steps=3)
     changed = [p.clone() for p in params]
     one_ulp_up(changed[list(LAYOUTS).index("size_50021")], 33_333)
     with pytest.raises(AssertionError, match="parameter size_50021"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam, available_backends
-from tests.gpu import placement
+from tests.gpu import on_gpu
 
 SHAPES = [(1000,), (33, 17), ()]
 
@@ -23,17 +23,17 @@ def refused(error: type[Exception], match: str, params: list[torch.Tensor], opt:
     with pytest.raises(error, match=match):
         opt.step()
     torch.cuda.synchronize()
-    assert placement.same(params, before)
+    assert on_gpu.same(params, before)
 
 
 def test_sparse_gradients_are_refused(backend: str) -> None:
-    params, opt = placement.model(SHAPES, backend)
+    params, opt = on_gpu.model(SHAPES, backend)
     params[0].grad = torch.zeros(1000, device="cuda").to_sparse()
     refused(RuntimeError, "sparse", params, opt)
 
 
 def test_a_gradient_of_another_dtype_is_refused(backend: str) -> None:
-    params, opt = placement.model(SHAPES, backend)
+    params, opt = on_gpu.model(SHAPES, backend)
     params[1].grad = None
     params[1].grad_dtype = torch.float64
     params[1].grad = torch.ones(33, 17, dtype=torch.float64, device="cuda")
@@ -42,12 +42,12 @@ def test_a_gradient_of_another_dtype_is_refused(backend: str) -> None:
 
 def test_cpu_backend_refuses_gpu_parameters() -> None:
     with pytest.raises(ValueError, match=r"does not serve parameters on cuda"):
-        placement.model(SHAPES, "cpu")
+        on_gpu.model(SHAPES, "cpu")
 
 
 def test_gpu_backend_refuses_cpu_parameters(backend: str) -> None:
     with pytest.raises(ValueError, match=r"does not serve parameters on cpu"):
-        placement.model(SHAPES, backend, device="cpu")
+        on_gpu.model(SHAPES, backend, device="cpu")
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
@@ -55,22 +55,22 @@ def test_cpu_and_gpu_parameters_in_one_optimizer(flatten: bool) -> None:
     """Each device's parameters go to its own backend, in one step."""
     if available_backends()["cuda"] is not None and available_backends()["triton"] is not None:
         pytest.fail("no backend for the GPU")
-    here, _ = placement.model(SHAPES, "auto", device="cpu")
-    there, _ = placement.model(SHAPES, "auto", device="cuda")
-    expected, reference = placement.model(SHAPES, "reference", device="cpu")
+    here, _ = on_gpu.model(SHAPES, "auto", device="cpu")
+    there, _ = on_gpu.model(SHAPES, "auto", device="cuda")
+    expected, reference = on_gpu.model(SHAPES, "reference", device="cpu")
     opt = FusedRAdam([{"params": [p for pair in zip(here, there, strict=True) for p in pair]}], 0.01, flatten=flatten)
     for _ in range(9):
         opt.step()
         reference.step()
-    assert placement.same(here, expected)
-    assert placement.same(there, expected)
+    assert on_gpu.same(here, expected)
+    assert on_gpu.same(there, expected)
 
 
 def test_training_goes_on_from_a_checkpoint_of_the_cpu(backend: str) -> None:
-    here, opt = placement.model(SHAPES, "reference", device="cpu")
+    here, opt = on_gpu.model(SHAPES, "reference", device="cpu")
     for _ in range(6):
         opt.step()
-    there, resumed = placement.model(SHAPES, backend)
+    there, resumed = on_gpu.model(SHAPES, backend)
     with torch.no_grad():
         for p, q in zip(there, here, strict=True):
             p.copy_(q)
@@ -78,7 +78,7 @@ def test_training_goes_on_from_a_checkpoint_of_the_cpu(backend: str) -> None:
     for _ in range(6):
         opt.step()
         resumed.step()
-    assert placement.same(there, here)
+    assert on_gpu.same(there, here)
     assert all(resumed.state[p]["exp_avg"].is_cuda for p in there)
 
 

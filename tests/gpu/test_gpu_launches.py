@@ -9,7 +9,7 @@ import torch
 
 from bench.gpu import traces
 from bench.gpu.cases import CASES
-from tests.gpu import placement
+from tests.gpu import on_gpu
 
 MODELS = {
     "1 tensor": [(100_003,)],
@@ -27,7 +27,7 @@ def settled(backend: str) -> Callable[..., torch.optim.Optimizer]:
     assert len(traces.record(lambda: torch.zeros(1000, device="cuda")).kernels) <= 1
 
     def make(shapes: list[tuple[int, ...]], **options: object) -> torch.optim.Optimizer:
-        _, opt = placement.model(shapes, backend, **options)
+        _, opt = on_gpu.model(shapes, backend, **options)
         for _ in range(7):
             opt.step()
         return opt
@@ -52,7 +52,7 @@ def test_groups_share_a_launch(flatten: bool, settled: Callable) -> None:
 
 
 def test_steps_without_some_gradients_are_one_launch(backend: str) -> None:
-    params, opt = placement.model([(1000,)] * 6, backend)
+    params, opt = on_gpu.model([(1000,)] * 6, backend)
     opt.step()
     params[1].grad = params[4].grad = None
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_the_counting_counts() -> None:
 
 def test_kernels_run_on_the_current_stream(backend: str) -> None:
     """All on one stream, and on another one than the default's."""
-    _, opt = placement.model([(10_000,)] * 3, backend)
+    _, opt = on_gpu.model([(10_000,)] * 3, backend)
     opt.step()
     default = traces.record(opt.step).streams
     with torch.cuda.stream(torch.cuda.Stream()):

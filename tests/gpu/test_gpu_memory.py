@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from radam_fused import FusedRAdam
-from tests.gpu import placement
+from tests.gpu import on_gpu
 
 GIB = 2**30
 PERIOD = 1_000_003
@@ -26,14 +26,14 @@ def peak_of_a_step(opt: torch.optim.Optimizer) -> int:
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_nothing_large_is_allocated(dtype: torch.dtype, flatten: bool, backend: str) -> None:
-    params, opt = placement.model([(4096, 4096), (1000,)], backend, dtype=dtype, flatten=flatten)
+    params, opt = on_gpu.model([(4096, 4096), (1000,)], backend, dtype=dtype, flatten=flatten)
     for _ in range(7):
         opt.step()
     assert peak_of_a_step(opt) < params[0].numel() * dtype.itemsize // 20
 
 
 def test_strided_gradients_are_not_copied(backend: str) -> None:
-    params, opt = placement.model([(2048, 2048)], backend)
+    params, opt = on_gpu.model([(2048, 2048)], backend)
     params[0].grad = torch.ones(1, 1, device="cuda").expand(2048, 2048)
     for _ in range(7):
         opt.step()
@@ -42,7 +42,7 @@ def test_strided_gradients_are_not_copied(backend: str) -> None:
 
 def test_an_allocation_is_noticed() -> None:
     """The negative control: the plain implementation's temporaries."""
-    params, opt = placement.model([(4096, 4096)], "reference")
+    params, opt = on_gpu.model([(4096, 4096)], "reference")
     opt.step()
     assert peak_of_a_step(opt) >= params[0].numel() * 4
 

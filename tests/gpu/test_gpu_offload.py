@@ -14,7 +14,7 @@ from torch import Tensor
 from radam_fused import FusedRAdam
 from radam_fused.backends import offload
 from radam_fused.backends.ops import Operators
-from tests.gpu import placement
+from tests.gpu import on_gpu
 from tests.kernels import test_bits
 
 SHAPES = [(100_003,), (64,), (33, 17), ()]
@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def offloaded(shapes: list[tuple[int, ...]] = SHAPES, **options: Any) -> tuple[list[Tensor], FusedRAdam]:
-    return placement.model(shapes, "auto", offload=True, **options)
+    return on_gpu.model(shapes, "auto", offload=True, **options)
 
 
 # Where things are.
@@ -63,7 +63,7 @@ def test_no_memory_on_the_gpu() -> None:
 
 def test_moments_on_the_gpu_show(backend: str) -> None:
     """The negative control."""
-    _, opt = placement.model([(4096, 4096)], backend)
+    _, opt = on_gpu.model([(4096, 4096)], backend)
     before = torch.cuda.memory_stats()["allocated_bytes.all.current"]
     opt.step()
     assert torch.cuda.memory_stats()["allocated_bytes.all.current"] - before >= 8 * 4096 * 4096
@@ -79,8 +79,8 @@ def test_moments_on_the_gpu_show(backend: str) -> None:
 )
 def test_bits_equal_the_gpus(dtype: torch.dtype, grad_dtype: torch.dtype, backend: str, small: None) -> None:
     """Every layout, several groups, missing and expanded gradients."""
-    expected = placement.train(backend, dtype, grad_dtype, steps=20)
-    with patch.object(test_bits, "filled", placement.filled), patch.object(test_bits, "gradients", placement.gradients):
+    expected = on_gpu.train(backend, dtype, grad_dtype, steps=20)
+    with patch.object(test_bits, "filled", on_gpu.filled), patch.object(test_bits, "gradients", on_gpu.gradients):
         params, moments = test_bits.train("auto", dtype, grad_dtype, steps=20, offload=True)
     assert all(p.is_cuda for p in params)
     assert not any(m.is_cuda for m in moments)
@@ -91,7 +91,7 @@ def test_bits_equal_the_gpus(dtype: torch.dtype, grad_dtype: torch.dtype, backen
 def test_bits_of_scaled_and_clipped_steps(zero_grads: bool, backend: str, small: None) -> None:
     trained, norms = [], []
     for options in ({"backend": backend}, {"backend": "auto", "offload": True}):
-        params, opt = placement.model(SHAPES, max_grad_norm=1.0, zero_grads=zero_grads, **options)
+        params, opt = on_gpu.model(SHAPES, max_grad_norm=1.0, zero_grads=zero_grads, **options)
         grads = [p.grad.clone() for p in params]
         scaler = torch.amp.GradScaler("cuda", init_scale=8.0)
         scaler.scale(torch.ones((), device="cuda"))
@@ -104,26 +104,26 @@ def test_bits_of_scaled_and_clipped_steps(zero_grads: bool, backend: str, small:
         assert int(opt.state[params[0]]["step"]) == 7
         trained.append(params)
         norms.append(opt.last_grad_norm.cpu())
-    assert placement.same(*trained)
+    assert on_gpu.same(*trained)
     assert torch.equal(*norms)
 
 
 def test_parameters_here_and_there(small: None) -> None:
     """Those on the CPU and those on the GPU, in one optimizer."""
-    here, there = (placement.model(SHAPES, "auto", device=device)[0] for device in ("cpu", "cuda"))
-    expected, reference = placement.model(SHAPES, "reference", device="cpu")
+    here, there = (on_gpu.model(SHAPES, "auto", device=device)[0] for device in ("cpu", "cuda"))
+    expected, reference = on_gpu.model(SHAPES, "reference", device="cpu")
     opt = FusedRAdam([*here, *there], 0.01, offload=True)
     for _ in range(8):
         opt.step()
         reference.step()
-    assert placement.same(here, expected)
-    assert placement.same(there, expected)
+    assert on_gpu.same(here, expected)
+    assert on_gpu.same(there, expected)
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["to offload", "from offload"])
 def test_checkpoints_both_ways(first: bool, backend: str, small: None) -> None:
-    params, opt = offloaded() if first else placement.model(SHAPES, backend)
-    others, resumed = placement.model(SHAPES, backend) if first else offloaded()
+    params, opt = offloaded() if first else on_gpu.model(SHAPES, backend)
+    others, resumed = on_gpu.model(SHAPES, backend) if first else offloaded()
     for _ in range(6):
         opt.step()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_checkpoints_both_ways(first: bool, backend: str, small: None) -> None:
     for _ in range(6):
         opt.step()
         resumed.step()
-    assert placement.same(params, others)
+    assert on_gpu.same(params, others)
     assert all(resumed.state[p]["exp_avg"].is_cuda == first for p in others)
 
 
@@ -162,7 +162,7 @@ def after_a_late_gradient(*, step_elsewhere: bool) -> list[Tensor]:
 
 
 def in_order() -> list[Tensor]:
-    params, opt = placement.model(SHAPES, "reference", device="cpu")
+    params, opt = on_gpu.model(SHAPES, "reference", device="cpu")
     opt.step()
     for p in params:
         p.grad.mul_(-3.0)
@@ -171,23 +171,23 @@ def in_order() -> list[Tensor]:
 
 
 def test_a_step_on_a_side_stream(small: None) -> None:
-    assert placement.same(after_a_late_gradient(step_elsewhere=False), in_order())
+    assert on_gpu.same(after_a_late_gradient(step_elsewhere=False), in_order())
 
 
 def test_a_step_on_another_stream_shows(small: None) -> None:
     """The negative control: unordered, it reads the gradients too early."""
-    assert not placement.same(after_a_late_gradient(step_elsewhere=True), in_order())
+    assert not on_gpu.same(after_a_late_gradient(step_elsewhere=True), in_order())
 
 
 def test_what_follows_sees_the_new_parameters() -> None:
     """Of large tensors, whose last copies up are still under way when step() returns; the last one is read first."""
     params, opt = offloaded([(16_000_000,)] * 3)
-    expected, reference = placement.model([(16_000_000,)] * 3, "cpu", device="cpu")
+    expected, reference = on_gpu.model([(16_000_000,)] * 3, "cpu", device="cpu")
     for _ in range(2):
         opt.step()
         seen = [p.detach().clone() for p in reversed(params)]
         reference.step()
-        assert placement.same(seen, expected[::-1])
+        assert on_gpu.same(seen, expected[::-1])
 
 
 def test_capture_is_refused() -> None:
@@ -198,7 +198,7 @@ def test_capture_is_refused() -> None:
     with pytest.raises(RuntimeError, match="offload = True: a CUDA graph cannot capture"):  # noqa: SIM117
         with torch.cuda.graph(torch.cuda.CUDAGraph()):
             opt.step()
-    assert placement.same(params, before)
+    assert on_gpu.same(params, before)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here: another current device cannot be tried")
@@ -210,7 +210,7 @@ def test_on_a_device_that_is_not_current(small: None) -> None:
             p.grad.mul_(-3.0)
         opt.step()
         assert torch.cuda.current_device() == 0
-    assert placement.same(params, in_order())
+    assert on_gpu.same(params, in_order())
 
 
 # Overlap.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.gpu import placement
+from tests.gpu import on_gpu
 
 SPANS = {"radam_fused.collect", "radam_fused.step.scalars", "radam_fused.numerics.scalars", "radam_fused.step"}
 
@@ -20,8 +20,8 @@ def test_nvtx_ranges_only_when_asked_for(backend: str, monkeypatch: pytest.Monke
         return record(name)
 
     monkeypatch.setattr(torch.autograd.profiler, "record_function", recorded)
-    params, opt = placement.model([(1000,), (33, 5)], backend, max_grad_norm=0.1)
-    others, other = placement.model([(1000,), (33, 5)], backend, max_grad_norm=0.1)
+    params, opt = on_gpu.model([(1000,), (33, 5)], backend, max_grad_norm=0.1)
+    others, other = on_gpu.model([(1000,), (33, 5)], backend, max_grad_norm=0.1)
     opt.step()
     assert not SPANS & set(seen)
     with torch.autograd.profiler.emit_nvtx():
@@ -29,4 +29,4 @@ def test_nvtx_ranges_only_when_asked_for(backend: str, monkeypatch: pytest.Monke
     assert set(seen) >= SPANS
     for _ in range(2):
         other.step()
-    assert placement.same(params, others)
+    assert on_gpu.same(params, others)

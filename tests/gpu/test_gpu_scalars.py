@@ -13,9 +13,8 @@ from radam_fused.backends.ops import OPERATORS
 from radam_fused.backends.triton import tables as triton_tables
 from radam_fused.numerics.layout import fingerprint
 from radam_fused.rectification import KINDS
-from tests.gpu import placement
-from tests.kernels import test_device_rows as device_scalars
-from tests.kernels import test_squares as squares
+from tests.gpu import on_gpu
+from tests.kernels import test_scalars_operator as scalars_operator
 from tests.kernels.test_bits import PAIRS, SHORT
 from tests.kernels.test_zero_grads import ZERO
 from tests.kernels.test_zero_grads import Problem as StepProblem
@@ -25,7 +24,7 @@ from tests.support.helpers import same_bits
 
 DTYPE = pytest.mark.parametrize("dtype", SHORT, ids=list(SHORT.values()))
 PAIR = pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
-OPTION = pytest.mark.parametrize("options", device_scalars.OPTIONS.values(), ids=list(device_scalars.OPTIONS))
+OPTION = pytest.mark.parametrize("options", scalars_operator.OPTIONS.values(), ids=list(scalars_operator.OPTIONS))
 REFERENCE = OPERATORS["reference"]
 
 
@@ -37,15 +36,15 @@ def there(value: Any) -> Any:
 
 
 @DTYPE
-@squares.CASE
-def test_squares(case: Any, dtype: torch.dtype, backend: str) -> None:
+@grad_norm.CASE
+def test_grad_norm(case: Any, dtype: torch.dtype, backend: str) -> None:
     grads = case(dtype)
     assert same_bits(OPERATORS[backend].grad_norm(there(grads)).cpu(), REFERENCE.grad_norm(grads))
 
 
 @DTYPE
-def test_squares_by_reference_on_the_gpu(dtype: torch.dtype) -> None:
-    for case in squares.CASES.values():
+def test_grad_norm_by_reference_on_the_gpu(dtype: torch.dtype) -> None:
+    for case in grad_norm.CASES.values():
         grads = case(dtype)
         assert same_bits(REFERENCE.grad_norm(there(grads)).cpu(), REFERENCE.grad_norm(grads))
 
@@ -64,7 +63,7 @@ def test_squares_follow_their_gradients(tensors: int, backend: str) -> None:
 
 def test_one_element_is_noticed(backend: str) -> None:
     """The negative control: the last element of the last tile."""
-    grads = squares.CASES["more_tiles_than_sums"](torch.float32)
+    grads = grad_norm.CASES["more_tiles_than_sums"](torch.float32)
     moved = there(grads)
     moved[0][-1] += 1.0
     assert not same_bits(OPERATORS[backend].grad_norm(moved).cpu(), REFERENCE.grad_norm(grads))
@@ -72,8 +71,8 @@ def test_one_element_is_noticed(backend: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @OPTION
-def test_rows(options: dict, kind: str, backend: str) -> None:
-    problem = device_scalars.Problem(kind, **options)
+def test_scalars(options: dict, kind: str, backend: str) -> None:
+    problem = scalars_operator.Problem(kind, **options)
 
     def on_the_gpu(*arguments: Any) -> tuple[Tensor, Tensor]:
         moved = [there(value) for value in arguments]
@@ -81,12 +80,12 @@ def test_rows(options: dict, kind: str, backend: str) -> None:
         arguments[3].copy_(moved[3])
         return rows.cpu(), norm.cpu()
 
-    device_scalars.assert_same(problem.made_by(on_the_gpu), problem.made_by(REFERENCE.scalars))
+    scalars_operator.assert_same(problem.made_by(on_the_gpu), problem.made_by(REFERENCE.scalars))
 
 
 @pytest.mark.parametrize("count", [1, 465, 20_000])
 def test_any_number_of_rows(count: int, backend: str) -> None:
-    problem = device_scalars.Problem()
+    problem = scalars_operator.Problem()
     problem.taken = torch.arange(count, dtype=torch.float32) % 97
     problem.counted = (torch.arange(count) % 3 != 1).float()
     problem.pairs = torch.stack([torch.arange(count) % 9, (torch.arange(count) * 7 + 3) % count], dim=1)
@@ -135,7 +134,7 @@ class Training:
 
     def __init__(self, backend: str, device: str, tensors: int = 40) -> None:
         self.operators = OPERATORS[backend]
-        problem = device_scalars.Problem("exact")
+        problem = scalars_operator.Problem("exact")
         values = torch.randn(2, tensors, 1000, generator=torch.Generator().manual_seed(0))
         self.params, self.fresh = ([t.to(device, copy=True) for t in part.unbind()] for part in values)
         self.grads = [torch.zeros_like(p) for p in self.params]
@@ -206,7 +205,7 @@ def test_trains_in_a_graph(warm: bool, backend: str, trained: list[Tensor], monk
     with torch.cuda.graph(graph):
         training.step()
     monkeypatch.setattr(triton_tables, "KEPT", 8)
-    for k in range(placement.ENTRIES + 1 if backend == "cuda" else 20):  # other launches, more than tables are kept for
+    for k in range(on_gpu.ENTRIES + 1 if backend == "cuda" else 20):  # other launches, more than tables are kept for
         Training(backend, "cuda", tensors=10 + k % 40).step()
     scratch = [torch.full((1000,), -1.0, device="cuda") for _ in range(50)]  # where freed memory would be
     for k in range(first, 8):

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests.gpu import placement
+from tests.gpu import on_gpu
 
 SHAPES = [(100_003,), (64,), (33, 17)]
 SLEEP = 400_000_000
@@ -16,7 +16,7 @@ SLEEP = 400_000_000
 
 def after_a_late_gradient(backend: str, *, step_elsewhere: bool, flatten: bool = False) -> list[torch.Tensor]:
     """Parameters after steps whose gradients are written on a side stream, late."""
-    params, opt = placement.model(SHAPES, backend, flatten=flatten)
+    params, opt = on_gpu.model(SHAPES, backend, flatten=flatten)
     opt.step()
     torch.cuda.synchronize()
     side, other = torch.cuda.Stream(), torch.cuda.Stream()
@@ -35,7 +35,7 @@ def after_a_late_gradient(backend: str, *, step_elsewhere: bool, flatten: bool =
 
 @pytest.fixture
 def in_order() -> list[torch.Tensor]:
-    params, opt = placement.model(SHAPES, "reference", device="cpu")
+    params, opt = on_gpu.model(SHAPES, "reference", device="cpu")
     opt.step()
     for p in params:
         p.grad.mul_(-3.0)
@@ -46,18 +46,18 @@ def in_order() -> list[torch.Tensor]:
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 def test_step_waits_for_gradients_on_its_stream(backend: str, flatten: bool, in_order: list) -> None:
     """Were it on another stream, it would read the gradients before they are there."""
-    assert placement.same(after_a_late_gradient(backend, step_elsewhere=False, flatten=flatten), in_order)
+    assert on_gpu.same(after_a_late_gradient(backend, step_elsewhere=False, flatten=flatten), in_order)
 
 
 def test_a_step_on_another_stream_shows(backend: str, in_order: list) -> None:
     """The negative control: unordered, it does read them too early."""
-    assert not placement.same(after_a_late_gradient(backend, step_elsewhere=True), in_order)
+    assert not on_gpu.same(after_a_late_gradient(backend, step_elsewhere=True), in_order)
 
 
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 def test_nothing_synchronises(backend: str, flatten: bool) -> None:
     """Neither by a call that torch knows of, nor otherwise: it returns while the GPU is still asleep."""
-    _, opt = placement.model(SHAPES * 300, backend, flatten=flatten, groups=3)
+    _, opt = on_gpu.model(SHAPES * 300, backend, flatten=flatten, groups=3)
     for _ in range(7):
         opt.step()
     torch.cuda.synchronize()
@@ -86,7 +86,7 @@ def test_synchronising_is_noticed() -> None:
 
 def test_host_returns_at_once(backend: str) -> None:
     """One tensor: well under a millisecond, with a GPU that sleeps for a fifth of a second."""
-    _, opt = placement.model([(1000,)], backend)
+    _, opt = on_gpu.model([(1000,)], backend)
     for _ in range(7):
         opt.step()
     torch.cuda.synchronize()
@@ -102,22 +102,22 @@ def test_host_returns_at_once(backend: str) -> None:
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 def test_step_runs_on_the_parameters_device(backend: str, flatten: bool, in_order: list) -> None:
     """Whatever device is current, and leaves that as it was."""
-    params, opt = placement.model(SHAPES, backend, device="cuda:1", flatten=flatten)
+    params, opt = on_gpu.model(SHAPES, backend, device="cuda:1", flatten=flatten)
     with torch.cuda.device(0):
         opt.step()
         for p in params:
             p.grad.mul_(-3.0)
         opt.step()
         assert torch.cuda.current_device() == 0
-    assert placement.same(params, in_order)
+    assert on_gpu.same(params, in_order)
 
 
 def test_current_device_stays(backend: str, in_order: list) -> None:
-    params, opt = placement.model(SHAPES, backend, device="cuda:0")
+    params, opt = on_gpu.model(SHAPES, backend, device="cuda:0")
     opt.step()
     for p in params:
         p.grad.mul_(-3.0)
     with torch.cuda.device(torch.cuda.device_count() - 1):
         opt.step()
         assert torch.cuda.current_device() == torch.cuda.device_count() - 1
-    assert placement.same(params, in_order)
+    assert on_gpu.same(params, in_order)

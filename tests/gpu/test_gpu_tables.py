@@ -16,7 +16,7 @@ from radam_fused.backends.reference import step as reference
 from radam_fused.numerics.layout import fingerprint, segment_starts
 from radam_fused.numerics.scalars import step_row
 from radam_fused.options import GROUP_DEFAULTS
-from tests.gpu import placement
+from tests.gpu import on_gpu
 from tests.support.cuda_host import same_layout
 from tests.support.helpers import gradients, same_bits
 from tests.support.paths import ROOT
@@ -60,7 +60,7 @@ def test_any_grid_gives_the_same_bits(blocks: int) -> None:
     """In a process of its own: the library reads the number of blocks once."""
     code = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); "
-        "from tests.gpu import placement as gpu; from tests.kernels import test_bits as bits; "
+        "from tests.gpu import on_gpu as gpu; from tests.kernels import test_bits as bits; "
         "pair = torch.bfloat16, torch.float32; "
         "bits.assert_same(gpu.train('cuda', *pair, steps=9), bits.train('reference', *pair, steps=9))"
     )
@@ -123,7 +123,7 @@ def test_captured_by_a_graph(segments: int, warm: bool) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         problem.step()
-    others = [Problem(1, groups=1) for _ in range(placement.ENTRIES + 1)]  # their moments are as many buckets
+    others = [Problem(1, groups=1) for _ in range(on_gpu.ENTRIES + 1)]  # their moments are as many buckets
     for other in others:
         other.step()
     for _ in range(3):

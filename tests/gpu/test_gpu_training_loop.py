@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.gpu import traces
 from radam_fused import FusedRAdam
-from tests.gpu import placement
+from tests.gpu import on_gpu
 
 REPLAYS = 1000
 BETA2 = (0.9, 0.99, 0.999, 0.9995, 0.9999, 0.99999, 0.999999)
@@ -134,7 +134,7 @@ def test_captured_rows_for_every_beta2(backend: str, beta2: float) -> None:
 
 
 def test_capture_needs_capturable(backend: str) -> None:
-    _, opt = placement.model([(1000,)], backend)
+    _, opt = on_gpu.model([(1000,)], backend)
     opt.step()
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="capturable"), torch.cuda.graph(graph):
@@ -166,7 +166,7 @@ STEPPING = {
 def test_no_step_waits(backend: str, options: dict[str, Any], flatten: bool) -> None:
     """Also not where parameters without a gradient change from step to step."""
     options = {**options, **({"lr": torch.tensor(0.01, device="cuda")} if "lr" in options else {})}
-    params, opt = placement.model([(1000,), (7, 5), (300,)], backend, flatten=flatten, **options)
+    params, opt = on_gpu.model([(1000,), (7, 5), (300,)], backend, flatten=flatten, **options)
     if "lr" in options:
         opt.param_groups[0]["lr"] = options["lr"]
     opt.step()
@@ -190,7 +190,7 @@ def test_grad_scaler(backend: str, clip: float | None) -> None:
     """Planted infinities skip steps, without waiting; the rest is a run that never had them."""
     runs = []
     for planted in (True, False):
-        params, opt = placement.model([(1000,), (33, 5)], backend, max_grad_norm=clip)
+        params, opt = on_gpu.model([(1000,), (33, 5)], backend, max_grad_norm=clip)
         scaler = torch.amp.GradScaler("cuda", init_scale=1024.0, growth_interval=10**6, backoff_factor=1.0 - 2**-53)
         scaler.scale(torch.zeros((), device="cuda"))  # makes its tensors
         generator = torch.Generator().manual_seed(3)
@@ -213,13 +213,13 @@ def test_grad_scaler(backend: str, clip: float | None) -> None:
             assert infinite == all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
         runs.append((params, opt))
     (params, opt), (others, other) = runs
-    assert placement.same(params, others)
+    assert on_gpu.same(params, others)
     assert [int(opt.state[p]["step"]) for p in params] == [16, 16] == [int(other.state[p]["step"]) for p in others]
 
 
 def test_launches_of_a_clipped_step(backend: str) -> None:
     """One for the norm, one for the rows, one for the step."""
-    _, opt = placement.model([(1000,)] * 50, backend, max_grad_norm=0.1)
+    _, opt = on_gpu.model([(1000,)] * 50, backend, max_grad_norm=0.1)
     for _ in range(3):
         opt.step()
     traces.record(lambda: torch.zeros(1000, device="cuda"))
@@ -233,9 +233,9 @@ def test_compiled_step(backend: str) -> None:
     torch._dynamo.reset()
     runs = []
     for compiled in (True, False):
-        params, opt = placement.model([(1000,), (33, 5)], backend, capturable=True, max_grad_norm=0.1)
+        params, opt = on_gpu.model([(1000,), (33, 5)], backend, capturable=True, max_grad_norm=0.1)
         step = torch.compile(lambda opt=opt: opt.step(), fullgraph=True) if compiled else opt.step
         for _ in range(9):
             step()
         runs.append(params)
-    assert placement.same(*runs)
+    assert on_gpu.same(*runs)

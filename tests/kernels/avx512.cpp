@@ -1,5 +1,5 @@
 // The AVX-512 functions of csrc/cpu/avx512 beside the scalar functions that they must match bit for bit, for
-// tests/kernels/test_lanes.py: each function fills `ours` sixteen elements at a time and `theirs` one by one.
+// tests/kernels/test_avx512.py: each function fills `ours` sixteen elements at a time and `theirs` one by one.
 #include "cpu/avx512/philox.h"
 #include "cpu/avx512/quantization.h"
 #include "cpu/avx512/update.h"

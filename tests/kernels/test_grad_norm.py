@@ -83,7 +83,7 @@ def test_any_number_of_threads(threads: int, dtype: torch.dtype, known: dict) ->
 def test_instruction_sets_agree(capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: dict) -> None:
     script = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
-        "from tests.kernels import test_squares as t; "
+        "from tests.kernels import test_grad_norm as t; "
         "out = {(n, str(d)): t.OPERATORS['cpu'].grad_norm(c(d)) for n, c in t.CASES.items() for d in t.SHORT}; "
         "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )

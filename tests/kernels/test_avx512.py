@@ -30,7 +30,7 @@ def lanes(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
     library = tmp_path_factory.mktemp("lanes") / "lanes.so"
     flags = ("-std=c++17", "-O1", "-shared", "-fPIC", *NUMERIC_FLAGS, f"-I{ROOT / 'csrc'}")
-    subprocess.run([*compiler, *flags, str(HERE / "lanes.cpp"), "-o", str(library)], check=True)
+    subprocess.run([*compiler, *flags, str(HERE / "avx512.cpp"), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
 

@@ -162,8 +162,8 @@ def test_instruction_sets_agree(
     chosen = FORMATS[::5]
     script = (
         "import sys, torch; sys.path.insert(0, sys.argv[1]); import radam_fused._C as C; "
-        "from tests.kernels import test_stored_bits as t; from tests.support.state_formats import FORMATS, Case; "
-        "out = [Case(f, t.layouts_of(f)).run(torch.ops.radam_fused.step_native) for f in FORMATS[::5]]; "
+        "from tests.kernels.test_low_precision_bits import layouts_of; from tests.support.state_formats import *; "
+        "out = [Case(f, layouts_of(f)).run(torch.ops.radam_fused.step_native) for f in FORMATS[::5]]; "
         "torch.save((C.cpu_capability(), out), sys.argv[2])"
     )
     monkeypatch.setenv("RADAM_FUSED_CPU_ISA", capability)
