@@ -65,16 +65,7 @@ GradNormKernel pick() {
 }  // namespace
 
 GradNormKernel select_grad_norm_kernel(int dtype) {
-  switch (dtype) {
-    case kFloat64:
-      return pick<double>();
-    case kFloat16:
-      return pick<float16>();
-    case kBFloat16:
-      return pick<bfloat16>();
-    default:
-      return pick<float>();
-  }
+  return dispatch_dtype(dtype, GradNormKernel{}, [](auto g) { return pick<decltype(g)>(); });
 }
 
 }  // namespace radam_fused

@@ -3,6 +3,7 @@
 
 #include "cpu/cpu_capability.h"
 #include "cpu/prefetch.h"
+#include "numerics/dtypes.h"
 #include "numerics/radam_update.h"
 
 namespace radam_fused {
@@ -76,35 +77,11 @@ StepKernel pick() {
   return update_baseline<P, G>;
 }
 
-template <typename P>
-StepKernel pick_for(int grad_dtype) {
-  switch (grad_dtype) {
-    case kFloat32:
-      return pick<P, float>();
-    case kFloat16:
-      return pick<P, float16>();
-    case kBFloat16:
-      return pick<P, bfloat16>();
-    default:
-      return nullptr;
-  }
-}
-
 }  // namespace
 
 StepKernel select_step_kernel(int param_dtype, int grad_dtype) {
-  switch (param_dtype) {
-    case kFloat32:
-      return pick_for<float>(grad_dtype);
-    case kFloat16:
-      return pick_for<float16>(grad_dtype);
-    case kBFloat16:
-      return pick_for<bfloat16>(grad_dtype);
-    case kFloat64:
-      return grad_dtype == kFloat64 ? pick<double, double>() : nullptr;
-    default:
-      return nullptr;
-  }
+  return dispatch_dtypes(param_dtype, grad_dtype, StepKernel{nullptr},
+                         [](auto p, auto g) { return pick<decltype(p), decltype(g)>(); });
 }
 
 }  // namespace radam_fused

@@ -4,8 +4,6 @@
 
 #include <cstdint>
 
-#include "numerics/dtypes.h"
-
 namespace radam_fused {
 
 // Updates n elements: param[i] and grad[i] of the kernel's dtypes, exp_avg[i] and exp_avg_sq[i] in ComputeType;

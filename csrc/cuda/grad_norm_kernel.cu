@@ -38,18 +38,8 @@ cudaError_t launch(bool large, const LargeGradNorm& arguments, int device, cudaS
 cudaError_t launch_grad_norm(int dtype, const LargeGradNorm& arguments, size_t by_value, int device,
                              cudaStream_t stream) {
   const bool large = by_value > SmallGradNorm::kCapacity;
-  switch (dtype) {
-    case kFloat32:
-      return launch<float>(large, arguments, device, stream);
-    case kFloat16:
-      return launch<float16>(large, arguments, device, stream);
-    case kBFloat16:
-      return launch<bfloat16>(large, arguments, device, stream);
-    case kFloat64:
-      return launch<double>(large, arguments, device, stream);
-    default:
-      return cudaErrorInvalidDeviceFunction;
-  }
+  return dispatch_dtype(dtype, cudaErrorInvalidDeviceFunction,
+                        [&](auto g) { return launch<decltype(g)>(large, arguments, device, stream); });
 }
 
 }  // namespace radam_fused

@@ -53,16 +53,8 @@ cudaError_t launch(const LowPrecisionStep& arguments, int device, cudaStream_t s
 }  // namespace
 
 cudaError_t launch_low_precision(const LowPrecisionStep& arguments, int device, cudaStream_t stream) {
-  switch (arguments.format.moments) {
-    case MomentFormat::kFloat32:
-      return launch<MomentFormat::kFloat32>(arguments, device, stream);
-    case MomentFormat::kBFloat16:
-      return launch<MomentFormat::kBFloat16>(arguments, device, stream);
-    case MomentFormat::kFloat16:
-      return launch<MomentFormat::kFloat16>(arguments, device, stream);
-    default:
-      return launch<MomentFormat::kInt8>(arguments, device, stream);
-  }
+  return dispatch_moments(arguments.format.moments,
+                          [&](auto moments) { return launch<moments()>(arguments, device, stream); });
 }
 
 }  // namespace radam_fused

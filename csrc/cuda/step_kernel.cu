@@ -26,33 +26,9 @@ Launcher pick(bool large) {
   return large ? nullptr : launch<P, G, SmallStep>;
 }
 
-template <typename P>
-Launcher pick_for(int grad_dtype, bool large) {
-  switch (grad_dtype) {
-    case kFloat32:
-      return pick<P, float>(large);
-    case kFloat16:
-      return pick<P, float16>(large);
-    case kBFloat16:
-      return pick<P, bfloat16>(large);
-    default:
-      return nullptr;
-  }
-}
-
 Launcher pick(int param_dtype, int grad_dtype, bool large) {
-  switch (param_dtype) {
-    case kFloat32:
-      return pick_for<float>(grad_dtype, large);
-    case kFloat16:
-      return pick_for<float16>(grad_dtype, large);
-    case kBFloat16:
-      return pick_for<bfloat16>(grad_dtype, large);
-    case kFloat64:
-      return grad_dtype == kFloat64 ? pick<double, double>(large) : nullptr;
-    default:
-      return nullptr;
-  }
+  return dispatch_dtypes(param_dtype, grad_dtype, Launcher{nullptr},
+                         [large](auto p, auto g) { return pick<decltype(p), decltype(g)>(large); });
 }
 
 #define RADAM_TEXT(...) #__VA_ARGS__

@@ -1,6 +1,8 @@
 // How a bucket's state is stored (radam_fused/numerics/state_format.py).
 #pragma once
 
+#include <type_traits>
+
 #include "numerics/dtypes.h"
 
 namespace radam_fused {
@@ -44,5 +46,20 @@ struct StateBuffers {
   float* sq_scales = nullptr;  // of the second moment's
   char* master = nullptr;      // null for kNone
 };
+
+// Calls `f` with a MomentFormat as a compile-time constant.
+template <typename F>
+auto dispatch_moments(MomentFormat moments, const F& f) {
+  switch (moments) {
+    case MomentFormat::kFloat32:
+      return f(std::integral_constant<MomentFormat, MomentFormat::kFloat32>{});
+    case MomentFormat::kBFloat16:
+      return f(std::integral_constant<MomentFormat, MomentFormat::kBFloat16>{});
+    case MomentFormat::kFloat16:
+      return f(std::integral_constant<MomentFormat, MomentFormat::kFloat16>{});
+    default:
+      return f(std::integral_constant<MomentFormat, MomentFormat::kInt8>{});
+  }
+}
 
 }  // namespace radam_fused

@@ -24,16 +24,7 @@ void run(const Small<LowPrecisionTables>& arguments, const Geometry& geometry) {
 }  // namespace
 
 void run_low_precision(const Small<LowPrecisionTables>& arguments, const Geometry& geometry) {
-  switch (arguments.format.moments) {
-    case MomentFormat::kFloat32:
-      return run<MomentFormat::kFloat32>(arguments, geometry);
-    case MomentFormat::kBFloat16:
-      return run<MomentFormat::kBFloat16>(arguments, geometry);
-    case MomentFormat::kFloat16:
-      return run<MomentFormat::kFloat16>(arguments, geometry);
-    case MomentFormat::kInt8:
-      return run<MomentFormat::kInt8>(arguments, geometry);
-  }
+  dispatch_moments(arguments.format.moments, [&](auto moments) { run<moments()>(arguments, geometry); });
 }
 
 }  // namespace radam_fused

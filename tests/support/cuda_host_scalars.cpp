@@ -39,10 +39,10 @@ extern "C" void radam_fused_grad_norm(const HostTensor* tensors, int64_t count, 
   if (!pass_by_value({}, builder.grads, capacity, arguments).grads) {
     arguments.grads = reinterpret_cast<const unsigned char*>(builder.grads.data());
   }
-  dtype == kFloat64   ? add<double>(arguments, *geometry)
-  : dtype == kFloat32 ? add<float>(arguments, *geometry)
-  : dtype == kFloat16 ? add<float16>(arguments, *geometry)
-                      : add<bfloat16>(arguments, *geometry);
+  dispatch_dtype(int(dtype), false, [&](auto g) {
+    add<decltype(g)>(arguments, *geometry);
+    return true;
+  });
 }
 
 extern "C" void radam_fused_scalars(const radam_fused::ScalarsKernelArgs* arguments,

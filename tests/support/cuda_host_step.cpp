@@ -26,18 +26,11 @@ void run(const LargeStep& arguments, const Geometry& geometry) {
   geometry.threads == 32 ? run_threads<32, P, G>(arguments, geometry) : run_threads<128, P, G>(arguments, geometry);
 }
 
-template <typename P>
-void run_for(int grad_dtype, const LargeStep& arguments, const Geometry& geometry) {
-  grad_dtype == kFloat32   ? run<P, float>(arguments, geometry)
-  : grad_dtype == kFloat16 ? run<P, float16>(arguments, geometry)
-                           : run<P, bfloat16>(arguments, geometry);
-}
-
 void run(int param_dtype, int grad_dtype, const LargeStep& arguments, const Geometry& geometry) {
-  param_dtype == kFloat64   ? run<double, double>(arguments, geometry)
-  : param_dtype == kFloat32 ? run_for<float>(grad_dtype, arguments, geometry)
-  : param_dtype == kFloat16 ? run_for<float16>(grad_dtype, arguments, geometry)
-                            : run_for<bfloat16>(grad_dtype, arguments, geometry);
+  dispatch_dtypes(param_dtype, grad_dtype, false, [&](auto p, auto g) {
+    run<decltype(p), decltype(g)>(arguments, geometry);
+    return true;
+  });
 }
 
 }  // namespace
