@@ -1,4 +1,4 @@
-"""What a step on the GPU takes from the GPU: squares, rows, skipped steps, cleared gradients; and all in a graph."""
+"""What a step on the GPU takes from there: grad_norm, scalars, skipped steps, cleared gradients; and all in a graph."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from radam_fused.backends.triton import tables as triton_tables
 from radam_fused.numerics.layout import fingerprint
 from radam_fused.rectification import KINDS
 from tests.gpu import on_gpu
+from tests.kernels import test_grad_norm as grad_norm
 from tests.kernels import test_scalars_operator as scalars_operator
 from tests.kernels.test_bits import PAIRS, SHORT
 from tests.kernels.test_zero_grads import ZERO
@@ -130,7 +131,7 @@ def test_a_gradient_that_is_kept_is_noticed(backend: str) -> None:
 
 
 class Training:
-    """Steps whose every scalar is made on the GPU: squares, rows, and the update that clears its gradients."""
+    """Steps whose every scalar is computed on the GPU: grad_norm, scalars, and the update that clears its gradients."""
 
     def __init__(self, backend: str, device: str, tensors: int = 40) -> None:
         self.operators = OPERATORS[backend]
@@ -226,7 +227,7 @@ def test_a_step_too_few_is_noticed(backend: str, trained: list[Tensor]) -> None:
 
 
 def test_launches(backend: str) -> None:
-    """One each of squares, rows and step; nothing is copied to the GPU while the gradients stay where they are."""
+    """One each of grad_norm, scalars and step; nothing is copied to the GPU while the gradients stay where they are."""
     if backend != "cuda":
         pytest.skip("the number of launches is the cuda backend's promise")
     training = Training(backend, "cuda")
