@@ -76,12 +76,12 @@ inline torch::stable::Tensor borrowed(AtenTensorHandle tensor) {
 }
 
 inline int dtype_of(AtenTensorHandle tensor) {
-  static const int32_t tensor_objects[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float16(),
-                                           aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float64()};
+  static const int32_t torch_dtypes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float16(),
+                                         aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float64()};
   int32_t dtype;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
   for (int i = 0; i < kUnsupported; ++i) {
-    if (dtype == tensor_objects[i]) return i;
+    if (dtype == torch_dtypes[i]) return i;
   }
   return kUnsupported;
 }

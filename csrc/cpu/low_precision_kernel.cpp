@@ -266,8 +266,8 @@ RADAM_HD void update_block(Block& block, char* param, const void* grad, int grad
     step_compensated(block, reinterpret_cast<float16*>(param), reinterpret_cast<float16*>(master), scalars);
   } else {
     update_all(block, scalars);
-    if (scalars.update_rule == UpdateRule::kNoParamUpdate) {  // the parameter stays bit for bit; a master copy takes
-                                                              // over what user code has written
+    if (scalars.update_rule == UpdateRule::kNoParamUpdate) {
+      // The parameter stays as it is, bit for bit; a master copy takes over what user code has written to it.
       if (format.master == MasterFormat::kFloat32) std::memcpy(master, block.x, block.n * sizeof(float));
     } else {
       if (format.stochastic) fill_random(block, group, groups, kParamStream, scalars);

@@ -1,4 +1,4 @@
-// radam_fused::step_native on the CPU: one task over a bucket, whose elements are divided evenly among torch's threads.
+// radam_fused::step_native on the CPU: one pass over a bucket, whose elements are divided evenly among torch's threads.
 #include "cpu/step.h"
 
 #include <torch/csrc/stable/library.h>

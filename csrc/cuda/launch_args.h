@@ -49,9 +49,9 @@ struct alignas(16) GradNormTables : TileTables {
 };
 
 // The only argument of a kernel. All CUDA versions allow 4 KB; CUDA 12.1 and later allow 32,764 bytes from sm_70 on.
-template <typename Tables, int MemorySpan>
+template <typename Tables, int Bytes>
 struct LaunchArguments : Tables {
-  static constexpr size_t kCapacity = MemorySpan - sizeof(Tables);
+  static constexpr size_t kCapacity = Bytes - sizeof(Tables);
   alignas(16) unsigned char by_value[kCapacity];
 };
 

@@ -22,16 +22,16 @@ inline int blocks_asked_for() {
 // persistent. The device is queried once per kernel.
 template <auto Kernel>
 cudaError_t blocks_for(int device, uint32_t work, int& blocks) {
-  static std::atomic<int> tensor_objects[kMaxDevices];
+  static std::atomic<int> blocks_of_device[kMaxDevices];
   blocks = blocks_asked_for();
-  if (blocks == 0 && device < kMaxDevices) blocks = tensor_objects[device].load(std::memory_order_relaxed);
+  if (blocks == 0 && device < kMaxDevices) blocks = blocks_of_device[device].load(std::memory_order_relaxed);
   if (blocks == 0) {
     int per_sm = 0, sms = 0;
     cudaError_t status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, Kernel, kThreads, 0);
     if (status == cudaSuccess) status = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
     if (status != cudaSuccess) return status;
     blocks = std::max(1, per_sm * sms);
-    if (device < kMaxDevices) tensor_objects[device].store(blocks, std::memory_order_relaxed);
+    if (device < kMaxDevices) blocks_of_device[device].store(blocks, std::memory_order_relaxed);
   }
   blocks = int(std::min<uint32_t>(blocks, work));
   return cudaSuccess;

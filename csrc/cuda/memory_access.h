@@ -83,10 +83,10 @@ RADAM_HD Value read_argument(const unsigned char* from) {
 }
 
 // The type that moves this many bytes; 16-byte words for more than 16.
-template <int MemorySpan>
-using WordFor = std::conditional_t<MemorySpan >= 16, Uint4,
-                                   std::conditional_t<MemorySpan == 8, unsigned long long,
-                                                      std::conditional_t<MemorySpan == 4, unsigned, unsigned short>>>;
+template <int Bytes>
+using WordFor = std::conditional_t<
+    Bytes >= 16, Uint4,
+    std::conditional_t<Bytes == 8, unsigned long long, std::conditional_t<Bytes == 4, unsigned, unsigned short>>>;
 
 // N consecutive elements of the stored type S, in registers.
 template <typename S, int N>
