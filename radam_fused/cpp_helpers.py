@@ -27,7 +27,7 @@ try:
     with _disable_current_modes():  # a FakeTensorMode around this import would make tensors without memory
         _SAMPLES = [torch.empty(n, dtype=torch.float32, device="cpu") for n in (3, 5)]
         _SAMPLES[1] = torch.nn.Parameter(_SAMPLES[1])
-        DESCRIBES = find_tensor_offset(
+        HAS_POINTER_PATH = find_tensor_offset(
             Tensor,
             torch.nn.Parameter,
             [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
@@ -38,16 +38,16 @@ try:
     HAS_LOOPS = True
     """Whether the loops below are there in C."""
 except ImportError:
-    DESCRIBES = HAS_LOOPS = False
+    HAS_POINTER_PATH = HAS_LOOPS = False
 
     def _missing(*_: Any) -> Any:
-        raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or DESCRIBES first")
+        raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or HAS_POINTER_PATH first")
 
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
     pairs_unmoved = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
     def write_scalars(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
-        """False: `radam_fused.numerics.scalars.step_row` makes them."""
+        """False: `radam_fused.numerics.scalars.compute_scalars` makes them."""
         return False
 
     def share_no_memory(tensors: list[Tensor]) -> bool:
@@ -66,8 +66,8 @@ NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
 """``device_type`` of `read_pairs`: torch's own numbers."""
 
 __all__ = [
-    "DESCRIBES",
     "HAS_LOOPS",
+    "HAS_POINTER_PATH",
     "NATIVE_DEVICE",
     "NATIVE_DTYPE",
     "counts_shown",

@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT, StateDict
 
 from .backends import check_name
 from .modes import fake_mode_of, in_own_modes
-from .numerics.state_format import Storage
+from .numerics.state_format import StateFormat
 from .option_hints import explained
 from .options import (
     GROUP_DEFAULTS,
@@ -157,7 +157,7 @@ class FusedRAdam(Optimizer):
         given = locals()
         defaults = {name: given[name] for name in GROUP_DEFAULTS}
         check_group(defaults)
-        storage = Storage(state_dtype, master_weights, rounding)
+        storage = StateFormat(state_dtype, master_weights, rounding)
         storage.check()
         check_flag("flatten", flatten)
         check_flag("zero_grads", zero_grads)

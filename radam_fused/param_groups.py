@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .backends import backend_for
-from .numerics.state_format import Storage
+from .numerics.state_format import StateFormat
 from .numerics.tensor_checks import check_parameter, group_names, may_step
 from .options import check_capturable, check_later, check_offload_device, check_wide
 from .tensor_kinds import check_memory
@@ -19,7 +19,7 @@ def check_new_group(
     index: int,
     differentiable: bool,
     backend: str,
-    storage: Storage,
+    storage: StateFormat,
     offload: bool,
     own: Mapping[str, Any],
 ) -> None:
@@ -53,7 +53,7 @@ def check_new_group(
 
 
 def check_arrivals(
-    params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]], backend: str, storage: Storage, offload: bool
+    params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]], backend: str, storage: StateFormat, offload: bool
 ) -> None:
     """Raises for a parameter that could not take a step, before it gets its state: one thawed since, say.
 
@@ -77,7 +77,7 @@ def check_arrivals(
             raise
 
 
-def _check_steppable(param: Tensor, name: str, backend: str, storage: Storage, offload: bool) -> None:
+def _check_steppable(param: Tensor, name: str, backend: str, storage: StateFormat, offload: bool) -> None:
     check_parameter(param, name)
     storage.check_parameter(param, name)
     if offload:

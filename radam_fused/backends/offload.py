@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..modes import real
-from ..numerics.layout import fingerprint, is_dense
-from ..numerics.scalars import SKIP, Row
+from ..numerics.layout import is_dense, layout_hash
+from ..numerics.scalars import SKIP_STEP, StepScalars
 from ..numerics.tensor_checks import check_gradients, check_layouts, check_stored
 from ..tensor_kinds import is_fake
 from .fake_tensors import called_with_fakes
@@ -127,7 +127,7 @@ class Chunk:
                 end = at + tensor.numel() * tensor.element_size()
                 staged.append(slot.memory[at:end].view(tensor.dtype))
                 at = aligned(end)
-        layouts = [(piece.start, fingerprint([piece.param.numel()], [1])) for piece in pieces]
+        layouts = [(piece.start, layout_hash([piece.param.numel()], [1])) for piece in pieces]
         with real():
             self._tables(layouts, pieces)
 
@@ -210,7 +210,9 @@ class Offloader:
         with real():
             starts, row_indices = segments[:, 0].tolist(), scalar_index.tolist()
             drawn = starts if rng_offsets is None else rng_offsets.tolist()
-            skipped = not is_fake(scalars) and bool((scalars[:, Row._fields.index("direction")] == SKIP).all())
+            skipped = not is_fake(scalars) and bool(
+                (scalars[:, StepScalars._fields.index("update_rule")] == SKIP_STEP).all()
+            )
         if not skipped:
             self._reserve(params, grads)
             wholes = (

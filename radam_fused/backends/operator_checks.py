@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..numerics.layout import PARTIAL_SUMS
-from ..numerics.scalars import Hyper, Row
-from ..numerics.state_format import check_forms
+from ..numerics.scalars import GroupScalars, StepScalars
+from ..numerics.state_format import check_state_format
 from ..numerics.tensor_checks import (
     HALF_OR_SINGLE,
     check_gradients,
@@ -49,7 +49,7 @@ def check_tables(
                 f"{name} is {table.dtype} of shape {tuple(table.shape)} on {table.device}: must be contiguous int64 of "
                 f"shape {shape} on the CPU, one entry a segment"
             )
-    columns = len(Row._fields)
+    columns = len(StepScalars._fields)
     if (
         scalars.dtype != torch.float64
         or scalars.dim() != 2
@@ -110,7 +110,7 @@ def check_step(
         **{f"gradient {i}": grad for i, grad in enumerate(grads)},
     )
     check_stored(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, scales=scales, master=master)
-    plain = check_forms(params, segments, exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets)
+    plain = check_state_format(params, segments, exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets)
     drawn = segments[:, 0] if rng_offsets is None else rng_offsets
     numbers = zip(segments[:, 0].tolist(), scalar_index.tolist(), drawn.tolist(), strict=True)
     for i, (param, (start, row, rng_offset)) in enumerate(zip(params, numbers, strict=True)):
@@ -148,7 +148,7 @@ def _check_segment(
         )
 
 
-def check_squares(grads: Sequence[Tensor]) -> None:
+def check_grad_norm(grads: Sequence[Tensor]) -> None:
     """Raises for the first gradient that cannot be squared beside the first.
 
     Raises:
@@ -170,7 +170,7 @@ def check_squares(grads: Sequence[Tensor]) -> None:
             check_stored(**{f"gradient {i}": grad})
 
 
-def check_rows(
+def check_scalars(
     group_scalars: Tensor,
     sources: Tensor,
     counted: Tensor,
@@ -189,7 +189,9 @@ def check_rows(
         ValueError: with the argument, its value and what is allowed.
     """
     groups, segments = group_scalars.shape[0] if group_scalars.dim() else 0, steps.numel()
-    _require("group_scalars", group_scalars, group_scalars.device, (torch.float64,), (groups, len(Hyper._fields)))
+    _require(
+        "group_scalars", group_scalars, group_scalars.device, (torch.float64,), (groups, len(GroupScalars._fields))
+    )
     _require("sources", sources, group_scalars.device, (torch.int64,), (sources.shape[0] if sources.dim() else 0, 2))
     _require("steps", steps, group_scalars.device, (torch.float32,), (segments,))
     _require("taken", taken, group_scalars.device, (torch.float64,), (segments,))

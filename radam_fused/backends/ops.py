@@ -12,9 +12,9 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``grad_norm_*`
 ``exp_avg_sq``          the same of the second moment; uint8 codes beside int8. In float16 both are as
                         docs/precision.md says: m / sqrt(v), and the fourth root of v
 ``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
-                        `radam_fused.numerics.layout.fingerprint` of the parameter that they were laid out for
+                        `radam_fused.numerics.layout.layout_hash` of the parameter that they were laid out for
 ``scalar_index``        int64 (n) on the CPU: which row each segment takes
-``scalars``             float64 (k, 11), on the CPU or with the moments: as `numerics.scalars.Row`
+``scalars``             float64 (k, 11), on the CPU or with the moments: as `numerics.scalars.StepScalars`
 ``zero_grads``          whether to leave zeros in the gradients, also where a row says to skip the step
 ``scales``              float32 (2, length / 256) of int8 moments, whose segments start at multiples of 256; else None
 ``master``              flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
@@ -38,7 +38,7 @@ order, in lane i, then the second half of the 1,024 lanes to the first, again an
 **scalars** computes the scalars of a step on the device, all tensors on one, and counts the step:
 
 ======================  ====================================================================================
-``group_scalars``       float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of every parameter group
+``group_scalars``       float64 (groups, 16): `radam_fused.numerics.scalars.GroupScalars` of every parameter group
 ``sources``             int64 (k, 2): each row's group, and a segment whose step count it uses
 ``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
 ``steps``               float32 (n), written: ``taken`` rounded, as ``optimizer.state`` shows it; where it is another
@@ -63,9 +63,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cpp_helpers import DESCRIBES
+from ..cpp_helpers import HAS_POINTER_PATH
 from ..numerics.layout import PARTIAL_SUMS
-from ..numerics.scalars import Row
+from ..numerics.scalars import StepScalars
 from . import native
 from .reference.grad_norm import grad_norm as grad_norm_reference
 from .reference.scalars import scalars as scalars_reference
@@ -152,7 +152,7 @@ def _fake_scalars(
 ) -> tuple[Tensor, Tensor]:
     others = {"lr": lr, "partial_sums": partial_sums, "grad_scale": grad_scale, "found_inf": found_inf}
     _check_devices(group_scalars.device, sources=sources, counted=counted, steps=steps, taken=taken, **others)
-    return group_scalars.new_empty(sources.shape[0], len(Row._fields)), group_scalars.new_empty(())
+    return group_scalars.new_empty(sources.shape[0], len(StepScalars._fields)), group_scalars.new_empty(())
 
 
 # The step of CUDA by addresses that radam_fused._C.read_pairs has filled in (csrc/args/step_args.h, Described); the
@@ -188,7 +188,7 @@ class Operators(NamedTuple):
     step: Callable[..., None]
     grad_norm: Callable[[list[Tensor]], Tensor]
     scalars: Callable[..., tuple[Tensor, Tensor]]
-    by_addresses: bool = False
+    has_pointer_path: bool = False
     """Whether a step may go that way: `radam_fused.step.pointer_table`."""
 
 
@@ -196,7 +196,7 @@ def _operators(implementation: str) -> Operators:
     return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
 
 
-_native = _operators("native")._replace(by_addresses=DESCRIBES)
+_native = _operators("native")._replace(has_pointer_path=HAS_POINTER_PATH)
 OPERATORS: dict[str, Operators] = {
     "cuda": _native,
     "cpu": _native,

@@ -68,7 +68,7 @@ def whole_numel(param: Tensor) -> int:
     return param.numel() * (2 if param.is_complex() else 1)
 
 
-def drawing_length(param: Tensor) -> int:
+def rng_length(param: Tensor) -> int:
     """How many random numbers a parameter takes of the sequence that all of an optimizer's parameters share.
 
     None while it cannot be stepped for its kind: of a lazy module that has not run, sparse, nested, quantized.
@@ -90,7 +90,7 @@ def moment_strides(param: Tensor) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def draws_from(param: Tensor, start: int) -> int:
+def rng_offset_of(param: Tensor, start: int) -> int:
     """Where the random numbers of this rank's part of a parameter begin, where those of the whole begin at ``start``.
 
     A part that is one run of the whole, in the order of memory, draws for the places that it has there, so that any
@@ -129,8 +129,8 @@ def _run(
     return sum(found[d][0] * strides[d] for d in order) if whole and same_order else None
 
 
-def fingerprint(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """What tells two layouts apart, as an int64 (FNV-1a); the twin of ``fingerprint`` in csrc/args/segment.h."""
+def layout_hash(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """What tells two layouts apart, as an int64 (FNV-1a); the twin of ``layout_hash`` in csrc/args/segment.h."""
     value = 14695981039346656037
     for pair in zip(shape, strides, strict=True):
         for number in pair:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 
-from ..cpp_helpers import DESCRIBES, record_views, share_no_memory, views_intact
+from ..cpp_helpers import HAS_POINTER_PATH, record_views, share_no_memory, views_intact
 from ..dtensor import local
 from ..tensor_kinds import is_fake
 
@@ -112,7 +112,7 @@ class Places:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = [local(tensor) for tensor in tensors]
         self._table = torch.zeros(len(tensors), 2, dtype=torch.int64, device="cpu")
-        self._known = DESCRIBES and record_views(self._tensors, self._table.data_ptr())
+        self._known = HAS_POINTER_PATH and record_views(self._tensors, self._table.data_ptr())
         self._address = self._table.data_ptr()
         self._spans = [] if self._known else self._look()
 

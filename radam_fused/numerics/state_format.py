@@ -26,14 +26,14 @@ def second_dtype(state_dtype: torch.dtype) -> torch.dtype:
     return torch.uint8 if state_dtype == torch.int8 else state_dtype
 
 
-def residue_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch.dtype | None:
+def master_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch.dtype | None:
     """The dtype of what is kept beside a parameter; None where nothing is."""
     if master_weights is None or param_dtype not in HALF:
         return None
     return {"fp32": torch.float32, "split": torch.int16, "kahan": param_dtype}[master_weights]
 
 
-class Storage(NamedTuple):
+class StateFormat(NamedTuple):
     """How an optimizer stores its state: `FusedRAdam`'s arguments."""
 
     state_dtype: torch.dtype = torch.float32
@@ -46,11 +46,11 @@ class Storage(NamedTuple):
         return self.rounding == "stochastic"
 
     @property
-    def draws(self) -> bool:
+    def uses_random_bits(self) -> bool:
         """Whether something may be rounded stochastically."""
         return self.stochastic or self.state_dtype != torch.float32
 
-    def moments(self, dtype: torch.dtype, numel: int) -> torch.dtype:
+    def moment_dtype(self, dtype: torch.dtype, numel: int) -> torch.dtype:
         """The dtype of a parameter's moments: small ones are never in 8 bits.
 
         Args:
@@ -61,9 +61,9 @@ class Storage(NamedTuple):
             return torch.float64
         return torch.float32 if self.state_dtype == torch.int8 and numel < SMALL else self.state_dtype
 
-    def residue(self, dtype: torch.dtype) -> torch.dtype | None:
+    def master_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """The dtype of what is kept beside parameters of this dtype, or None."""
-        return residue_dtype(self.master_weights, dtype)
+        return master_dtype(self.master_weights, dtype)
 
     def check(self) -> None:
         """Raises ValueError for a value that is none of those allowed, or that does not go with another."""
@@ -96,11 +96,11 @@ class Storage(NamedTuple):
             )
 
 
-PLAIN = Storage()
+FULL_PRECISION = StateFormat()
 """State in float32, and nothing beside the parameters."""
 
 
-def check_forms(
+def check_state_format(
     params: Sequence[Tensor],
     segments: Tensor,
     exp_avg: Tensor,
@@ -135,7 +135,7 @@ def check_forms(
             raise ValueError(f"segments of int8 moments must start at multiples of {ALIGNMENT}")
     if master is not None:
         dtype = params[0].dtype if params else torch.bfloat16
-        allowed = {residue_dtype(kind, dtype) for kind in MASTER_WEIGHTS if kind != "split" or dtype == torch.bfloat16}
+        allowed = {master_dtype(kind, dtype) for kind in MASTER_WEIGHTS if kind != "split" or dtype == torch.bfloat16}
         if master.dtype not in allowed - {None}:
             raise RuntimeError(f"no state format has a master buffer of {master.dtype} beside {dtype} parameters")
         if master.numel() != exp_avg.numel() or not master.is_contiguous() or master.device != exp_avg.device:

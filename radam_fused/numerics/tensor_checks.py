@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..dtensor import check_placed, is_sharded, local
 from ..tensor_kinds import check_memory, is_copy_on_write
-from .layout import fingerprint
+from .layout import layout_hash
 from .overlaps import sharing
 
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
@@ -91,7 +91,7 @@ def check_layouts(params: Sequence[Tensor], segments: Tensor, state_dtype: torch
     for index, (param, (_, layout)) in enumerate(zip(params, segments.tolist(), strict=True)):
         if (param.dtype == torch.float64) != (state_dtype == torch.float64):
             raise RuntimeError(f"tensor {index}: {param.dtype} parameters do not go with {state_dtype} moments")
-        if fingerprint(param.shape, param.stride()) != layout:
+        if layout_hash(param.shape, param.stride()) != layout:
             raise RuntimeError(
                 f"tensor {index} of the lists: shape or strides have changed since the moments were laid out"
             )
@@ -107,7 +107,7 @@ def overlaps_itself(param: Tensor) -> bool:
     return False
 
 
-def one_of_each(grad: Tensor) -> Tensor:
+def storage_view(grad: Tensor) -> Tensor:
     """The elements of a gradient without those that an expanded dimension repeats: what zeros are to be left in.
 
     Raises:

@@ -18,7 +18,7 @@ from ..device import may_capture, upload
 from ..dtensor import is_sharded, wrapped
 from ..modes import real
 from ..numerics.layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
-from ..numerics.state_format import PLAIN, Storage, second_dtype
+from ..numerics.state_format import FULL_PRECISION, StateFormat, second_dtype
 from ..step.plan import Plan, build_plan
 from ..tensor_kinds import is_fake
 from . import memory
@@ -74,7 +74,7 @@ class Bucket:
         params: list[Tensor],
         groups: list[int],
         offload: bool = False,
-        storage: Storage = PLAIN,
+        storage: StateFormat = FULL_PRECISION,
         origins: list[int] | None = None,
         edits: Edits | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Bucket:
         self.is_inference = any(tensor.is_inference() for tensor in tensors)
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
         self.may_capture = may_capture(self.device)
-        moments = storage.moments(self.dtype, whole_numel(first))
+        moments = storage.moment_dtype(self.dtype, whole_numel(first))
         lengths = [tensor.numel() for tensor in tensors]
         self.starts, self.length = segment_starts(lengths, coded=moments == torch.int8)
         self._origins = self.starts if origins is None else origins
@@ -105,7 +105,7 @@ class Bucket:
         self.exp_avg = zeros(moments, self.length)
         self.exp_avg_sq = zeros(second_dtype(moments), self.length)
         self.scales = zeros(torch.float32, 2, self.length // ALIGNMENT) if moments == torch.int8 else None
-        residue = storage.residue(self.dtype)
+        residue = storage.master_dtype(self.dtype)
         self.residue = None if residue is None else zeros(residue, self.length)
         self.stochastic = storage.stochastic and self.dtype.itemsize == 2
         for index in range(len(params) if self.residue is not None else 0):

@@ -22,9 +22,9 @@ from ..backends.ops import OPERATORS, Operators
 from ..cpp_helpers import gradients, unchanged, views_intact
 from ..device import NEW_STATE, capturing
 from ..dtensor import is_sharded
-from ..numerics.layout import as_real, drawing_length, draws_from, segment_starts, whole_numel
+from ..numerics.layout import as_real, rng_length, rng_offset_of, segment_starts, whole_numel
 from ..numerics.overlaps import layers
-from ..numerics.state_format import PLAIN, Storage
+from ..numerics.state_format import FULL_PRECISION, StateFormat
 from ..numerics.tensor_checks import may_step
 from ..param_groups import check_arrivals
 from ..step.grad_norm import GlobalNorm
@@ -83,7 +83,7 @@ class Placement:
         flatten: bool,
         attach: bool,
         offload: bool = False,
-        storage: Storage = PLAIN,
+        storage: StateFormat = FULL_PRECISION,
         before: Placement | None = None,
         within: Transaction | None = None,
     ) -> None:
@@ -183,7 +183,7 @@ class Placement:
         return p.device, p.dtype, is_sharded(p), self._moments(p)
 
     def _moments(self, p: Tensor) -> torch.dtype:
-        return self._storage.moments(as_real(p).dtype, whole_numel(p))
+        return self._storage.moment_dtype(as_real(p).dtype, whole_numel(p))
 
     def _origins(self, groups: list[dict[str, Any]], absent: list[Tensor]) -> dict[Tensor, int]:
         """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed.
@@ -192,7 +192,7 @@ class Placement:
         another into a group alone, and these must not all draw the same numbers.
         """
         params = [*absent, *(p for group in groups for p in group["params"])]
-        return dict(zip(params, segment_starts([drawing_length(p) for p in params])[0], strict=True))
+        return dict(zip(params, segment_starts([rng_length(p) for p in params])[0], strict=True))
 
     def _lay_out(
         self,
@@ -284,11 +284,11 @@ class Placement:
                 check_entry("optimizer.state", names[p], p, state[p])
                 warn_of_shared(state[p], names[p])
         counts = {p: (bucket, k) for bucket in replaced for k, p in enumerate(bucket.params)}
-        origins = self._origins(groups, absent) if self._storage.draws else {}
+        origins = self._origins(groups, absent) if self._storage.uses_random_bits else {}
         made = []
         for members in kinds.values():
             params = [p for p, _ in members]
-            drawn = [draws_from(p, origins[p]) for p in params] if self._storage.draws else None
+            drawn = [rng_offset_of(p, origins[p]) for p in params] if self._storage.uses_random_bits else None
             bucket = Bucket(params, [i for _, i in members], self.offload, self._storage, drawn, self._edits)
             op = self._operators(bucket.device, offloaders)
             if bucket.is_fake:
@@ -301,7 +301,7 @@ class Placement:
                     bucket.adopt(segment, state[p], count)
             if any(groups[index]["capturable"] for index in bucket.groups):
                 bucket.count_on_device()
-            made.append(_Made(bucket, op if suits(bucket, op) else op._replace(by_addresses=False), flat))
+            made.append(_Made(bucket, op if suits(bucket, op) else op._replace(has_pointer_path=False), flat))
         return made
 
     def _operators(self, device: torch.device, offloaders: dict[torch.device, Offloader]) -> Operators:
@@ -355,7 +355,7 @@ class Placement:
             if not plan.present:
                 return None
             runs = flat.runs(plan)
-            by_pointers = pointers and self.ops[bucket].by_addresses and unwatched()
+            by_pointers = pointers and self.ops[bucket].has_pointer_path and unwatched()
             return Launch(bucket, plan, *runs, flat.run_origins, (by_pointers and plan.addresses) or None)
         grads, missing = gradients(bucket.params)
         if not bucket.all_present:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
-from ..cpp_helpers import DESCRIBES, NATIVE_DEVICE, NATIVE_DTYPE, pairs_unmoved, record_params
+from ..cpp_helpers import HAS_POINTER_PATH, NATIVE_DEVICE, NATIVE_DTYPE, pairs_unmoved, record_params
 from ..modes import real
-from ..numerics.layout import ALIGNMENT, fingerprint
+from ..numerics.layout import ALIGNMENT, layout_hash
 from ..numerics.tensor_checks import check_gradients, check_stored
 from ..step.plan import Plan
 from ..step.pointer_table import Addresses
@@ -115,7 +115,7 @@ class FlatBuffers:
         if bucket.is_fake:
             return None
         places = torch.zeros(len(bucket.params), 5, dtype=torch.int64, device="cpu")
-        if not DESCRIBES or not record_params(bucket.params, places.data_ptr()):
+        if not HAS_POINTER_PATH or not record_params(bucket.params, places.data_ptr()):
             return None
         starts = torch.tensor(bucket.starts, dtype=torch.int64, device="cpu")
         places[:, 1] = self.param.data_ptr() + starts * self.param.element_size()
@@ -252,7 +252,7 @@ class FlatBuffers:
         if self._runs_of is None or self._runs_of() is not plan:
             self._runs = params, grads, segments, row_of = self._merge(plan)
             self._runs_of = weakref.ref(plan)  # which goes with the moments where the bucket releases these
-            if DESCRIBES and not self._bucket.is_fake:
+            if HAS_POINTER_PATH and not self._bucket.is_fake:
                 for p, grad in zip(params, grads, strict=True):
                     p.grad = grad  # where `Addresses` looks for it
                 plan.addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
@@ -288,7 +288,7 @@ class FlatBuffers:
             origins = [self._bucket.origin(present[k]) for k in firsts]
             self.run_origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
         with real():
-            segments = torch.tensor([(s, fingerprint([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
+            segments = torch.tensor([(s, layout_hash([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
             rows = torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu")
         params = [self.param[start:end] for start, end in spans]
         return params, [self.grad[start:end] for start, end in spans], segments, rows

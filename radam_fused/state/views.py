@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C import _storage_Use_Count
 
-from ..cpp_helpers import DESCRIBES, record_views, views_intact
+from ..cpp_helpers import HAS_POINTER_PATH, record_views, views_intact
 from ..dtensor import is_sharded, local
 from ..modes import real
 
@@ -93,7 +93,7 @@ class ShownViews:
         self._shown = [t if is_sharded(t) else None for t in tensors]
         with real():
             self._table = torch.zeros(len(self._views), 2, dtype=torch.int64, device="cpu")
-        if not DESCRIBES or not record_views(self._views, self._table.data_ptr()):
+        if not HAS_POINTER_PATH or not record_views(self._views, self._table.data_ptr()):
             self._table[:, 1] = torch.tensor([v.data_ptr() for v in self._views], dtype=torch.int64, device="cpu")
             self._pointers = self._table[:, 1].tolist()
             self._table = None

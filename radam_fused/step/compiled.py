@@ -106,14 +106,14 @@ def choose(
         own = [(bucket.groups[i], i) for i in plan.present]
         pairs = upload(torch.tensor(own, dtype=torch.int64, device="cpu"), bucket.device)
         _, counted = bucket.tables(plan)
-        hyper = tables.hyper(constant, bucket.device)
-        tables.keep(hyper, row_of, pairs, counted, plan.segments, plan.origins)
+        group_scalars = tables.group_scalars(constant, bucket.device)
+        tables.keep(group_scalars, row_of, pairs, counted, plan.segments, plan.origins)
         tensors += (
             bucket.exp_avg,
             bucket.exp_avg_sq,
             plan.segments,
             row_of,
-            hyper,
+            group_scalars,
             pairs,
             counted,
             bucket.counts.shown,
@@ -150,7 +150,9 @@ def step(
                     partial.append(OPERATORS[name].grad_norm(chosen))
         squares = torch.stack([sums.to(partial[0].device) for sums in partial])
     for name, begin, end, index, there, stochastic in _launches(launches):
-        exp_avg, exp_avg_sq, segments, row_of, hyper, pairs, counted, steps, taken = tensors[index : index + TENSORS]
+        exp_avg, exp_avg_sq, segments, row_of, group_scalars, pairs, counted, steps, taken = tensors[
+            index : index + TENSORS
+        ]
         device = exp_avg.device
         rates = [group["lr"] for group in groups]
         lr = torch.stack(
@@ -162,7 +164,7 @@ def step(
             ]
         )
         rows, norm = OPERATORS[name].scalars(
-            hyper,
+            group_scalars,
             pairs,
             counted,
             steps,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics.scalars import ADAPTIVE, HOLD, step_row
+from ..numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, compute_scalars
 from ..numerics.tensor_checks import check_parameter, group_names
 from ..options import check_all
 
@@ -19,7 +19,7 @@ from ..options import check_all
 def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero_grads: bool) -> None:
     """One step of every parameter with a gradient, recorded by autograd; parameters that require it are no leaves.
 
-    A tensor ``lr`` may require a gradient as well: it reaches the update as ``lr`` times what is left of alpha.
+    A tensor ``lr`` may require a gradient as well: it reaches the update as ``lr`` times what is left of the step size.
 
     Raises:
         TypeError, ValueError: a hyperparameter that is not allowed; nothing was written.
@@ -46,21 +46,21 @@ def step(groups: list[dict[str, Any]], state: dict[Tensor, dict[str, Any]], zero
 
 def _update(p: Tensor, entry: dict[str, Any], group: dict[str, Any], t: int) -> None:
     lr = group["lr"]
-    row = step_row({**group, "lr": 1.0}, t)
+    row = compute_scalars({**group, "lr": 1.0}, t)
     assert p.grad is not None
-    g = _real(p.grad) * row.grad_factor
+    g = _real(p.grad) * row.grad_scale_factor
     value = _real(p).clone()  # autograd may save it, and p is written in place
-    if row.coupled_decay != 0.0:
-        g = g + value * row.coupled_decay
+    if row.l2_decay != 0.0:
+        g = g + value * row.l2_decay
     m, v = _real(entry["exp_avg"]), _real(entry["exp_avg_sq"])
     m = m + (g - m) * row.one_minus_beta1
     square = (g * row.one_minus_beta2) * g
     v = v + (square - v * row.one_minus_beta2) if row.beta2 >= 0.5 else v * row.beta2 + square
     entry["exp_avg"], entry["exp_avg_sq"] = _like(p, m), _like(p, v)
-    if row.direction == HOLD:
+    if row.update_rule == NO_PARAM_UPDATE:
         return
-    d = m / (v.sqrt() + row.eps) if row.direction == ADAPTIVE else m
-    taken = d * (lr * row.alpha)
+    d = m / (v.sqrt() + row.eps) if row.update_rule == RECTIFIED else m
+    taken = d * (lr * row.step_size)
     decay = group["weight_decay"] if group["decoupled_weight_decay"] else 0.0
     if decay != 0.0 and (isinstance(lr, Tensor) or lr * decay != 0.0):
         taken = value * (lr * decay) + taken

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..modes import real
-from ..numerics.layout import fingerprint
-from ..numerics.scalars import RowTable
+from ..numerics.layout import layout_hash
+from ..numerics.scalars import ScalarBuffer
 
 if TYPE_CHECKING:
     from ..numerics.overlaps import Places
@@ -27,12 +27,12 @@ class Plan:
     present: list[int]
     params: list[Tensor]
     segments: Tensor
-    """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `fingerprint`."""
+    """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `layout_hash`."""
     row_of: Tensor
     """int64, on the CPU: the row of each present segment."""
     rows: list[tuple[int, int]]
     """For each row its parameter group, and a segment that has taken as many steps as all of the row."""
-    row_table: RowTable
+    row_table: ScalarBuffer
     """Where the host writes the rows of a step."""
     counting: tuple[int, int, int, int] | None = None
     """See `Bucket.counting`."""
@@ -60,7 +60,7 @@ def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
     first_of: dict[int, int] = {}
     for i, row in zip(present, row_of, strict=True):
         first_of.setdefault(row, i)
-    segments = [(bucket.starts[i], fingerprint(bucket.shapes[i], bucket.strides[i])) for i in present]
+    segments = [(bucket.starts[i], layout_hash(bucket.shapes[i], bucket.strides[i])) for i in present]
     with real():
         return _built(bucket, missing, present, row_of, list(first_of.values()), segments)
 
@@ -82,6 +82,6 @@ def _built(
         segments=torch.tensor(segments, dtype=torch.int64, device="cpu").reshape(-1, 2),
         row_of=torch.tensor(row_of, dtype=torch.int64, device="cpu"),
         rows=[(bucket.groups[i], i) for i in leaders],
-        row_table=RowTable(len(leaders)),
+        row_table=ScalarBuffer(len(leaders)),
         origins=origins if bucket.draws else None,
     )

@@ -77,7 +77,9 @@ class Addresses:
 
 def suits(bucket: Bucket, ops: Operators) -> bool:
     """Whether the steps of a bucket may go by addresses, as far as that never changes."""
-    return ops.by_addresses and not (bucket.is_complex or bucket.is_sharded) and bucket.state_device == bucket.device
+    return (
+        ops.has_pointer_path and not (bucket.is_complex or bucket.is_sharded) and bucket.state_device == bucket.device
+    )
 
 
 def unwatched() -> bool:
@@ -94,7 +96,7 @@ def _default_device_alone(modes: int) -> bool:
 def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
     """Those of a plan; None where a step has to go by lists."""
     if plan.addresses is None:
-        plan.addresses = _found(bucket, plan) if ops.by_addresses else False
+        plan.addresses = _found(bucket, plan) if ops.has_pointer_path else False
     return plan.addresses if plan.addresses and unwatched() else None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backends.ops import Operators
 from ..device import NEW_COUNTS, NOT_CAPTURABLE, capturing, upload
-from ..numerics.scalars import SKIP, Row, hyper
+from ..numerics.scalars import SKIP_STEP, StepScalars, group_scalars
 from ..options import beside_rate, check_all
 from ..state.bucket import Bucket
 from .plan import Plan
@@ -32,7 +32,7 @@ class Scalars(Protocol):
         """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
-        """float64 (rows, 11): a `radam_fused.numerics.scalars.Row` for each of the plan's.
+        """float64 (rows, 11): a `radam_fused.numerics.scalars.StepScalars` for each of the plan's.
 
         Raises:
             TypeError, ValueError: a hyperparameter that is not allowed.
@@ -74,8 +74,8 @@ class DeviceTables:
         self._latest: dict[torch.device, tuple[list[Any], Tensor]] = {}
         self._captured: list[Any] = []
 
-    def hyper(self, groups: Groups, device: torch.device) -> Tensor:
-        """float64 (groups, 16): `radam_fused.numerics.scalars.Hyper` of each.
+    def group_scalars(self, groups: Groups, device: torch.device) -> Tensor:
+        """float64 (groups, 16): `radam_fused.numerics.scalars.GroupScalars` of each.
 
         Raises:
             TypeError, ValueError: a hyperparameter that is not allowed.
@@ -85,7 +85,7 @@ class DeviceTables:
         known = self._latest.get(device)
         if known is None or known[0] != values:
             check_all(groups, False)
-            lines = [hyper(group, line[0]) for group, line in zip(groups, values, strict=True)]
+            lines = [group_scalars(group, line[0]) for group, line in zip(groups, values, strict=True)]
             known = values, upload(torch.tensor(lines, dtype=torch.float64, device="cpu"), device)
             if not capturing(device):  # what a capture uploads is filled by that graph's replays alone
                 self._latest[device] = known
@@ -189,7 +189,7 @@ class DeviceScalars:
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`; counts the step."""
         device = bucket.state_device
-        hypers = self._tables.hyper(self._groups, device)
+        hypers = self._tables.group_scalars(self._groups, device)
         pairs, counted = bucket.tables(plan)
         waits = device.type == "cpu"  # the host's operators read at once
         squares, grad_scale, found_inf = (
@@ -216,5 +216,5 @@ class DeviceScalars:
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`."""
         assert self._rows is not None
-        taken = self._rows[0, Row._fields.index("direction")] != SKIP
+        taken = self._rows[0, StepScalars._fields.index("update_rule")] != SKIP_STEP
         bucket.counts.take_back(bucket.tables(plan)[1] * taken)

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from radam_fused import FusedRAdam
-from radam_fused.numerics.layout import draws_from, segment_starts
+from radam_fused.numerics.layout import rng_offset_of, segment_starts
 from radam_fused.state import bucket_manager as placement
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
@@ -70,13 +70,13 @@ def straight(form: str, elsewhere: int = 0) -> tuple[list[Tensor], list[Tensor]]
     parts = [nn.Parameter(local(p)) for p in model.parameters()]
     alone = FusedRAdam(parts, lr=0.01, seed=3, backend="reference", **FORMATS[form])
     starts = segment_starts([p.numel() for p in model.parameters()])[0]
-    begin = {part: draws_from(p, at) for part, p, at in zip(parts, model.parameters(), starts, strict=True)}
+    begin = {part: rng_offset_of(p, at) for part, p, at in zip(parts, model.parameters(), starts, strict=True)}
     for t in range(BEFORE):
         for k, (p, part) in enumerate(zip(model.parameters(), parts, strict=True)):
             p.grad = gradient(p, k, t)
             part.grad = local(p.grad)
         optimizer.step()
-        with mock.patch.object(placement, "draws_from", lambda part, _: begin[part] + elsewhere):
+        with mock.patch.object(placement, "rng_offset_of", lambda part, _: begin[part] + elsewhere):
             alone.step()
     return values(model, optimizer), values(nn.ParameterList(parts), alone)
 

@@ -21,7 +21,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.dtensor import stretches
-from radam_fused.numerics.layout import BEYOND, draws_from
+from radam_fused.numerics.layout import BEYOND, rng_offset_of
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.support.helpers import same_bits
@@ -198,15 +198,15 @@ def begun(shapes: list[tuple[int, ...]]) -> list[list[tuple[int, int]]]:
         of_placement = []
         for k, shape in enumerate(shapes):
             p = nn.Parameter(spread(torch.zeros(shape), mesh, [placement]))
-            of_placement.append((draws_from(p, 10_000 * k), p.to_local().numel()))
+            of_placement.append((rng_offset_of(p, 10_000 * k), p.to_local().numel()))
         found.append(of_placement)
     complex_one = nn.Parameter(spread(torch.zeros(6, 2, dtype=torch.complex64), mesh, [Shard(0)]))
-    found.append([(draws_from(complex_one, 64), 2 * complex_one.to_local().numel())])
+    found.append([(rng_offset_of(complex_one, 64), 2 * complex_one.to_local().numel())])
     turned = nn.Parameter(DTensor.from_local(torch.zeros(4, 3).t(), mesh, [Shard(1)], run_check=False))
-    found.append([(draws_from(turned, 0), turned.to_local().numel())])
+    found.append([(rng_offset_of(turned, 0), turned.to_local().numel())])
     odd = torch.zeros(3 + 2 * dist.get_rank(), 2)  # by no rule of torch.chunk's
     uneven = DTensor.from_local(odd, mesh, [Shard(0)], run_check=False, shape=torch.Size((8, 2)), stride=(2, 1))
-    found.append([(draws_from(uneven, 0), uneven.to_local().numel())])
+    found.append([(rng_offset_of(uneven, 0), uneven.to_local().numel())])
     return found
 
 

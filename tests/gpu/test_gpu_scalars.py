@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.gpu import traces
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.backends.triton import tables as triton_tables
-from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.layout import layout_hash
 from radam_fused.rectification import KINDS
 from tests.gpu import on_gpu
 from tests.kernels import test_grad_norm as grad_norm
@@ -141,11 +141,11 @@ class Training:
         self.grads = [torch.zeros_like(p) for p in self.params]
         self.moments = [torch.zeros(tensors * 1024, device=device) for _ in range(2)]
         starts = [1024 * k for k in range(tensors)]
-        layouts = [fingerprint(p.shape, p.stride()) for p in self.params]
+        layouts = [layout_hash(p.shape, p.stride()) for p in self.params]
         self.segments = torch.tensor([*zip(starts, layouts, strict=True)])
-        self.row_of = torch.arange(tensors) % len(problem.hyper)
-        self.hyper = problem.hyper.to(device)
-        self.pairs = torch.tensor([(k, k) for k in range(len(problem.hyper))], device=device)
+        self.row_of = torch.arange(tensors) % len(problem.group_scalars)
+        self.group_scalars = problem.group_scalars.to(device)
+        self.pairs = torch.tensor([(k, k) for k in range(len(problem.group_scalars))], device=device)
         self.counted, self.steps = torch.ones(tensors, device=device), torch.zeros(tensors, device=device)
         self.taken = self.steps.double()
         self.lr = torch.tensor(0.01, device=device)
@@ -154,9 +154,11 @@ class Training:
 
     def step(self) -> None:
         sums = self.operators.grad_norm(self.grads)[None]
-        lr = self.lr.expand(len(self.hyper))
+        lr = self.lr.expand(len(self.group_scalars))
         scalars = (lr, sums, 0.5, self.scale, self.found_inf)
-        rows, norm = self.operators.scalars(self.hyper, self.pairs, self.counted, self.steps, self.taken, *scalars)
+        rows, norm = self.operators.scalars(
+            self.group_scalars, self.pairs, self.counted, self.steps, self.taken, *scalars
+        )
         self.norm.copy_(norm)
         self.operators.step(self.params, self.grads, *self.moments, self.segments, self.row_of, rows, True)
 
@@ -235,8 +237,8 @@ def test_launches(backend: str) -> None:
         training.backward(k)
         training.step()
     sums = training.operators.grad_norm(training.grads)[None]
-    scalars = (training.lr.expand(len(training.hyper)), sums, 0.5, None, None)
-    arguments = (training.hyper, training.pairs, training.counted, training.steps, training.taken, *scalars)
+    scalars = (training.lr.expand(len(training.group_scalars)), sums, 0.5, None, None)
+    arguments = (training.group_scalars, training.pairs, training.counted, training.steps, training.taken, *scalars)
     rows, _ = training.operators.scalars(*arguments)
     where = (*training.moments, training.segments, training.row_of)
     for call in (

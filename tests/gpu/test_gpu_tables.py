@@ -13,8 +13,8 @@ from torch import Tensor
 from radam_fused import available_backends
 from radam_fused.backends import ops
 from radam_fused.backends.reference import step as reference
-from radam_fused.numerics.layout import fingerprint, segment_starts
-from radam_fused.numerics.scalars import step_row
+from radam_fused.numerics.layout import layout_hash, segment_starts
+from radam_fused.numerics.scalars import compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.gpu import on_gpu
 from tests.support.cuda_host import same_layout
@@ -33,8 +33,8 @@ class Problem:
         values = torch.randn(segments, 65, generator=torch.Generator().manual_seed(0))
         params = list(values.unbind())
         starts, length = segment_starts([p.numel() for p in params])
-        table = [(start, fingerprint(p.shape, p.stride())) for start, p in zip(starts, params, strict=True)]
-        rows = [step_row({**GROUP_DEFAULTS, "lr": 0.01 * (k + 1)}, 9) for k in range(groups)]
+        table = [(start, layout_hash(p.shape, p.stride())) for start, p in zip(starts, params, strict=True)]
+        rows = [compute_scalars({**GROUP_DEFAULTS, "lr": 0.01 * (k + 1)}, 9) for k in range(groups)]
         self.segments = torch.tensor(table, dtype=torch.int64)
         self.row_of = torch.arange(segments) % groups
         self.rows = torch.tensor(rows, dtype=torch.float64)

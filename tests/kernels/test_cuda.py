@@ -16,8 +16,8 @@ from torch import Tensor
 from radam_fused import FusedRAdam, available_backends
 from radam_fused.backends import ops
 from radam_fused.backends.reference import step as reference
-from radam_fused.numerics.layout import fingerprint
-from radam_fused.numerics.scalars import step_row
+from radam_fused.numerics.layout import layout_hash
+from radam_fused.numerics.scalars import compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.kernels.test_bits import PAIRS, SHORT, assert_same, train
 from tests.support.cuda_host import Geometry, host_step, same_layout
@@ -100,7 +100,7 @@ def test_one_ulp_is_noticed(host_kernels: ctypes.CDLL, expected: dict, monkeypat
 
 def rows(count: int) -> Tensor:
     return torch.tensor(
-        [step_row({**GROUP_DEFAULTS, "lr": 0.01 * (k + 1)}, 9) for k in range(count)], dtype=torch.float64
+        [compute_scalars({**GROUP_DEFAULTS, "lr": 0.01 * (k + 1)}, 9) for k in range(count)], dtype=torch.float64
     )
 
 
@@ -112,7 +112,7 @@ def one_step(step, params: list[Tensor], grads: list[Tensor], row_of: list[int],
         end += -(-p.numel() // 64) * 64
     moments = [torch.linspace(0.0, 1.0, end) for _ in range(2)]
     params = [same_layout(p) for p in params]
-    layouts = [fingerprint(p.shape, p.stride()) for p in params]
+    layouts = [layout_hash(p.shape, p.stride()) for p in params]
     step(params, grads, *moments, torch.tensor([*zip(starts, layouts, strict=True)]), torch.tensor(row_of), table)
     return [*params, *moments]
 
@@ -162,7 +162,7 @@ def test_more_than_2_to_the_31_elements(host_kernels: ctypes.CDLL) -> None:
     table = rows(2)[1:]
     tiles = -(-long // TILE) + 3
     blocks = range(tiles - 9, tiles)  # a block a tile: the last six of the long segment, those of the short one
-    layouts = [(at, fingerprint(p.shape, p.stride())) for at, p in zip((0, start), params, strict=True)]
+    layouts = [(at, layout_hash(p.shape, p.stride())) for at, p in zip((0, start), params, strict=True)]
     for block in blocks:
         geometry = Geometry(blocks=tiles, only_block=block)
         host_step(host_kernels, geometry)(params, grads, *moments, torch.tensor(layouts), torch.tensor([0, 0]), table)
@@ -171,7 +171,7 @@ def test_more_than_2_to_the_31_elements(host_kernels: ctypes.CDLL) -> None:
     for k, part in ((0, touched), (1, slice(0, short))):
         p = torch.full((part.stop - part.start,), float(k), dtype=torch.bfloat16)
         m, v = torch.zeros(p.numel()), torch.zeros(p.numel())
-        where = torch.tensor([(0, fingerprint(p.shape, p.stride()))])
+        where = torch.tensor([(0, layout_hash(p.shape, p.stride()))])
         reference.step([p], [grads[k][part].clone()], m, v, where, torch.tensor([0]), table)
         at = slice(layouts[k][0] + part.start, layouts[k][0] + part.stop)
         assert same_bits(params[k][part], p)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from radam_fused.backends.reference import step as reference
-from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.layout import layout_hash
 from tests.support.cuda_host import Geometry, host_step, same_layout
 from tests.support.helpers import LAYOUTS, gradients
 from tests.support.paths import ROOT
@@ -97,7 +97,7 @@ def test_special_values(host_kernels: ctypes.CDLL, form: Format) -> None:
             buffer = getattr(case, name)
             setattr(case, name, None if buffer is None else torch.zeros(1024, dtype=buffer.dtype))
         case.scales = None if case.scales is None else torch.zeros(2, 4)
-        case.segments = torch.tensor([(256, fingerprint(p.shape, p.stride()))])
+        case.segments = torch.tensor([(256, layout_hash(p.shape, p.stride()))])
         for t in (1, 9):
             buffers = case.exp_avg, case.exp_avg_sq, case.segments, torch.tensor([2]), case.rows(t)
             step(case.params, [grads[t > 1]], *buffers, False, case.scales, case.residue, form.stochastic)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from radam_fused.cpp_helpers import DESCRIBES
+from radam_fused.cpp_helpers import HAS_POINTER_PATH
 from tests.support.cuda_host import compiler
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ import torch
 from radam_fused import cpp_helpers
 from radam_fused.backends import ops
 from radam_fused.step import pointer_table
-from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.layout import layout_hash
 
 library = ctypes.PyDLL(sys.argv[1])  # whose functions keep the interpreter's lock
 library.is_launching.restype = library.has_waited_in_vain.restype = ctypes.c_bool
@@ -35,7 +35,7 @@ bucket = SimpleNamespace(
     device=torch.device("meta"), length=0, dtype=torch.float32, exp_avg=torch.empty(0, device="meta"),
     exp_avg_sq=torch.empty(0, device="meta"), scales=None, residue=None, stochastic=False,
 )
-segments = torch.tensor([[0, fingerprint([0], [1])]] * 3)
+segments = torch.tensor([[0, layout_hash([0], [1])]] * 3)
 pairs = pointer_table.Addresses(bucket, params, segments, torch.zeros(3, dtype=torch.int64), None)
 pairs._pairs = (*pairs._pairs[:-1], params[0].get_device())  # the device's index
 
@@ -64,7 +64,7 @@ def build(folder: Path) -> Path:
     return library
 
 
-@pytest.mark.skipif(not DESCRIBES, reason="the pointer path does not work with this torch")
+@pytest.mark.skipif(not HAS_POINTER_PATH, reason="the pointer path does not work with this torch")
 def test_another_thread_runs_while_a_launch_waits(tmp_path: Path) -> None:
     """In a process of its own, as the stand-in stays registered."""
     done = subprocess.run(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.numerics.layout import fingerprint
-from radam_fused.numerics.scalars import step_row
+from radam_fused.numerics.layout import layout_hash
+from radam_fused.numerics.scalars import compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.helpers import same_bits
 from tests.support.hostile import LARGEST, REFUSED, Arguments, freed, meta, shrunk, with_offset
@@ -22,7 +22,7 @@ LENGTH, CAPACITY = 4096, 4352
 def arguments(moments: torch.dtype = torch.float32, param: torch.dtype = torch.float32, **given: Any) -> Arguments:
     """A step over two parameters, the second one empty."""
     params = [torch.linspace(-1.0, 1.0, LENGTH).to(param), torch.zeros(0, dtype=param)]
-    layouts = [fingerprint(p.shape, p.stride()) for p in params]
+    layouts = [layout_hash(p.shape, p.stride()) for p in params]
     codes = moments == torch.int8
     return {
         "params": params,
@@ -31,7 +31,7 @@ def arguments(moments: torch.dtype = torch.float32, param: torch.dtype = torch.f
         "exp_avg_sq": torch.zeros(CAPACITY, dtype=torch.uint8 if codes else moments),
         "segments": torch.tensor([[0, layouts[0]], [LENGTH, layouts[1]]]),
         "scalar_index": torch.zeros(2, dtype=torch.int64),
-        "scalars": torch.tensor([step_row(GROUP_DEFAULTS, 9)], dtype=torch.float64),
+        "scalars": torch.tensor([compute_scalars(GROUP_DEFAULTS, 9)], dtype=torch.float64),
         **({"scales": torch.zeros(2, CAPACITY // 256)} if codes else {}),
         **given,
     }
@@ -135,7 +135,7 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
         lambda: arguments(
             params=[torch.zeros(64, 64), torch.zeros(0)],
             grads=[shrunk(torch.zeros(64, 64).t()), torch.zeros(0)],
-            segments=torch.tensor([[0, fingerprint([64, 64], [64, 1])], [LENGTH, fingerprint([0], [1])]]),
+            segments=torch.tensor([[0, layout_hash([64, 64], [64, 1])], [LENGTH, layout_hash([0], [1])]]),
         ),
         "storage",
     ),
@@ -163,7 +163,7 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "expanded_parameter": (
         lambda: arguments(
             params=[torch.zeros(1).expand(LENGTH), torch.zeros(0)],
-            segments=torch.tensor([[0, fingerprint([LENGTH], [0])], [LENGTH, fingerprint([0], [1])]]),
+            segments=torch.tensor([[0, layout_hash([LENGTH], [0])], [LENGTH, layout_hash([0], [1])]]),
         ),
         "share memory",
     ),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from radam_fused import FusedRAdam
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.numerics.scalars import hyper
+from radam_fused.numerics.scalars import group_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.hostile import LARGEST, REFUSED, Arguments, freed, meta, shrunk, with_offset
 
@@ -41,7 +41,7 @@ def test_squares_refuse(made: tuple[Callable[[], list[Tensor]], str], backend: s
 def rows_arguments(**given: Any) -> Arguments:
     """The rows of one group, which two segments take."""
     return {
-        "group_scalars": torch.tensor([hyper(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64),
+        "group_scalars": torch.tensor([group_scalars(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64),
         "sources": torch.tensor([[0, 0]]),
         "counted": torch.ones(2),
         "steps": torch.zeros(2),

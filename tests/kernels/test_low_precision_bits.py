@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.numerics.scalars import Row
+from radam_fused.numerics.scalars import StepScalars
 from tests.support.helpers import LAYOUTS
 from tests.support.paths import ROOT
 from tests.support.state_formats import FORMATS, Case, Format
@@ -127,7 +127,7 @@ def test_random_bits_depend_on_seed_and_step(form: Format, column: str, expected
 
     def other(t: int) -> Tensor:
         table = rows(t)
-        table[:, Row._fields.index(column)] += 1
+        table[:, StepScalars._fields.index(column)] += 1
         return table
 
     case.rows = other  # type: ignore[method-assign]

@@ -153,7 +153,7 @@ def replaced(**buffers: Tensor | None) -> Callable[[Case], None]:
         "start",
         "scales_of_none",
         "strided_residue",
-        "residue_dtype",
+        "master_dtype",
         "residue_rounded",
     ],
 )

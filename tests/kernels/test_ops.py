@@ -6,21 +6,21 @@ import pytest
 import torch
 
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.numerics.layout import fingerprint
-from radam_fused.numerics.scalars import step_row
+from radam_fused.numerics.layout import layout_hash
+from radam_fused.numerics.scalars import compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.helpers import filled, same_bits
 
 
 def segments(params: list[torch.Tensor], starts: list[int]) -> torch.Tensor:
-    return torch.tensor([(start, fingerprint(p.shape, p.stride())) for start, p in zip(starts, params, strict=True)])
+    return torch.tensor([(start, layout_hash(p.shape, p.stride())) for start, p in zip(starts, params, strict=True)])
 
 
 def arguments(dtype: torch.dtype = torch.float32, grad_dtype: torch.dtype | None = None) -> tuple:
     params = [filled(name, dtype, k) for k, name in enumerate(["size_257", "transposed", "size_0", "misaligned"])]
     grads = [torch.full(p.shape, 0.5, dtype=grad_dtype or dtype) for p in params]
     moments = torch.float64 if dtype == torch.float64 else torch.float32
-    rows = torch.tensor([step_row(GROUP_DEFAULTS, t) for t in (3, 9)], dtype=torch.float64)
+    rows = torch.tensor([compute_scalars(GROUP_DEFAULTS, t) for t in (3, 9)], dtype=torch.float64)
     return (
         params,
         grads,
@@ -119,7 +119,7 @@ def test_any_number_of_dimensions(ndim: int, backend: str) -> None:
     strided.copy_(values)
     grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     permuted = grad.permute(*reversed(range(ndim))).contiguous().permute(*reversed(range(ndim)))
-    rows = torch.tensor([step_row(GROUP_DEFAULTS, 9)], dtype=torch.float64)
+    rows = torch.tensor([compute_scalars(GROUP_DEFAULTS, 9)], dtype=torch.float64)
     results = []
     for p, g in ((strided, permuted), (values.clone(), grad)):
         m, v = torch.zeros(1024), torch.zeros(1024)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.numerics.scalars import SKIP, Hyper, Row, hyper, step_row
+from radam_fused.numerics.scalars import SKIP_STEP, GroupScalars, StepScalars, compute_scalars, group_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import KINDS
 from tests.support.cuda_host import Geometry, host_scalars
@@ -50,7 +50,9 @@ class Problem:
     def __init__(self, kind: str = "first_order", **given: Any) -> None:
         self.groups = groups_of(kind)
         pairs = [(group, segment) for group in range(len(self.groups)) for segment in range(len(STEPS))]
-        self.hyper = torch.tensor([hyper(group, float(group["lr"])) for group in self.groups], dtype=torch.float64)
+        self.group_scalars = torch.tensor(
+            [group_scalars(group, float(group["lr"])) for group in self.groups], dtype=torch.float64
+        )
         self.pairs = torch.tensor(pairs)
         self.counted = torch.ones(len(STEPS))
         self.counted[::5] = 0.0
@@ -65,13 +67,20 @@ class Problem:
         }
 
     def arguments(self) -> tuple:
-        return self.hyper, self.pairs, self.counted, self.taken.clone(), self.taken.double(), *self.given.values()
+        return (
+            self.group_scalars,
+            self.pairs,
+            self.counted,
+            self.taken.clone(),
+            self.taken.double(),
+            *self.given.values(),
+        )
 
     def made_by(self, operator: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, norm and step counts."""
         arguments = self.arguments()
         rows, norm = operator(*arguments)
-        assert rows.shape == (len(self.pairs), len(Row._fields))
+        assert rows.shape == (len(self.pairs), len(StepScalars._fields))
         assert norm.shape == ()
         return rows, norm, arguments[3]
 
@@ -79,7 +88,7 @@ class Problem:
 def assert_same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> None:
     for name, a, b in zip(("rows", "norm", "steps"), ours, theirs, strict=True):
         if name == "rows":
-            for column, x, y in zip(Row._fields, a.unbind(1), b.unbind(1), strict=True):
+            for column, x, y in zip(StepScalars._fields, a.unbind(1), b.unbind(1), strict=True):
                 assert same_bits(x, y), f"column {column} of the rows"
         assert same_bits(a, b), name
 
@@ -145,7 +154,7 @@ def test_body_of_the_cuda_kernel(host_kernels: ctypes.CDLL, kind: str, geometry:
         )
 
 
-@pytest.mark.parametrize(("thread", "what"), [(0, "norm|column"), (33, "column"), (1023, "column grad_factor")])
+@pytest.mark.parametrize(("thread", "what"), [(0, "norm|column"), (33, "column"), (1023, "column grad_scale_factor")])
 def test_a_skipped_thread_of_the_kernel_is_noticed(host_kernels: ctypes.CDLL, thread: int, what: str) -> None:
     """The negative control: one of 1,024 threads does not run."""
     problem = Problem(**OPTIONS["clipped"])
@@ -156,13 +165,13 @@ def test_a_skipped_thread_of_the_kernel_is_noticed(host_kernels: ctypes.CDLL, th
 
 @KIND
 def test_equals_the_rows_of_the_host(kind: str, backend: str) -> None:
-    """`step_row` is another way to the same scalars, with Python's own arithmetic."""
+    """`compute_scalars` is another way to the same scalars, with Python's own arithmetic."""
     problem = Problem(kind)
     rows, norm, _ = problem.made_by(OPERATORS[backend].scalars)
-    expected = [step_row(group, t) for group, t in itertools.product(problem.groups, STEPS)]
+    expected = [compute_scalars(group, t) for group, t in itertools.product(problem.groups, STEPS)]
     assert same_bits(rows, torch.tensor(expected, dtype=torch.float64))
     assert norm == 0.0
-    wrong = [step_row(group, t + 1) for group, t in itertools.product(problem.groups, STEPS)]
+    wrong = [compute_scalars(group, t + 1) for group, t in itertools.product(problem.groups, STEPS)]
     assert not same_bits(rows, torch.tensor(wrong, dtype=torch.float64))  # the negative control
 
 
@@ -170,9 +179,9 @@ def test_equals_the_rows_of_the_host(kind: str, backend: str) -> None:
 def test_a_skipped_step_is_not_counted(found: float | None, skips: bool, backend: str) -> None:
     problem = Problem(found_inf=None if found is None else one(found))
     rows, _, steps = problem.made_by(OPERATORS[backend].scalars)
-    direction = rows[:, Row._fields.index("direction")]
-    assert bool((direction == SKIP).all()) == skips
-    assert bool((direction == SKIP).any()) == skips
+    direction = rows[:, StepScalars._fields.index("update_rule")]
+    assert bool((direction == SKIP_STEP).all()) == skips
+    assert bool((direction == SKIP_STEP).any()) == skips
     assert same_bits(steps, problem.taken if skips else problem.taken + problem.counted)
 
 
@@ -184,8 +193,10 @@ def test_clips_as_torch_does(backend: str) -> None:
         rows, found, _ = problem.made_by(OPERATORS[backend].scalars)
         torch.testing.assert_close(found, squares.sum().sqrt(), rtol=1e-14, atol=0.0)
         expected = torch.clamp(0.7 / (found + 1e-6), max=1.0)
-        assert same_bits(rows[1, Row._fields.index("grad_factor")], -expected)  # the first group maximizes
-        assert same_bits(rows[-1, Row._fields.index("grad_factor")], expected)
+        assert same_bits(
+            rows[1, StepScalars._fields.index("grad_scale_factor")], -expected
+        )  # the first group maximizes
+        assert same_bits(rows[-1, StepScalars._fields.index("grad_scale_factor")], expected)
 
 
 def clip_problems(count: int = 48) -> list[Problem]:
@@ -203,7 +214,7 @@ def clip_problems(count: int = 48) -> list[Problem]:
 
 
 def clip_factors(operator: Any) -> Tensor:
-    column = Row._fields.index("grad_factor")
+    column = StepScalars._fields.index("grad_scale_factor")
     return torch.stack([problem.made_by(operator)[0][0, column] for problem in clip_problems()])
 
 
@@ -255,7 +266,7 @@ def test_opcheck(options: dict, backend: str) -> None:
             torch.zeros(9, 14, dtype=torch.float64),
             r"group_scalars must be contiguous float64 of shape \(groups, 16\)",
         ),
-        (0, torch.zeros(9, len(Hyper._fields)), "group_scalars must be"),
+        (0, torch.zeros(9, len(GroupScalars._fields)), "group_scalars must be"),
         (1, torch.zeros(4, 2), r"sources must be contiguous int64 of shape \(n, 2\)"),
         (1, torch.tensor([[0, 0], [9, 0]]), "sources: row 1 names group 9 of 9"),
         (1, torch.tensor([[0, 0], [0, len(STEPS)]]), "sources: row 1 names segment 62 of 62"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.numerics.scalars import SKIP, hyper, step_row
+from radam_fused.numerics.scalars import SKIP_STEP, compute_scalars, group_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import KINDS
 from tests.support.helpers import noise, one_ulp_up, same_bits
@@ -36,7 +36,9 @@ def row_arguments(groups: list[dict] = GROUPS, **changes: object) -> dict:
     """Every group at every count; the segments of odd counts do not step."""
     steps = torch.tensor(STEPS, dtype=torch.float32)
     arguments = {
-        "group_scalars": torch.tensor([hyper(group, float(group["lr"])) for group in groups], dtype=torch.float64),
+        "group_scalars": torch.tensor(
+            [group_scalars(group, float(group["lr"])) for group in groups], dtype=torch.float64
+        ),
         "sources": torch.cartesian_prod(torch.arange(len(groups)), torch.arange(len(steps))),
         "counted": (steps % 2 == 0).float(),
         "steps": steps,
@@ -71,7 +73,7 @@ def test_rows_equal_reference_and_the_host() -> None:
     """The host's own formulas are those of `radam_fused.rectification`, with the same bits."""
     rows, norm, steps = assert_same(row_arguments())
     assert norm == 0
-    host = [step_row(group, int(taken) + 1) for group, taken in itertools.product(GROUPS, STEPS)]
+    host = [compute_scalars(group, int(taken) + 1) for group, taken in itertools.product(GROUPS, STEPS)]
     assert same_bits(rows, torch.tensor(host, dtype=torch.float64))
     assert torch.equal(steps, torch.tensor(STEPS) + (torch.tensor(STEPS) % 2 == 0).float())
     changed = rows.clone()
@@ -116,7 +118,7 @@ def test_scale_and_found_inf(found: float, shape: tuple[int, ...]) -> None:
     )
     rows, _, steps = assert_same(arguments)
     skipped = found != 0
-    assert bool((rows[:, 8] == SKIP).all()) == skipped
+    assert bool((rows[:, 8] == SKIP_STEP).all()) == skipped
     assert torch.equal(steps, arguments["steps"]) == skipped
 
 
@@ -131,8 +133,8 @@ def test_rows_read_counts_before_they_count() -> None:
         counted=torch.ones(3000),
     )
     rows, _, steps = assert_same(arguments)
-    assert same_bits(rows[299], torch.tensor(step_row(groups[299], 7), dtype=torch.float64))
-    assert not same_bits(rows[299], torch.tensor(step_row(groups[299], 8), dtype=torch.float64))
+    assert same_bits(rows[299], torch.tensor(compute_scalars(groups[299], 7), dtype=torch.float64))
+    assert not same_bits(rows[299], torch.tensor(compute_scalars(groups[299], 8), dtype=torch.float64))
     assert steps.eq(7.0).all()
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.backends.triton import tables as triton_tables
-from radam_fused.numerics.layout import fingerprint, segment_starts
-from radam_fused.numerics.scalars import SKIP, step_row
+from radam_fused.numerics.layout import layout_hash, segment_starts
+from radam_fused.numerics.scalars import SKIP_STEP, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.helpers import LAYOUTS, filled, same_bits
 
@@ -26,12 +26,12 @@ class Step:
         ]
         starts, length = segment_starts([p.numel() for p in self.params])
         self.segments = torch.tensor(
-            [(start, fingerprint(p.shape, p.stride())) for start, p in zip(starts, self.params, strict=True)]
+            [(start, layout_hash(p.shape, p.stride())) for start, p in zip(starts, self.params, strict=True)]
         )
         moments = torch.float64 if dtype == torch.float64 else torch.float32
         self.moments = [torch.rand(length, generator=torch.Generator().manual_seed(k)).to(moments) for k in range(2)]
-        self.rows = torch.tensor([step_row(GROUP_DEFAULTS, t) for t in (3, 9, 9)], dtype=torch.float64)
-        self.rows[2, 8] = SKIP
+        self.rows = torch.tensor([compute_scalars(GROUP_DEFAULTS, t) for t in (3, 9, 9)], dtype=torch.float64)
+        self.rows[2, 8] = SKIP_STEP
         self.row_of = torch.arange(len(self.params)) % 3
 
     def run(self, backend: str, zero_grads: bool) -> None:

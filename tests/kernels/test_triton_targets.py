@@ -28,12 +28,12 @@ torch.cuda.device_of = lambda tensor: __import__("contextlib").nullcontext()
 {launch}
 """
 STEP = """
-from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.layout import layout_hash
 state, dtype = torch.{state}, torch.{dtype}
 backend.step(
     [torch.ones(4096, dtype=dtype)], [torch.ones(4096, dtype=dtype)],
     torch.zeros(4096, dtype=state), torch.zeros(4096, dtype=torch.uint8 if state == torch.int8 else state),
-    torch.tensor([[0, fingerprint([4096], [1])]]), torch.zeros(1, dtype=torch.int64),
+    torch.tensor([[0, layout_hash([4096], [1])]]), torch.zeros(1, dtype=torch.int64),
     torch.zeros(1, 11, dtype=torch.float64), False, torch.zeros(2, 16) if state == torch.int8 else None,
 )
 """

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.numerics.layout import fingerprint, segment_starts
-from radam_fused.numerics.scalars import HOLD, SKIP, step_row
+from radam_fused.numerics.layout import layout_hash, segment_starts
+from radam_fused.numerics.scalars import NO_PARAM_UPDATE, SKIP_STEP, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.kernels.test_bits import PAIRS, SHORT, _threads, expanded  # noqa: F401  (the fixture restores the thread count)
 from tests.support.cuda_host import Geometry, host_step, same_layout
@@ -31,9 +31,9 @@ GEOMETRIES = {
 
 def rows_of_every_kind() -> Tensor:
     """Momentum, adaptive, hold and skip."""
-    rows = [step_row(GROUP_DEFAULTS, 3), step_row({**GROUP_DEFAULTS, "weight_decay": 0.1}, 9)]
-    rows.append(rows[1]._replace(direction=HOLD))
-    rows.append(rows[1]._replace(direction=SKIP, alpha=float("nan"), grad_factor=float("nan")))
+    rows = [compute_scalars(GROUP_DEFAULTS, 3), compute_scalars({**GROUP_DEFAULTS, "weight_decay": 0.1}, 9)]
+    rows.append(rows[1]._replace(update_rule=NO_PARAM_UPDATE))
+    rows.append(rows[1]._replace(update_rule=SKIP_STEP, step_size=float("nan"), grad_scale_factor=float("nan")))
     return torch.tensor(rows, dtype=torch.float64)
 
 
@@ -60,7 +60,7 @@ class Problem:
         """Copies of all tensors after a step; of gradients with gaps, the gaps too."""
         params, grads = [[same_layout(t) for t in tensors] for tensors in (self.params, self.grads)]
         moments = [m.clone() for m in self.moments]
-        table = [(at, fingerprint(p.shape, p.stride())) for at, p in zip(self.starts, params, strict=True)]
+        table = [(at, layout_hash(p.shape, p.stride())) for at, p in zip(self.starts, params, strict=True)]
         rows = rows_of_every_kind() if rows is None else rows
         step(params, grads, *moments, torch.tensor(table), torch.tensor(self.row_of), rows, zero_grads)
         stored = [torch.empty(0, dtype=g.dtype).set_(g.untyped_storage()) for g in grads]
@@ -165,7 +165,7 @@ def test_opcheck(backend: str) -> None:
     names = ["size_257", "transposed", "misaligned"]
     params = [filled(name, torch.float32, k) for k, name in enumerate(names)]
     starts, length = segment_starts([p.numel() for p in params])
-    table = [(at, fingerprint(p.shape, p.stride())) for at, p in zip(starts, params, strict=True)]
+    table = [(at, layout_hash(p.shape, p.stride())) for at, p in zip(starts, params, strict=True)]
     moments = torch.zeros(length), torch.zeros(length)
     arguments = (params, [torch.ones_like(p) for p in params], *moments, torch.tensor(table), torch.tensor([0, 1, 3]))
     result = torch.library.opcheck(OPERATORS[backend].step, (*arguments, rows_of_every_kind(), True))

@@ -12,7 +12,7 @@ import torch
 import torch.optim.radam as torch_radam
 from torch import Tensor
 
-from radam_fused.numerics.scalars import ADAPTIVE, Row, step_row
+from radam_fused.numerics.scalars import RECTIFIED, StepScalars, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.device_scalars import BETA2, STEPS, device_scalars, group
 
@@ -34,10 +34,10 @@ def exact_alpha(t: int, beta1: float, beta2: float) -> tuple[float, bool]:
 @pytest.mark.parametrize("beta2", BETA2)
 def test_alpha_is_float64_mathematics(beta2: float, backend: str, device: torch.device) -> None:
     for t, rows in zip(STEPS, device_scalars([group(beta2, lr=1.0)], STEPS, backend, device), strict=True):
-        row = Row(*rows[0].tolist())
+        row = StepScalars(*rows[0].tolist())
         alpha, rectified = exact_alpha(t, 0.9, beta2)
-        assert (row.direction == ADAPTIVE) == rectified
-        assert row.alpha == pytest.approx(alpha, rel=2e-13, abs=0)
+        assert (row.update_rule == RECTIFIED) == rectified
+        assert row.step_size == pytest.approx(alpha, rel=2e-13, abs=0)
 
 
 # torch.optim.RAdam(capturable=True) computes rho_t in float32, from a float32 step: about t, and the difference of
@@ -62,9 +62,9 @@ def torchs_step(t: int, beta2: float) -> float:
 
 def our_step(t: int, beta2: float) -> float:
     """The same of ours; m / (1 - beta1^t) is 1, and v is 1 - beta2^t."""
-    row = step_row({**GROUP_DEFAULTS, "betas": (0.9, beta2), "lr": 1.0}, t)
-    unscaled = row.alpha * (1 - 0.9**t)
-    return unscaled / (math.sqrt(1 - beta2**t) + 1e-8) if row.direction == ADAPTIVE else unscaled
+    row = compute_scalars({**GROUP_DEFAULTS, "betas": (0.9, beta2), "lr": 1.0}, t)
+    unscaled = row.step_size * (1 - 0.9**t)
+    return unscaled / (math.sqrt(1 - beta2**t) + 1e-8) if row.update_rule == RECTIFIED else unscaled
 
 
 def exact_step(t: int, beta2: float) -> float:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from radam_fused import FusedRAdam
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.backends.triton import step as triton
-from radam_fused.numerics.layout import fingerprint
+from radam_fused.numerics.layout import layout_hash
 from radam_fused.numerics.quantization import join, low_bits, to_parameter
-from radam_fused.numerics.scalars import step_row
+from radam_fused.numerics.scalars import compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.cuda_host import Geometry, host_step
 from tests.support.helpers import same_bits
@@ -56,14 +56,14 @@ class Run:
             **{"lr": lr, "betas": (BETA1, beta2), "eps": EPS, "weight_decay": decay / lr, "rectification": "none"},
             "decoupled_weight_decay": True,
         }
-        self.layout = torch.tensor([(0, fingerprint((length,), (1,)))])
+        self.layout = torch.tensor([(0, layout_hash((length,), (1,)))])
         self.row_of = torch.zeros(1, dtype=torch.int64)
 
     def gradient(self) -> Tensor:
         return torch.randn(self.p.shape, generator=self.generator)
 
     def rows(self, t: int) -> Tensor:
-        return torch.tensor([step_row(self.group, t)], dtype=torch.float64)
+        return torch.tensor([compute_scalars(self.group, t)], dtype=torch.float64)
 
     def decay_done(self, step: Step, split: bool) -> float:
         """What has been taken from the parameters for decay over what is due, after `STEPS` steps."""

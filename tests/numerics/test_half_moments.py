@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from radam_fused import FusedRAdam
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.numerics import philox, quantization
-from radam_fused.numerics.scalars import step_row
+from radam_fused.numerics.scalars import compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.cuda_host import Geometry, host_step
 from tests.support.helpers import same_bits
@@ -108,7 +108,7 @@ class Stopping(Case):
 
     def rows(self, t: int) -> Tensor:
         group = {**GROUP_DEFAULTS, "betas": (0.9, 0.5), "rectification": "none"}
-        return torch.tensor([step_row(group, t)] * 6, dtype=torch.float64)
+        return torch.tensor([compute_scalars(group, t)] * 6, dtype=torch.float64)
 
     def stop(self, step: Any, count: int = 60) -> list[Tensor]:
         for t in range(1, count + 1):

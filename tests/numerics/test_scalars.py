@@ -11,57 +11,57 @@ import torch
 from torch import Tensor
 
 from radam_fused.numerics import scalars as rows
-from radam_fused.numerics.scalars import ADAPTIVE, HOLD, MOMENTUM, RowTable, step_row
+from radam_fused.numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, UNRECTIFIED, ScalarBuffer, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from radam_fused.rectification import rectification
 from tests.support.helpers import same_bits
 
 
 def row(t: int, **changed: object):
-    return step_row({**GROUP_DEFAULTS, **changed}, t)
+    return compute_scalars({**GROUP_DEFAULTS, **changed}, t)
 
 
 @pytest.mark.parametrize("t", [1, 5, 6, 7, 50, 1000])
 def test_radam(t: int) -> None:
     r = row(t, lr=0.02)
     c1, c2 = 1 - 0.9**t, 1 - 0.999**t
-    assert r.direction == (ADAPTIVE if t >= 6 else MOMENTUM)
+    assert r.update_rule == (RECTIFIED if t >= 6 else UNRECTIFIED)
     expected = 0.02 * rectification(t, 0.999) * math.sqrt(c2) / c1 if t >= 6 else 0.02 / c1
-    assert r.alpha == pytest.approx(expected, rel=1e-9)
+    assert r.step_size == pytest.approx(expected, rel=1e-9)
     assert r.eps == 1e-8
 
 
 def test_adam_moves_eps_before_the_bias_correction() -> None:
     r = row(3, rectification="none")
-    assert r.direction == ADAPTIVE
-    assert r.alpha == pytest.approx(1e-3 * math.sqrt(1 - 0.999**3) / (1 - 0.9**3), rel=1e-9)
+    assert r.update_rule == RECTIFIED
+    assert r.step_size == pytest.approx(1e-3 * math.sqrt(1 - 0.999**3) / (1 - 0.9**3), rel=1e-9)
     assert r.eps == pytest.approx(1e-8 * math.sqrt(1 - 0.999**3), rel=1e-9)
 
 
 def test_hold_until_rectified() -> None:
     r = row(5, degenerated_to_sgd=False, weight_decay=0.1, decoupled_weight_decay=True)
-    assert (r.direction, r.alpha) == (HOLD, 0.0)
-    assert row(6, degenerated_to_sgd=False).direction == ADAPTIVE
+    assert (r.update_rule, r.step_size) == (NO_PARAM_UPDATE, 0.0)
+    assert row(6, degenerated_to_sgd=False).update_rule == RECTIFIED
 
 
 def test_decay_is_coupled_or_decoupled() -> None:
     coupled = row(9, weight_decay=0.1, lr=0.5)
-    assert (coupled.coupled_decay, coupled.decay) == (0.1, 0.0)
+    assert (coupled.l2_decay, coupled.decay_factor) == (0.1, 0.0)
     decoupled = row(9, weight_decay=0.1, lr=0.5, decoupled_weight_decay=True)
-    assert (decoupled.coupled_decay, decoupled.decay) == (0.0, 0.05)
+    assert (decoupled.l2_decay, decoupled.decay_factor) == (0.0, 0.05)
 
 
 def test_maximize_changes_the_sign_of_the_gradient() -> None:
-    assert (row(9).grad_factor, row(9, maximize=True).grad_factor) == (1.0, -1.0)
+    assert (row(9).grad_scale_factor, row(9, maximize=True).grad_scale_factor) == (1.0, -1.0)
 
 
 @pytest.mark.parametrize("threshold", [4.0, 5.0])
 def test_threshold(threshold: float) -> None:
-    assert row(5, rho_threshold=threshold).direction == (ADAPTIVE if threshold == 4.0 else MOMENTUM)
+    assert row(5, rho_threshold=threshold).update_rule == (RECTIFIED if threshold == 4.0 else UNRECTIFIED)
 
 
 def written(group: dict[str, Any], taken: int) -> Tensor:
-    return RowTable(1).filled([group], [(0, 1)], torch.tensor([-1.0, float(taken)], dtype=torch.float64)).clone()
+    return ScalarBuffer(1).filled([group], [(0, 1)], torch.tensor([-1.0, float(taken)], dtype=torch.float64)).clone()
 
 
 GROUPS = {
@@ -79,12 +79,12 @@ GROUPS = {
 
 @pytest.mark.parametrize("changed", GROUPS.values(), ids=GROUPS.keys())
 def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's rows are those of `step_row`, bit for bit, and those of another step are not."""
+    """The host's rows are those of `compute_scalars`, bit for bit, and those of another step are not."""
     group = {**GROUP_DEFAULTS, **changed}
     made = []
-    monkeypatch.setattr(rows, "step_row", lambda *given: made.append(given) or step_row(*given))
+    monkeypatch.setattr(rows, "compute_scalars", lambda *given: made.append(given) or compute_scalars(*given))
     for taken in (0, 1, 2, 3, 4, 5, 6, 7, 99, 100_000):
-        expected = torch.tensor([step_row(group, taken + 1)], dtype=torch.float64)
+        expected = torch.tensor([compute_scalars(group, taken + 1)], dtype=torch.float64)
         assert same_bits(written(group, taken), expected)
         assert not same_bits(written(group, taken + 1), expected)
     assert not made  # it was C that wrote them
@@ -94,8 +94,8 @@ def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPa
 def test_rows_left_to_python(lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     group = {**GROUP_DEFAULTS, "lr": lr}
     made = []
-    monkeypatch.setattr(rows, "step_row", lambda *given: made.append(given) or step_row(*given))
-    assert same_bits(written(group, 9), torch.tensor([step_row(group, 10)], dtype=torch.float64))
+    monkeypatch.setattr(rows, "compute_scalars", lambda *given: made.append(given) or compute_scalars(*given))
+    assert same_bits(written(group, 9), torch.tensor([compute_scalars(group, 10)], dtype=torch.float64))
     assert len(made) == 1
 
 

@@ -262,7 +262,7 @@ def test_a_default_device_leaves_the_pointer_path_on(monkeypatch: pytest.MonkeyP
 def test_imported_under_a_default_it_finds_the_pointer_path(before: str) -> None:
     script = (
         f"import torch\nimport torch._subclasses\n{before}\nimport radam_fused\nfrom radam_fused import cpp_helpers\n"
-        "print(cpp_helpers.DESCRIBES)"
+        "print(cpp_helpers.HAS_POINTER_PATH)"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr

@@ -121,7 +121,7 @@ p = torch.nn.Parameter(torch.linspace(-1, 1, 1000))
 p.grad = torch.linspace(1, -1, 1000)
 radam_fused.FusedRAdam([p], lr=0.25, backend=sys.argv[1]).step()
 facts = dict(file=radam_fused.__file__, version=radam_fused.__version__, backends=radam_fused.available_backends())
-facts["by_pointers"] = radam_fused.cpp_helpers.DESCRIBES
+facts["by_pointers"] = radam_fused.cpp_helpers.HAS_POINTER_PATH
 print(json.dumps(facts | dict(p=p.tolist())))
 """
 

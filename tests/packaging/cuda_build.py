@@ -46,7 +46,7 @@ print(json.dumps({
     "operators": [n for n in torch._C._dispatch_get_registrations_for_dispatch_key(key) if n.startswith("radam_fused")],
     "native": {n: [l for l in d.splitlines() if l.startswith(("CPU:", "CUDA:"))] for n, d in dumps.items()},
     "backends": radam_fused.available_backends(),
-    "by_pointers": cpp_helpers.DESCRIBES,
+    "by_pointers": cpp_helpers.HAS_POINTER_PATH,
 }))
 """
 

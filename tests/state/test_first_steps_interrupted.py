@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.backends.reference import step as reference
-from radam_fused.numerics.layout import fingerprint
-from radam_fused.numerics.scalars import ADAPTIVE, Row
+from radam_fused.numerics.layout import layout_hash
+from radam_fused.numerics.scalars import RECTIFIED, StepScalars
 from tests.support.helpers import same_bits
 from tests.support.interrupts import Interrupted, signal_at
 
@@ -117,14 +117,14 @@ def test_the_reference_writes_nothing_where_memory_runs_out(dtype: torch.dtype) 
         params = [torch.linspace(-1.0, 1.0, 30), torch.linspace(-1.0, 1.0, 40).view(4, 10)]
         return params, torch.zeros(512, dtype=dtype), torch.zeros(512, dtype=dtype)
 
-    segments = torch.tensor([(0, fingerprint([30], [1])), (256, fingerprint([4, 10], [10, 1]))])
-    row = Row(*[0.0] * len(Row._fields))._replace(
-        direction=ADAPTIVE,
-        grad_factor=1.0,
+    segments = torch.tensor([(0, layout_hash([30], [1])), (256, layout_hash([4, 10], [10, 1]))])
+    row = StepScalars(*[0.0] * len(StepScalars._fields))._replace(
+        update_rule=RECTIFIED,
+        grad_scale_factor=1.0,
         one_minus_beta1=0.1,
         one_minus_beta2=0.001,
         beta2=0.999,
-        alpha=0.01,
+        step_size=0.01,
         eps=1.0,
     )
     rows = torch.tensor([row], dtype=torch.float64)

@@ -109,7 +109,7 @@ def test_a_failing_operator_is_tried_a_bounded_number_of_times(monkeypatch: pyte
         calls.append(1)
         raise RuntimeError("a launch failed (played)")
 
-    opt._placement.ops[bucket] = ops._replace(step=failing, by_addresses=False)
+    opt._placement.ops[bucket] = ops._replace(step=failing, has_pointer_path=False)
     monkeypatch.setattr(type(opt._placement), "amend", lambda self, b: True)  # says each time that it has repaired
     bucket._plan = None
     give(params, 1)

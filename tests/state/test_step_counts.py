@@ -150,16 +150,16 @@ def test_stochastic_rounding_differs_in_each_step_beyond_what_float32_holds() ->
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_the_scalars_operator_keeps_exact_counts(backend: str) -> None:
-    from radam_fused.numerics.scalars import Row, hyper
+    from radam_fused.numerics.scalars import StepScalars, group_scalars
     from radam_fused.options import GROUP_DEFAULTS
 
-    table = torch.tensor([hyper(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64)
+    table = torch.tensor([group_scalars(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64)
     taken = torch.tensor([BIG, BIG + 1.0, 7.0], dtype=torch.float64)
     steps = taken.float()
     steps[2] = 50.0  # written by user code
     pairs = torch.tensor([[0, 0], [0, 1], [0, 2]])
     rows, _ = OPERATORS[backend].scalars(table, pairs, torch.ones(3), steps, taken, None, None, 0.0, None, None)
-    assert rows[:, Row._fields.index("step")].tolist() == [BIG + 1.0, BIG + 2.0, 51.0]
+    assert rows[:, StepScalars._fields.index("step")].tolist() == [BIG + 1.0, BIG + 2.0, 51.0]
     assert taken.tolist() == [BIG + 1.0, BIG + 2.0, 51.0]
     assert torch.equal(steps, taken.float())
 

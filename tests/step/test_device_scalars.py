@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
-from radam_fused.numerics.scalars import Row, step_row
+from radam_fused.numerics.scalars import StepScalars, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.device_scalars import BETA2, STEPS, device_scalars, group
 from tests.support.helpers import same_bits
@@ -28,7 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def host_scalars(groups: list[dict[str, Any]], t: int) -> Tensor:
-    return torch.tensor([step_row({**GROUP_DEFAULTS, **g}, t) for g in groups], dtype=torch.float64)
+    return torch.tensor([compute_scalars({**GROUP_DEFAULTS, **g}, t) for g in groups], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
@@ -52,7 +52,7 @@ def test_another_beta2_gives_other_rows(backend: str, device: torch.device) -> N
     groups = [group(beta2) for beta2 in BETA2]
     changed = [group(math.nextafter(beta2, 0.0)) for beta2 in BETA2]
     (rows,) = device_scalars(changed, range(30, 31), backend, device)
-    alphas = Row._fields.index("alpha")
+    alphas = StepScalars._fields.index("step_size")
     assert (rows != host_scalars(groups, 30)).any(dim=1).all()
     assert (rows != host_scalars(groups, 30))[:, alphas].any()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from radam_fused import FusedRAdam
-from radam_fused.cpp_helpers import DESCRIBES
+from radam_fused.cpp_helpers import HAS_POINTER_PATH
 from radam_fused.step.pointer_table import BRIEF
 from tests.support.helpers import same_bits
 from tests.support.pointer_path import STEPS, parameters
@@ -47,7 +47,7 @@ def trained(by_pointers: bool, dtype: torch.dtype, grad_dtype: torch.dtype, **op
 
 
 def test_this_torch_has_what_it_takes() -> None:
-    assert DESCRIBES
+    assert HAS_POINTER_PATH
 
 
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "zero_grads": True}], ids=["", "clip-zero_grads"])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from radam_fused.numerics.layout import PARTIAL_SUMS
-from radam_fused.numerics.scalars import Row
+from radam_fused.numerics.scalars import StepScalars
 from radam_fused.numerics.tensor_checks import check_gradients, overlaps_itself
 from tests.support.paths import ROOT
 
@@ -68,7 +68,7 @@ class _RowsArguments(ctypes.Structure):
     """As csrc/numerics/scalars_op.h has it."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("hyper", "pairs")),
+        *((name, ctypes.c_void_p) for name in ("group_scalars", "pairs")),
         ("row_count", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("counted", "steps", "taken")),
         ("segment_count", ctypes.c_int64),
@@ -185,7 +185,7 @@ def host_scalars(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tupl
     """Rows as `radam_fused.backends.ops` describes them."""
 
     def rows(
-        hyper: Tensor,
+        group_scalars: Tensor,
         pairs: Tensor,
         counted: Tensor,
         steps: Tensor,
@@ -199,10 +199,10 @@ def host_scalars(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tupl
         def at(tensor: Tensor | None) -> int | None:
             return None if tensor is None else tensor.data_ptr()
 
-        made = torch.full((len(pairs), len(Row._fields)), -1.0, dtype=torch.float64)
+        made = torch.full((len(pairs), len(StepScalars._fields)), -1.0, dtype=torch.float64)
         norm = torch.full((), -1.0, dtype=torch.float64)
         arguments = _RowsArguments(
-            *(at(hyper), at(pairs), len(pairs), at(counted), at(steps), at(taken), len(steps)),
+            *(at(group_scalars), at(pairs), len(pairs), at(counted), at(steps), at(taken), len(steps)),
             *(at(lr), 0 if lr is None else lr.stride(0), lr is not None and lr.dtype == torch.float64),
             *(at(squares), 0 if squares is None else len(squares), max_grad_norm),
             *map(at, (grad_scale, found_inf, made, norm)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
-from radam_fused.numerics.scalars import hyper
+from radam_fused.numerics.scalars import group_scalars
 from radam_fused.options import GROUP_DEFAULTS
 
 BETA2 = (0.9, 0.99, 0.999, 0.9995, 0.9999, 0.99999, 0.999999)
@@ -22,7 +22,7 @@ def group(beta2: float, **options: Any) -> dict[str, Any]:
 
 def device_scalars(groups: list[dict[str, Any]], steps: range, backend: str, device: torch.device) -> Iterator[Tensor]:
     """What the scalars operator says in each step, a row a group."""
-    table = torch.tensor([hyper(h := {**GROUP_DEFAULTS, **g}, h["lr"]) for g in groups], dtype=torch.float64)
+    table = torch.tensor([group_scalars(h := {**GROUP_DEFAULTS, **g}, h["lr"]) for g in groups], dtype=torch.float64)
     pairs = torch.tensor([(i, i) for i in range(len(groups))])
     counts = torch.full((len(groups),), steps.start - 1.0, device=device)
     tensors = table.to(device), pairs.to(device), torch.ones_like(counts), counts, counts.double()

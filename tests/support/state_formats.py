@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from radam_fused.numerics.layout import ALIGNMENT, fingerprint
-from radam_fused.numerics.scalars import SKIP, step_row
-from radam_fused.numerics.state_format import residue_dtype, second_dtype
+from radam_fused.numerics.layout import ALIGNMENT, layout_hash
+from radam_fused.numerics.scalars import SKIP_STEP, compute_scalars
+from radam_fused.numerics.state_format import master_dtype, second_dtype
 from radam_fused.options import GROUP_DEFAULTS
 from tests.support.helpers import LAYOUTS, bits, filled, gradients
 
@@ -75,11 +75,11 @@ class Case:
         self.exp_avg = torch.zeros(end, dtype=form.state)
         self.exp_avg_sq = torch.zeros(end, dtype=second_dtype(form.state))
         self.scales = torch.zeros(2, end // ALIGNMENT) if form.state == torch.int8 else None
-        residue = residue_dtype(form.master, form.param)
+        residue = master_dtype(form.master, form.param)
         self.residue = None if residue is None else torch.zeros(end, dtype=residue)
         if form.master == "fp32":
             self._copy_masters(starts)
-        layout = [(start, fingerprint(p.shape, p.stride())) for start, p in zip(starts, self.params, strict=True)]
+        layout = [(start, layout_hash(p.shape, p.stride())) for start, p in zip(starts, self.params, strict=True)]
         self.segments = torch.tensor(layout, dtype=torch.int64)
         self.row_of = torch.tensor([k % len(GROUPS) for k in range(len(self.params))], dtype=torch.int64)
 
@@ -91,9 +91,9 @@ class Case:
                 self.residue.as_strided(p.shape, strides, start).copy_(p)
 
     def rows(self, t: int) -> Tensor:
-        rows = torch.tensor([step_row({**GROUP_DEFAULTS, **group}, t) for group in GROUPS], dtype=torch.float64)
+        rows = torch.tensor([compute_scalars({**GROUP_DEFAULTS, **group}, t) for group in GROUPS], dtype=torch.float64)
         if t == 4:
-            rows[1, 8] = SKIP
+            rows[1, 8] = SKIP_STEP
         return rows
 
     def run(self, step: Callable[..., None], steps: int | tuple[int, int] = 7) -> list[Tensor]:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ...device import upload
 from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
-from ..operator_checks import check_squares
+from ..operator_checks import check_grad_norm
 
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
     """``radam_fused::grad_norm_reference``; what it returns is said in `radam_fused.backends.ops`."""
-    check_squares(grads)
+    check_grad_norm(grads)
     device = grads[0].device
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
     bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS

@@ -29,8 +29,8 @@ from ...numerics.quantization import (
     square_root,
     to_parameter,
 )
-from ...numerics.scalars import HOLD, SKIP, Row
-from .update import advance, decrease
+from ...numerics.scalars import NO_PARAM_UPDATE, SKIP_STEP, StepScalars
+from .update import decrease, update_moments
 
 
 class Stored:
@@ -41,7 +41,7 @@ class Stored:
         buffers: the bucket's flat ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``residue``, the last two or None.
         start: where the parameter's segment starts in them.
         origin: the place that its first element's random numbers are drawn for.
-        row: float64 (11): its `radam_fused.numerics.scalars.Row`.
+        row: float64 (11): its `radam_fused.numerics.scalars.StepScalars`.
         stochastic: whether the parameter itself is rounded so.
     """
 
@@ -64,8 +64,11 @@ class Stored:
         self._scales = None if scales is None else scales[:, start // BLOCK : -(-(start + count) // BLOCK)]
         self._residue = None if residue is None else residue[here]
         self._place = origin, count
-        self._step, self._seed = row[Row._fields.index("step")].long(), row[Row._fields.index("seed")].long()
-        self._row: Any = Row(*row.float())
+        self._step, self._seed = (
+            row[StepScalars._fields.index("step")].long(),
+            row[StepScalars._fields.index("seed")].long(),
+        )
+        self._row: Any = StepScalars(*row.float())
         self._stochastic = stochastic
 
     def _in_order(self, tensor: Tensor) -> Tensor:
@@ -74,10 +77,10 @@ class Stored:
 
     def update(self, result: Tensor) -> None:
         """One step: of the state in place, of the parameter into another tensor of its shape."""
-        row, skip = self._row, self._row.direction == SKIP
+        row, skip = self._row, self._row.update_rule == SKIP_STEP
         x, compensation = self._value()
-        m, v, d = advance(x, self._g, *self._moments(), row)
-        held = skip | (row.direction == HOLD)
+        m, v, d = update_moments(x, self._g, *self._moments(), row)
+        held = skip | (row.update_rule == NO_PARAM_UPDATE)
         if compensation is None:
             p, residue = self._stored_value(x - decrease(x, d, row))
         else:

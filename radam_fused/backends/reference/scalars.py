@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...numerics.quantization import square_root
-from ...numerics.scalars import ADAPTIVE, HOLD, SKIP, Hyper
+from ...numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, SKIP_STEP, GroupScalars
 from ...rectification import KINDS, SERIES, SERIES_FROM
-from ..operator_checks import check_rows
+from ..operator_checks import check_scalars
 from .grad_norm import tree_reduce
 
 
@@ -31,10 +31,10 @@ def scalars(
     found_inf: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_reference``; arguments and results as `radam_fused.backends.ops` says."""
-    check_rows(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
+    check_scalars(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
     group, leader = sources.unbind(1)
     columns: Any = group_scalars[group].unbind(1)
-    h: Any = Hyper(*columns)
+    h: Any = GroupScalars(*columns)
     before = torch.where(steps == taken.float(), taken, steps.double())  # a count that user code has written
     t = before[leader] + 1.0
     rate = h.lr if lr is None else lr.double()[group]
@@ -44,9 +44,9 @@ def scalars(
     rectified = adam | (rho_t > h.rho_threshold)
     r_t = torch.where(adam, 1.0, rectification(rho_t, h))
     root_c2 = square_root(c2)
-    held = torch.where(h.unrectified == HOLD, 0.0, rate / c1)
-    alpha = torch.where(rectified, rate * r_t * root_c2 / c1, held)
-    direction = torch.where(rectified, ADAPTIVE, h.unrectified)
+    held = torch.where(h.unrectified_rule == NO_PARAM_UPDATE, 0.0, rate / c1)
+    step_size = torch.where(rectified, rate * r_t * root_c2 / c1, held)
+    update_rule = torch.where(rectified, RECTIFIED, h.unrectified_rule)
 
     factor, norm = h.sign, torch.zeros((), dtype=torch.float64, device=group_scalars.device)
     scale = None if grad_scale is None else grad_scale.double().reshape(())
@@ -64,13 +64,13 @@ def scalars(
     counts = counted
     if found_inf is not None:
         skip = found_inf.reshape(()) != 0
-        direction = torch.where(skip, SKIP, direction)
+        update_rule = torch.where(skip, SKIP_STEP, update_rule)
         counts = torch.where(skip, 0.0, counted)
     taken.copy_(before + counts)
     steps.copy_(taken)
     eps = torch.where(adam, h.eps * root_c2, h.eps)
-    row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.coupled_decay]
-    row += [rate * h.decoupled_decay, alpha, factor, direction, t, h.seed]
+    row = [h.one_minus_beta1, h.beta2, h.one_minus_beta2, eps, h.l2_decay]
+    row += [rate * h.decoupled_decay, step_size, factor, update_rule, t, h.seed]
     return torch.stack(row, dim=1), norm
 
 
@@ -97,7 +97,7 @@ def _langevin(y: Tensor) -> Tensor:
 
 
 def rho(t: Tensor, c2: Tensor, h: Any) -> Tensor:
-    """`radam_fused.rectification.rho`, with ``c2 = 1 - beta2^t`` and a `Hyper` of columns."""
+    """`radam_fused.rectification.rho`, with ``c2 = 1 - beta2^t`` and a `GroupScalars` of columns."""
     y = t * h.decay_rate2
     early = t + _langevin(0.5 * h.decay_rate2) - t * _langevin(0.5 * y)
     late = h.rho_inf - 2.0 * t * ((1.0 - c2) / c2)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ...numerics.layout import moment_strides
-from ...numerics.scalars import Row
-from ...numerics.tensor_checks import one_of_each
+from ...numerics.scalars import StepScalars
+from ...numerics.tensor_checks import storage_view
 from ..operator_checks import check_step
 from .low_precision import Stored
 from .update import update_by_device, update_by_host
@@ -30,13 +30,13 @@ def step(
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.backends.ops` says."""
     state, tables = (exp_avg, exp_avg_sq, scales, master), (segments, scalar_index, scalars, rng_offsets)
     plain = check_step(params, grads, state, tables, stochastic)
-    zeroed = [one_of_each(grad.detach()) for grad in grads] if zero_grads else []
+    zeroed = [storage_view(grad.detach()) for grad in grads] if zero_grads else []
     on_host = scalars.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
     rounded = scalars.to(exp_avg.dtype if plain else torch.float32)  # once: the rounded numbers decide every branch
     table = rounded.tolist() if on_host else rounded.unbind(0)
     update = update_by_host if on_host else update_by_device
-    draws_from = segments[:, 0] if rng_offsets is None else rng_offsets
-    places = zip(segments[:, 0].tolist(), draws_from.tolist(), scalar_index.tolist(), strict=True)
+    offsets = segments[:, 0] if rng_offsets is None else rng_offsets
+    places = zip(segments[:, 0].tolist(), offsets.tolist(), scalar_index.tolist(), strict=True)
     # Everything that needs memory comes before the first write: without memory nothing is stepped.
     new_m, new_v = exp_avg.clone(), exp_avg_sq.clone()
     new = new_m, new_v, None if scales is None else scales.clone(), None if master is None else master.clone()
@@ -51,7 +51,7 @@ def step(
             Stored(p, g, new, start, origin, row, stochastic).update(result)
             continue
         m, v = (moments.as_strided(param.shape, strides, start) for moments in (new_m, new_v))
-        update(result, g, m, v, Row(*table[index]))
+        update(result, g, m, v, StepScalars(*table[index]))
     for target, values in results:
         if target is not None and values is not None:
             target.copy_(values)

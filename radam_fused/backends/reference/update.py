@@ -8,56 +8,56 @@ import torch
 from torch import Tensor
 
 from ...numerics.quantization import square_root
-from ...numerics.scalars import ADAPTIVE, HOLD, SKIP, Row
+from ...numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, SKIP_STEP, StepScalars
 
 
-def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Row) -> None:
+def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: StepScalars) -> None:
     """One parameter's update in place, in the moments' dtype; every line is one rounded operation, or several."""
-    if row.direction == SKIP:
+    if row.update_rule == SKIP_STEP:
         return
     p = param.to(m.dtype)
     g = grad.to(m.dtype)
-    if row.grad_factor != 1.0:
-        g = g * row.grad_factor
-    if row.coupled_decay != 0.0:
-        g = g + p * row.coupled_decay
+    if row.grad_scale_factor != 1.0:
+        g = g * row.grad_scale_factor
+    if row.l2_decay != 0.0:
+        g = g + p * row.l2_decay
     m.copy_(m + (g - m) * row.one_minus_beta1)
     square = (g * row.one_minus_beta2) * g
     if row.beta2 >= 0.5:
         v.copy_(v + (square - v * row.one_minus_beta2))
     else:
         v.copy_(v * row.beta2 + square)
-    if row.direction == HOLD:
+    if row.update_rule == NO_PARAM_UPDATE:
         return
-    d = m / (square_root(v) + row.eps) if row.direction == ADAPTIVE else m
-    if row.decay != 0.0:
-        param.copy_(p - (p * row.decay + d * row.alpha))
+    d = m / (square_root(v) + row.eps) if row.update_rule == RECTIFIED else m
+    if row.decay_factor != 0.0:
+        param.copy_(p - (p * row.decay_factor + d * row.step_size))
     else:
-        param.copy_(p - d * row.alpha)
+        param.copy_(p - d * row.step_size)
 
 
 def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any) -> None:
     """The same by a row of tensors with one element, of the moments' dtype; the device decides between the branches."""
     p = param.to(m.dtype)
-    m_next, v_next, d = advance(p, grad.to(m.dtype), m, v, row)
+    m_next, v_next, d = update_moments(p, grad.to(m.dtype), m, v, row)
     p_next = (p - decrease(p, d, row)).to(param.dtype)
-    skip = row.direction == SKIP
+    skip = row.update_rule == SKIP_STEP
     m.copy_(torch.where(skip, m, m_next))
     v.copy_(torch.where(skip, v, v_next))
-    param.copy_(torch.where(skip | (row.direction == HOLD), param, p_next))
+    param.copy_(torch.where(skip | (row.update_rule == NO_PARAM_UPDATE), param, p_next))
 
 
-def advance(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tuple[Tensor, Tensor, Tensor]:
+def update_moments(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Both moments after a step by a row of tensors, and the update's direction."""
-    g = g * row.grad_factor
-    g = torch.where(row.coupled_decay != 0.0, g + p * row.coupled_decay, g)
+    g = g * row.grad_scale_factor
+    g = torch.where(row.l2_decay != 0.0, g + p * row.l2_decay, g)
     m = m + (g - m) * row.one_minus_beta1
     square = (g * row.one_minus_beta2) * g
     by_difference = v + (square - v * row.one_minus_beta2)
     v = torch.where(row.beta2 >= 0.5, by_difference, v * row.beta2 + square)
-    return m, v, torch.where(row.direction == ADAPTIVE, m / (square_root(v) + row.eps), m)
+    return m, v, torch.where(row.update_rule == RECTIFIED, m / (square_root(v) + row.eps), m)
 
 
 def decrease(p: Tensor, d: Tensor, row: Any) -> Tensor:
     """What a step takes from the parameter; without decay no product with it, which may be infinite."""
-    return torch.where(row.decay != 0.0, p * row.decay + d * row.alpha, d * row.alpha)
+    return torch.where(row.decay_factor != 0.0, p * row.decay_factor + d * row.step_size, d * row.step_size)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
-from ..operator_checks import check_squares
+from ..operator_checks import check_grad_norm
 from .availability import WARPS, require, stored
 from .compat import register_limit
 from .tables import ALIGNED, Table, facts, on_device
@@ -51,7 +51,7 @@ def _table(grads: list[Tensor], tiles: int) -> Tensor:
 
     Made and checked again when an address, a shape or a dtype has changed (`triton_tables.facts`).
     """
-    check_squares(grads)
+    check_grad_norm(grads)
     filled = [grad for grad in grads if grad.numel()]
     counts = [-(-grad.numel() // NORM_TILE) for grad in filled]
     walks_at = 2 * PARTIAL_SUMS + COLUMNS * len(filled)

@@ -31,7 +31,19 @@ from .quantization import (
     stochastic,
     to_parameter,
 )
-from .step_kernel import COLUMNS, HOLD, ROW_COLUMNS, SKIP, advance, decrease, narrow, strided, update, widen, zero
+from .step_kernel import (
+    COLUMNS,
+    NO_PARAM_UPDATE,
+    ROW_COLUMNS,
+    SKIP_STEP,
+    decrease,
+    narrow,
+    strided,
+    update,
+    update_moments,
+    widen,
+    zero,
+)
 
 
 @triton.jit
@@ -135,7 +147,7 @@ def _step_elements(
     m, v = _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT)
 
     if MASTER == "kahan":
-        m, v, d = advance(x, g, m, v, row_ptr, tl.float32)
+        m, v, d = update_moments(x, g, m, v, row_ptr, tl.float32)
         taken = decrease(x, d, row_ptr, tl.float32)
         after, rest = compensated(p, widen(residue, tl.float32), taken, PARAM)
     else:
@@ -147,7 +159,7 @@ def _step_elements(
         else:
             after = narrow(x, PARAM)
     # What is written comes before the moments are encoded, which takes all the registers there are.
-    held = tl.load(row_ptr + 8) == HOLD
+    held = tl.load(row_ptr + 8) == NO_PARAM_UPDATE
     tl.store(p_at, tl.where(held, p, after), mask=inside)
     if MASTER == "fp32":
         tl.store(residue_at, x, mask=inside)  # a step that holds takes over a parameter's new value
@@ -190,7 +202,9 @@ def stored_step_kernel(
         offset = (tile - tl.load(segment_ptr + 5)) * TILE
         aligned = tl.load(segment_ptr + 6)
         left = tl.minimum(tl.load(segment_ptr + 3) - offset, TILE)
-        left = tl.where(tl.load(row_ptr + 8) == SKIP, 0, left).to(tl.int32)  # a step that is skipped counts as empty
+        left = tl.where(tl.load(row_ptr + 8) == SKIP_STEP, 0, left).to(
+            tl.int32
+        )  # a step that is skipped counts as empty
 
         if (aligned != 0) & (left == TILE):
             lane = tl.arange(0, TILE)

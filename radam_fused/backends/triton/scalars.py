@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...numerics.scalars import Row
-from ..operator_checks import check_rows
+from ...numerics.scalars import StepScalars
+from ..operator_checks import check_scalars
 from .availability import WARPS, require
 
 BLOCK = 32 * WARPS
@@ -31,8 +31,8 @@ def scalars(
     from .scalars_kernel import rows_kernel
 
     require("scalars", group_scalars.device)
-    check_rows(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
-    made = group_scalars.new_empty(sources.shape[0], len(Row._fields))
+    check_scalars(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
+    made = group_scalars.new_empty(sources.shape[0], len(StepScalars._fields))
     norm = group_scalars.new_empty(())
     with torch.cuda.device_of(group_scalars):
         rows_kernel[(1,)](

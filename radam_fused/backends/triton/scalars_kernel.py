@@ -15,12 +15,12 @@ from ... import rectification
 from .grad_norm_kernel import LANES, halve
 
 HYPER_COLUMNS = tl.constexpr(16)
-"""Of the table of groups: `radam_fused.numerics.scalars.Hyper`."""
+"""Of the table of groups: `radam_fused.numerics.scalars.GroupScalars`."""
 ROW_COLUMNS = tl.constexpr(11)
-"""Of the rows: `radam_fused.numerics.scalars.Row`."""
-ADAPTIVE = tl.constexpr(1.0)
-HOLD = tl.constexpr(2.0)
-SKIP = tl.constexpr(3.0)
+"""Of the rows: `radam_fused.numerics.scalars.StepScalars`."""
+RECTIFIED = tl.constexpr(1.0)
+NO_PARAM_UPDATE = tl.constexpr(2.0)
+SKIP_STEP = tl.constexpr(3.0)
 EXACT = tl.constexpr(float(rectification.KINDS.index("exact")))
 ADAM = tl.constexpr(float(rectification.KINDS.index("none")))
 SERIES = tl.constexpr(tuple(reversed(rectification.SERIES)))
@@ -168,8 +168,8 @@ def rows_kernel(
         adam = kind == ADAM
         rectified = adam | (rho_t > rho_threshold)
         r_t = tl.where(adam, 1.0, _rectification(rho_t, rho_inf, limit_variance, kind))
-        held = tl.where(unrectified == HOLD, 0.0, lr / c1)
-        direction = tl.where(rectified, ADAPTIVE, unrectified)
+        held = tl.where(unrectified == NO_PARAM_UPDATE, 0.0, lr / c1)
+        direction = tl.where(rectified, RECTIFIED, unrectified)
         if squares_ptr is not None:
             factor = factor * clip
         if grad_scale_ptr is not None:
@@ -184,7 +184,7 @@ def rows_kernel(
         tl.store(to + 5, lr * decoupled_decay, mask=inside)
         tl.store(to + 6, tl.where(rectified, lr * r_t * root_c2 / c1, held), mask=inside)
         tl.store(to + 7, factor, mask=inside)
-        tl.store(to + 8, tl.where(skip, SKIP, direction), mask=inside)
+        tl.store(to + 8, tl.where(skip, SKIP_STEP, direction), mask=inside)
         tl.store(to + 9, t, mask=inside)
         tl.store(to + 10, tl.load(h + 15, mask=inside), mask=inside)
 

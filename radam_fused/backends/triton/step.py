@@ -15,7 +15,7 @@ from torch import Tensor
 from ...numerics.layout import ALIGNMENT, SMALL_ALIGNMENT
 from ...numerics.philox import RANDS_PER_CALL
 from ...numerics.state_format import HALF
-from ...numerics.tensor_checks import one_of_each, overlaps_itself
+from ...numerics.tensor_checks import overlaps_itself, storage_view
 from ..operator_checks import check_step, check_tables
 from .availability import WARPS, require, stored
 from .compat import register_limit
@@ -101,7 +101,7 @@ def step(
     state = State(exp_avg, exp_avg_sq, scales, master, rounds)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
-    shared = [one_of_each(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
+    shared = [storage_view(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
     zeroed_by_kernel = zero_grads and not shared
     known = facts(params), facts(grads), state.facts(), places, drawn, row, len(scalars), zero_grads
 
@@ -130,7 +130,7 @@ def step(
             launch.start(table, tile_segment, scalars, state, params[0].dtype, zeroed_by_kernel, anywhere)
     if shared:
         for grad in grads:
-            one_of_each(grad).zero_()
+            storage_view(grad).zero_()
 
 
 class _Launch(NamedTuple):

@@ -15,10 +15,10 @@ import triton.language as tl
 COLUMNS = tl.constexpr(9)
 """Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk, origin."""
 ROW_COLUMNS = tl.constexpr(11)
-"""Of the rows table: `radam_fused.numerics.scalars.Row`."""
-ADAPTIVE = tl.constexpr(1.0)
-HOLD = tl.constexpr(2.0)
-SKIP = tl.constexpr(3.0)
+"""Of the rows table: `radam_fused.numerics.scalars.StepScalars`."""
+RECTIFIED = tl.constexpr(1.0)
+NO_PARAM_UPDATE = tl.constexpr(2.0)
+SKIP_STEP = tl.constexpr(3.0)
 
 
 @triton.jit
@@ -43,19 +43,19 @@ def narrow(value, STORED: tl.constexpr):
 
 
 @triton.jit
-def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+def update_moments(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
     """Both moments after the step, and the update's direction d."""
     # The rows are float64; this is where they are rounded, once, to the dtype of the computation.
     one_minus_beta1 = tl.load(row_ptr + 0).to(COMPUTE)
     beta2 = tl.load(row_ptr + 1).to(COMPUTE)
     one_minus_beta2 = tl.load(row_ptr + 2).to(COMPUTE)
     eps = tl.load(row_ptr + 3).to(COMPUTE)
-    coupled_decay = tl.load(row_ptr + 4).to(COMPUTE)
-    grad_factor = tl.load(row_ptr + 7).to(COMPUTE)
+    l2_decay = tl.load(row_ptr + 4).to(COMPUTE)
+    grad_scale_factor = tl.load(row_ptr + 7).to(COMPUTE)
     direction = tl.load(row_ptr + 8)
 
-    g = g * grad_factor
-    g = tl.where(coupled_decay != 0, g + coupled_decay * p, g)
+    g = g * grad_scale_factor
+    g = tl.where(l2_decay != 0, g + l2_decay * p, g)
     m = m + one_minus_beta1 * (g - m)
     # From beta2 = 1/2 on v is moved by what it lacks: csrc/numerics/radam_update.h, second_moment. One product of v
     # serves both ways.
@@ -67,7 +67,7 @@ def advance(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
         adaptive = m / (tl.sqrt(v) + eps)
     else:
         adaptive = tl.math.div_rn(m, tl.math.sqrt_rn(v) + eps)
-    return m, v, tl.where(direction == ADAPTIVE, adaptive, m)
+    return m, v, tl.where(direction == RECTIFIED, adaptive, m)
 
 
 @triton.jit
@@ -82,8 +82,8 @@ def decrease(p, d, row_ptr, COMPUTE: tl.constexpr):
 def update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
     """Parameter and both moments after the step."""
     direction = tl.load(row_ptr + 8)
-    m, v, d = advance(p, g, m, v, row_ptr, COMPUTE)
-    return tl.where(direction == HOLD, p, p - decrease(p, d, row_ptr, COMPUTE)), m, v
+    m, v, d = update_moments(p, g, m, v, row_ptr, COMPUTE)
+    return tl.where(direction == NO_PARAM_UPDATE, p, p - decrease(p, d, row_ptr, COMPUTE)), m, v
 
 
 @triton.jit
@@ -150,7 +150,7 @@ def step_kernel(
         v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16)
 
         # A tile of a step that is skipped counts as empty, which needs no further branch around the two paths.
-        left = tl.where(tl.load(row_ptr + 8) == SKIP, 0, tl.minimum(length - offset, TILE)).to(tl.int32)
+        left = tl.where(tl.load(row_ptr + 8) == SKIP_STEP, 0, tl.minimum(length - offset, TILE)).to(tl.int32)
 
         if (aligned != 0) & (left == TILE):
             lane = tl.arange(0, TILE)
