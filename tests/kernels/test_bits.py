@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,13 +34,6 @@ HYPERPARAMETERS = {
     },
 }
 """One group each in the same optimizer, so that one launch holds rows of every kind."""
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def expanded(grad: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.numerics.layout import PARTIAL_SUMS
-from tests.kernels.test_bits import SHORT, SPECIAL, _threads, expanded  # noqa: F401  (the fixture restores the thread count)
+from tests.kernels.test_bits import SHORT, SPECIAL, expanded
 from tests.support.cuda_host import Geometry, host_squares
 from tests.support.helpers import LAYOUTS, filled, misaligned, noise, one_ulp_up, same_bits
 from tests.support.paths import ROOT

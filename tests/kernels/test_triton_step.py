@@ -11,7 +11,7 @@ from radam_fused.backends.triton import tables as triton_tables
 from radam_fused.numerics.layout import layout_hash, segment_starts
 from radam_fused.numerics.scalars import SKIP_STEP, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
-from tests.support.helpers import LAYOUTS, filled, same_bits
+from tests.support.helpers import LAYOUTS, all_same_bits, filled
 
 
 class Step:
@@ -43,10 +43,6 @@ class Step:
         return [*self.params, *self.grads, *self.moments]
 
 
-def equal(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
-
-
 @pytest.mark.parametrize("zero_grads", [False, True], ids=["left", "zeroed"])
 @pytest.mark.parametrize(
     ("dtype", "grad_dtype"),
@@ -63,16 +59,16 @@ def test_step_equals_reference(dtype: torch.dtype, grad_dtype: torch.dtype, zero
     ours, theirs, before = (Step(dtype, grad_dtype) for _ in range(3))
     ours.run("triton", zero_grads)
     theirs.run("reference", zero_grads)
-    assert equal(ours.tensors(), theirs.tensors())
+    assert all_same_bits(ours.tensors(), theirs.tensors())
     assert all(not g.any() for g in ours.grads) == zero_grads
     skipped = [p for k, p in enumerate(ours.params) if k % 3 == 2]
-    assert equal(skipped, [p for k, p in enumerate(before.params) if k % 3 == 2])
+    assert all_same_bits(skipped, [p for k, p in enumerate(before.params) if k % 3 == 2])
     if not zero_grads:
-        assert equal(ours.grads, before.grads)
+        assert all_same_bits(ours.grads, before.grads)
     # The negative control: the same without a skipped row.
     before.rows[2, 8] = 1.0
     before.run("triton", zero_grads)
-    assert not equal(before.tensors(), ours.tensors())
+    assert not all_same_bits(before.tensors(), ours.tensors())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +91,7 @@ def test_step_refuses_before_it_writes(change, message: str) -> None:
     before = [t.clone() for t in step.tensors()]
     with pytest.raises((ValueError, RuntimeError), match=message):
         step.run("triton", zero_grads=False)
-    assert equal(step.tensors(), before)
+    assert all_same_bits(step.tensors(), before)
 
 
 def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -120,7 +116,7 @@ def test_tables_are_kept_and_follow_their_tensors(monkeypatch: pytest.MonkeyPatc
     def both_step() -> None:
         ours.run("triton", zero_grads=False)
         theirs.run("reference", zero_grads=False)
-        assert equal(ours.tensors(), theirs.tensors())
+        assert all_same_bits(ours.tensors(), theirs.tensors())
 
     both_step()
     both_step()

@@ -13,7 +13,7 @@ from radam_fused.backends.ops import OPERATORS
 from radam_fused.numerics.layout import layout_hash, segment_starts
 from radam_fused.numerics.scalars import NO_PARAM_UPDATE, SKIP_STEP, compute_scalars
 from radam_fused.options import GROUP_DEFAULTS
-from tests.kernels.test_bits import PAIRS, SHORT, _threads, expanded  # noqa: F401  (the fixture restores the thread count)
+from tests.kernels.test_bits import PAIRS, SHORT, expanded
 from tests.support.cuda_host import Geometry, host_step, same_layout
 from tests.support.helpers import LAYOUTS, filled, gradients, one_ulp_up, same_bits
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import pickle
 import sys
 import threading
 from collections import Counter
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam, step_in_backward
-from tests.support.helpers import same_bits
+from tests.support.helpers import by_pickle, same_bits
 from tests.support.small_models import STEPS, Training, assert_same, backward, chain, train, training
 
 # The handle.
@@ -97,10 +96,6 @@ def test_dropped_optimizer_takes_its_hooks_along() -> None:
 
 
 # Copies, and several optimizers.
-
-
-def by_pickle(pair: Any) -> Any:
-    return pickle.loads(pickle.dumps(pair))
 
 
 @pytest.mark.parametrize("copier", [by_pickle, copy.deepcopy], ids=["pickle", "deepcopy"])

@@ -12,18 +12,8 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from tests.support.training_steps import (
-    TOLERANCE,
-    all_same,
-    both_ways,
-    contents,
-    deviation,
-    give,
-    native,
-    noise,
-    small,
-    train,
-)
+from tests.support.helpers import all_same_bits
+from tests.support.training_steps import TOLERANCE, both_ways, contents, deviation, give, native, noise, small, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose
 
@@ -90,7 +80,7 @@ def test_model_moved_to_bfloat16_between_steps(name: str, options: dict) -> None
         for p in each.param_groups[0]["params"]:
             p.grad = None
         train(each, range(4, 9))
-    assert all_same(contents(opt), contents(other))
+    assert all_same_bits(contents(opt), contents(other))
     assert [int(s["step"]) for s in opt.state.values()] == [9, 9]
 
 
@@ -107,7 +97,7 @@ def test_model_moved_to_float64_between_steps_is_an_error(name: str, options: di
     before = contents(opt)
     with pytest.raises(TypeError, match=r"parameter 'weight' is now torch.float64: its state was made for"):
         opt.step()
-    assert all_same(contents(opt), before)
+    assert all_same_bits(contents(opt), before)
 
 
 def test_model_moved_in_part_is_an_error_with_a_way_out() -> None:
@@ -120,9 +110,9 @@ def test_model_moved_in_part_is_an_error_with_a_way_out() -> None:
     before = contents(opt)
     with pytest.raises(TypeError, match=r"\[2\] is now torch.float32 and .*\[0\] torch.bfloat16: .*load_state_dict"):
         opt.step()
-    assert all_same(contents(opt), before)
+    assert all_same_bits(contents(opt), before)
     opt.load_state_dict(opt.state_dict())
-    assert all_same(contents(opt), before)
+    assert all_same_bits(contents(opt), before)
     opt.step()
     assert [int(s["step"]) for s in opt.state.values()] == [5] * 4
 
@@ -138,8 +128,8 @@ def test_replaced_storage_of_a_flat_parameter_is_an_error(options: dict) -> None
     before, grads = contents(opt), [p.grad.clone() for p in params]
     with pytest.raises(RuntimeError, match=r"flatten=True: the storage of param_groups\[0\]\['params'\]\[1\] has been"):
         opt.step()
-    assert all_same(contents(opt), before)
-    assert all_same([p.grad for p in params], grads)
+    assert all_same_bits(contents(opt), before)
+    assert all_same_bits([p.grad for p in params], grads)
 
 
 @pytest.mark.parametrize("options", AROUND.values(), ids=AROUND)
@@ -155,13 +145,13 @@ def test_step_that_fails_counts_nothing(name: str, options: dict) -> None:
     kept, before = whole.param_groups[0]["params"][1], [t for i, t in enumerate(contents(opt)) if i // 4 != 1]
     with pytest.raises(ValueError, match=r"\[1\] is now \(4,\)"):
         opt.step()
-    assert all_same([t for i, t in enumerate(contents(opt)) if i // 4 != 1], before)
+    assert all_same_bits([t for i, t in enumerate(contents(opt)) if i // 4 != 1], before)
     train(whole, range(3))
     params[1].data = kept.detach().clone()
     params[1].grad = None
     for each in (opt, whole):
         train(each, range(3, 9))
-    assert all_same(contents(opt), contents(whole))
+    assert all_same_bits(contents(opt), contents(whole))
 
 
 @pytest.mark.parametrize("options", AROUND.values(), ids=AROUND)
@@ -180,7 +170,7 @@ def test_memory_format_changed_between_steps(options: dict) -> None:
             opt.step()
         assert int(opt.state[p]["step"]) == 9
         trained.append(contents(opt))
-    assert all_same(*trained)
+    assert all_same_bits(*trained)
 
 
 EDITS: dict[str, Callable[[torch.optim.Optimizer, nn.Parameter], Any]] = {

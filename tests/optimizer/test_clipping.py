@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from tests.support.helpers import same_bits
-from tests.support.training_steps import all_same, both_ways, contents, give, native, small, train
+from tests.support.helpers import all_same_bits, same_bits
+from tests.support.training_steps import both_ways, contents, give, native, small, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose
 
@@ -25,7 +25,7 @@ def test_clipping_leaves_the_gradients(flatten: bool) -> None:
     before = [p.grad.clone() for p in params]
     assert opt.last_grad_norm is None
     opt.step()
-    assert all_same([p.grad for p in params], before)
+    assert all_same_bits([p.grad for p in params], before)
     norm = torch.nn.utils.get_total_norm([g.double() for g in before])
     assert opt.last_grad_norm.item() == pytest.approx(norm.item(), rel=1e-14)
     assert opt.last_grad_norm.dtype == torch.float64
@@ -38,7 +38,7 @@ def test_norm_below_the_bound_changes_no_bit(name: str, flatten: bool, bound: fl
     opts = [FusedRAdam(small(), lr=0.1, backend=name, flatten=flatten, max_grad_norm=b) for b in (bound, None)]
     for opt in opts:
         train(opt, range(8 if name == "cpu" else 2))
-    assert all_same(contents(opts[0]), contents(opts[1]))
+    assert all_same_bits(contents(opts[0]), contents(opts[1]))
     assert opts[0].last_grad_norm > 1
     assert opts[1].last_grad_norm is None
 
@@ -83,6 +83,6 @@ def test_copies_keep_the_options(copier: Callable) -> None:
     copied = copier(opt)
     for each in (opt, copied):
         train(each, range(3, 9))
-    assert all_same(contents(opt), contents(copied))
+    assert all_same_bits(contents(opt), contents(copied))
     assert same_bits(opt.last_grad_norm, copied.last_grad_norm)
     assert not any(p.grad.any() for p in copied.param_groups[0]["params"])

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from radam_fused import FusedRAdam
+from tests.support.helpers import by_pickle
 from tests.support.parameter_sets import CountCalls, all_same_bits, both_ways, model, parameters, train
-
-
-def by_pickle(pair: Any) -> Any:
-    return pickle.loads(pickle.dumps(pair))
 
 
 @both_ways

@@ -19,6 +19,8 @@ from torch.utils._device import _device_constructors
 import radam_fused
 from radam_fused import FusedRAdam, step_in_backward
 from tests.support.helpers import BACKENDS, same_bits
+from tests.support.option_sets import BF16
+from tests.support.option_sets import OPTIONS as COMMON
 
 PACKAGE = pathlib.Path(radam_fused.__file__).parent
 FACTORIES = {f.__name__ for f in _device_constructors()} | {"arange", "tensor", "as_tensor"}
@@ -61,28 +63,7 @@ def test_the_search_finds_what_it_is_for(line: str, count: int) -> None:
     assert len(unnamed(line)) == count
 
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "weight decay": {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
-    "exact": {"rectification": "exact", "degenerated_to_sgd": False},
-    "flatten": {"flatten": True},
-    "flatten int8": {"flatten": True, "state_dtype": torch.int8},
-    "int8": {"state_dtype": torch.int8},
-    "fp16 moments": {"state_dtype": torch.float16},
-    "bf16 moments": {"state_dtype": torch.bfloat16},
-    "fp32 master": {"master_weights": "fp32"},
-    "split": {"master_weights": "split"},
-    "kahan": {"master_weights": "kahan"},
-    "stochastic": {"rounding": "stochastic"},
-    "capturable": {"capturable": True},
-    "clipped": {"max_grad_norm": 0.1},
-    "clipped and flat": {"max_grad_norm": 0.1, "flatten": True},
-    "zero_grads": {"zero_grads": True},
-    "offload": {"offload": True},
-    "offload clipped": {"offload": True, "max_grad_norm": 0.1},
-    "differentiable": {"differentiable": True},
-}
-BF16 = ("fp32 master", "split", "kahan", "stochastic")
+OPTIONS = {**COMMON, "exact": {"rectification": "exact", "degenerated_to_sgd": False}}
 
 
 def tensors(dtype: torch.dtype) -> list[Tensor]:

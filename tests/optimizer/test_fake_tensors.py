@@ -10,30 +10,10 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from radam_fused import FusedRAdam, step_in_backward
+from tests.support.option_sets import BF16
+from tests.support.option_sets import OPTIONS as COMMON
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "decayed": {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
-    "flatten": {"flatten": True},
-    "flatten int8": {"flatten": True, "state_dtype": torch.int8},
-    "flatten clipped": {"flatten": True, "max_grad_norm": 1.0},
-    "int8": {"state_dtype": torch.int8},
-    "fp16 moments": {"state_dtype": torch.float16},
-    "bf16 moments": {"state_dtype": torch.bfloat16},
-    "fp32 master": {"master_weights": "fp32"},
-    "split": {"master_weights": "split"},
-    "kahan": {"master_weights": "kahan"},
-    "stochastic": {"rounding": "stochastic"},
-    "capturable": {"capturable": True},
-    "clipped": {"max_grad_norm": 1.0},
-    "zero_grads": {"zero_grads": True},
-    "offload": {"offload": True},
-    "offload clipped": {"offload": True, "max_grad_norm": 1.0},
-    "reference": {"backend": "reference"},
-    "tensor lr": {"lr": torch.tensor(0.1)},
-    "differentiable": {"differentiable": True},
-}
-BF16 = ("fp32 master", "split", "kahan", "stochastic")
+OPTIONS = {**COMMON, "reference": {"backend": "reference"}, "tensor_lr": {"lr": torch.tensor(0.1)}}
 
 
 def given(options: str) -> dict[str, Any]:
@@ -68,7 +48,7 @@ def life(options: str, steps: int = 3) -> list[Any]:
         optimizer.step()
         if t < steps - 1:
             optimizer.zero_grad()
-    if options != "tensor lr":  # torch cannot copy a fake one
+    if options != "tensor_lr":  # torch cannot copy a fake one
         optimizer.load_state_dict(optimizer.state_dict())
     optimizer.step()
     optimizer.step(lambda: 1.0)

@@ -10,15 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.option_hints import HINTS
 from tests.support.helpers import same_bits
-
-
-def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
-    return nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).reshape(shape).to(dtype))
+from tests.support.single_parameters import parameter
 
 
 def give_gradients(opt: torch.optim.Optimizer, value: float = 1.0) -> None:

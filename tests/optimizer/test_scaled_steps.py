@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from tests.support.helpers import same_bits
+from tests.support.helpers import all_same_bits, same_bits
 from tests.support.training_steps import (
     TOLERANCE,
     Amp,
-    all_same,
     both_ways,
     contents,
     deviation,
@@ -38,7 +37,7 @@ def test_scaled_training_has_the_bits_of_unscaled(name: str, flatten: bool, clip
         amp.backward(t)
         amp.step()
     train(opts[1], steps)
-    assert all_same(contents(opts[0]), contents(opts[1]))
+    assert all_same_bits(contents(opts[0]), contents(opts[1]))
     if clip is not None:
         assert same_bits(opts[0].last_grad_norm, opts[1].last_grad_norm)
 
@@ -54,7 +53,7 @@ def test_gradients_are_left_unscaled(name: str, flatten: bool, zero_grads: bool)
         before = [p.grad.clone() for p in amp.params]
         amp.step()
         after = [torch.zeros_like(g) if zero_grads else g / 1024.0 for g in before]
-        assert all_same([p.grad for p in amp.params], after)
+        assert all_same_bits([p.grad for p in amp.params], after)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan], ids=["inf", "-inf", "nan"])
@@ -76,16 +75,16 @@ def test_skipped_step_leaves_all_but_gradients_bit_for_bit(flatten: bool, option
     grads = [p.grad.clone() for p in amp.params]
     amp.step()
     assert amp.scaler.get_scale() == 512.0
-    assert all_same(contents(opt), before)
+    assert all_same_bits(contents(opt), before)
     if options.get("zero_grads"):
         assert not any(p.grad.any() for p in amp.params)
     else:
-        assert all_same([p.grad for p in amp.params], [grad / 1024.0 for grad in grads])
+        assert all_same_bits([p.grad for p in amp.params], [grad / 1024.0 for grad in grads])
     for t in range(when, when + 4):
         amp.backward(t)
         amp.step()
     train(unskipped, range(when + 4))
-    assert all_same(contents(opt), contents(unskipped))
+    assert all_same_bits(contents(opt), contents(unskipped))
 
 
 @native
@@ -95,7 +94,7 @@ def test_skipped_first_step_on_the_reference_too(name: str) -> None:
     amp.backward(0)
     amp.params[0].grad[0, 0] = math.inf
     amp.step()
-    assert all_same(contents(opt), before)
+    assert all_same_bits(contents(opt), before)
 
 
 def test_step_that_is_not_skipped_is_noticed() -> None:
@@ -105,7 +104,7 @@ def test_step_that_is_not_skipped_is_noticed() -> None:
     give(opt.param_groups[0]["params"], 0)
     opt.param_groups[0]["params"][0].grad[0, 0] = math.inf
     opt.step()
-    assert not all_same(contents(opt), before)
+    assert not all_same_bits(contents(opt), before)
 
 
 @pytest.mark.parametrize("infinite", [False, True], ids=["finite", "infinite"])
@@ -141,8 +140,8 @@ def test_one_scaler_for_two_optimizers() -> None:
         scaler.step(opt)
     scaler.update()
     assert scaler.get_scale() == 512.0
-    assert all_same(contents(first), before[0])
-    assert not all_same(contents(second), before[1])
+    assert all_same_bits(contents(first), before[0])
+    assert not all_same_bits(contents(second), before[1])
 
 
 def test_steps_with_and_without_a_scaler_take_turns() -> None:
@@ -155,7 +154,7 @@ def test_steps_with_and_without_a_scaler_take_turns() -> None:
             amp.backward(t)
             amp.step()
     train(opts[1], range(8))
-    assert all_same(contents(opts[0]), contents(opts[1]))
+    assert all_same_bits(contents(opts[0]), contents(opts[1]))
 
 
 def test_gradient_left_out_of_the_first_scaled_step() -> None:

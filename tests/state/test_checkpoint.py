@@ -10,7 +10,6 @@ import torch
 
 from radam_fused import FusedRAdam
 from tests.support.checkpoints import (
-    all_of,
     as_it_was,
     both_ways,
     grouped,
@@ -21,7 +20,7 @@ from tests.support.checkpoints import (
     train,
     worst,
 )
-from tests.support.helpers import same_bits
+from tests.support.helpers import params_of, same_bits
 
 WHEN = pytest.mark.parametrize("when", [1, 5, 6, 20], ids=lambda n: f"after_{n}")
 """Steps before the checkpoint: RAdam rectifies from the sixth on."""
@@ -53,7 +52,7 @@ def test_forgotten_checkpoint_is_noticed() -> None:
         resumed.load_state_dict(state_dict)
         for each in (opt, resumed):
             train(each, range(6, 8))
-        assert not same_bits(all_of(opt)[3], all_of(resumed)[3])
+        assert not same_bits(params_of(opt)[3], params_of(resumed)[3])
 
 
 @both_ways
@@ -128,7 +127,7 @@ def test_moments_of_16_bit_parameters_stay_exact(dtype: torch.dtype, flatten: bo
     train(opt, range(7))
     resumed = FusedRAdam(grouped(as_it_was(opt)), flatten=flatten)
     resumed.load_state_dict(opt.state_dict())
-    saved, loaded = (o.state[all_of(o)[0]]["exp_avg"] for o in (opt, resumed))
+    saved, loaded = (o.state[params_of(o)[0]]["exp_avg"] for o in (opt, resumed))
     assert loaded.dtype == torch.float32
     assert same_bits(saved, loaded)
     assert not same_bits(saved, saved.to(dtype).float())
@@ -140,7 +139,7 @@ def test_16_bit_moments_of_torch_are_widened(dtype: torch.dtype) -> None:
     train(theirs, range(3))
     ours = FusedRAdam(grouped(as_it_was(theirs)))
     ours.load_state_dict(theirs.state_dict())
-    p, q = all_of(ours)[0], all_of(theirs)[0]
+    p, q = params_of(ours)[0], params_of(theirs)[0]
     assert theirs.state[q]["exp_avg"].dtype == dtype
     assert same_bits(ours.state[p]["exp_avg"], theirs.state[q]["exp_avg"].float())
 

@@ -11,17 +11,8 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from tests.support.checkpoints import (
-    all_of,
-    as_it_was,
-    both_ways,
-    grouped,
-    parameters,
-    same,
-    through_a_file,
-    train,
-    worst,
-)
+from tests.support.checkpoints import as_it_was, both_ways, grouped, parameters, same, through_a_file, train, worst
+from tests.support.helpers import params_of
 
 
 @pytest.mark.parametrize(
@@ -71,7 +62,7 @@ def test_loaded_over_other_state(before: int, flatten: bool) -> None:
     train(opt, range(6))
     resumed = FusedRAdam(grouped(parameters()), flatten=flatten)
     train(resumed, range(100, 100 + before))
-    for p, q in zip(all_of(resumed), all_of(opt), strict=True):
+    for p, q in zip(params_of(resumed), params_of(opt), strict=True):
         p.detach().copy_(q.detach())
     resumed.load_state_dict(copy.deepcopy(opt.state_dict()))
     for each in (opt, resumed):
@@ -85,8 +76,8 @@ def test_empty_state_takes_the_optimizer_back_to_the_start(flatten: bool) -> Non
     start = copy.deepcopy(opt.state_dict())
     train(opt, range(6))
     opt.load_state_dict(start)
-    assert [float(entry["step"]) for entry in opt.state.values()] == [0.0] * (len(all_of(opt)) if flatten else 0)
-    for p, q in zip(all_of(opt), all_of(fresh), strict=True):
+    assert [float(entry["step"]) for entry in opt.state.values()] == [0.0] * (len(params_of(opt)) if flatten else 0)
+    for p, q in zip(params_of(opt), params_of(fresh), strict=True):
         p.detach().copy_(q.detach())
         q.grad = None
     for each in (opt, fresh):
@@ -107,7 +98,7 @@ def test_state_of_some_parameters_only(flatten: bool) -> None:
                 assert [key for key, entry in state_dict["state"].items() if entry["step"] > 0] == [0, 3]
                 opt = FusedRAdam(grouped(as_it_was(opt)), flatten=flatten)
                 opt.load_state_dict(state_dict)
-                params = all_of(opt)
+                params = params_of(opt)
             generator = torch.Generator().manual_seed(t)
             for i, p in enumerate(params):
                 p.grad = torch.randn(p.shape, generator=generator) if i in (0, 3) or t >= 8 else None

@@ -15,6 +15,7 @@ from radam_fused.numerics.layout import layout_hash
 from radam_fused.numerics.scalars import RECTIFIED, StepScalars
 from tests.support.helpers import same_bits
 from tests.support.interrupts import Interrupted, signal_at
+from tests.support.mixed_dtypes import give, one_dtype
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -24,17 +25,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "flatten": {"flatten": True},
     "capturable": {"capturable": True},
 }
-
-
-def made(options: dict[str, Any]) -> tuple[list[nn.Parameter], FusedRAdam]:
-    params = [nn.Parameter(torch.linspace(-1.0, 1.0, 30 + k)) for k in range(3)]
-    return params, FusedRAdam(params, lr=0.01, **options)
-
-
-def give(params: list[nn.Parameter], t: int) -> None:
-    generator = torch.Generator().manual_seed(t)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
 
 
 def counts(params: list[nn.Parameter], opt: FusedRAdam) -> list[float]:
@@ -49,13 +39,13 @@ def moved(params: list[nn.Parameter], before: list[Tensor]) -> list[float]:
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_an_interrupted_first_step_is_in_the_checkpoint_or_was_not_taken(options: dict[str, Any]) -> None:
-    params, opt = made(options)
+    params, opt = one_dtype(options)
     give(params, 0)
     with signal_at(0) as lines:
         opt.step()
     seen = set()
     for line in range(1, lines[0] + 1, max(1, lines[0] // 400)):
-        params, opt = made(options)
+        params, opt = one_dtype(options)
         give(params, 0)
         before = [p.detach().clone() for p in params]
         try:
@@ -71,7 +61,7 @@ def test_an_interrupted_first_step_is_in_the_checkpoint_or_was_not_taken(options
 @pytest.mark.parametrize("options", [OPTIONS[k] for k in ("cpu", "reference", "capturable")])
 def test_an_interrupted_hook_leaves_no_gradient_that_has_been_stepped(options: dict[str, Any], steps: int) -> None:
     def prepared() -> tuple[list[nn.Parameter], FusedRAdam]:
-        params, opt = made(options)
+        params, opt = one_dtype(options)
         step_in_backward(opt)
         for _ in range(steps):
             sum((p * p).sum() for p in params).backward()

@@ -11,19 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from tests.support.flat_pairs import (
-    assert_side_by_side,
-    backward,
-    give,
-    model,
-    model_pair,
-    pair,
-    params_of,
-    same,
-    small,
-    train,
-)
-from tests.support.helpers import filled, same_bits
+from tests.support.flat_pairs import assert_side_by_side, backward, give, model, model_pair, pair, same, small, train
+from tests.support.helpers import filled, params_of, same_bits
 
 LAYOUTS = ["size_0", "size_1", "size_3", "0-d", "size_257", "transposed", "channels_last", "matrix", "strided"]
 

@@ -16,13 +16,12 @@ from tests.support.flat_pairs import (
     model_pair,
     noise,
     pair,
-    params_of,
     replace,
     same,
     small,
     train,
 )
-from tests.support.helpers import same_bits
+from tests.support.helpers import params_of, same_bits
 
 
 def test_a_missing_gradient_of_no_elements_shows() -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from tests.support.flat_pairs import MANY, give, pair, params_of, replace, same, small, train
-from tests.support.helpers import same_bits
+from tests.support.flat_pairs import MANY, give, pair, replace, same, small, train
+from tests.support.helpers import params_of, same_bits
 
 
 def double(opt: FusedRAdam) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from radam_fused import FusedRAdam
 from tests.support.helpers import same_bits
 from tests.support.interrupts import Interrupted, signal_at
-from tests.support.mixed_dtypes import give, parameters
+from tests.support.mixed_dtypes import give, one_dtype, parameters
 
 # Python itself drops what a handler raises inside of a finalizer.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -29,11 +29,6 @@ STEPS: dict[str, dict[str, Any]] = {
     "zero_grads": {"zero_grads": True},
     "bf16": {"state_dtype": torch.float32, "master_weights": "kahan"},
 }
-
-
-def one_dtype(options: dict[str, Any]) -> tuple[list[nn.Parameter], FusedRAdam]:
-    params = [nn.Parameter(torch.linspace(-1.0, 1.0, 30 + k)) for k in range(3)]
-    return params, FusedRAdam(params, lr=0.01, **options)
 
 
 @pytest.mark.parametrize("buckets", [1, 3])

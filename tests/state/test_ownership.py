@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from radam_fused import FusedRAdam
 from radam_fused.state.bucket_manager import Placement
 from tests.support.helpers import same_bits
+from tests.support.mixed_dtypes import step
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {},
@@ -33,13 +34,6 @@ each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def pair(count: int = 3, size: int = 5000, **options: Any) -> tuple[list[nn.Parameter], FusedRAdam]:
     params = [nn.Parameter(torch.linspace(-1.0, 1.0, size + k)) for k in range(count)]
     return params, FusedRAdam(params, lr=0.01, **options)
-
-
-def step(params: list[nn.Parameter], opt: FusedRAdam, t: int) -> None:
-    generator = torch.Generator().manual_seed(t)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
-    opt.step()
 
 
 def same(opts: tuple[FusedRAdam, FusedRAdam]) -> bool:

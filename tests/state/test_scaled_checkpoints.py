@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
-from tests.support.training_steps import TOLERANCE, Amp, all_same, both_ways, contents, deviation, native, small, train
+from tests.support.helpers import all_same_bits
+from tests.support.training_steps import TOLERANCE, Amp, both_ways, contents, deviation, native, small, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:grad and param do not obey the gradient layout")  # on purpose
 
@@ -35,7 +36,7 @@ def test_checkpoint_goes_on_with_the_same_bits(name: str, flatten: bool, before:
     resumed.load_state_dict(state_dict)
     train(resumed, range(5, 9))
     assert resumed.param_groups[0]["capturable"] == after
-    assert all_same(contents(resumed), contents(whole))
+    assert all_same_bits(contents(resumed), contents(whole))
 
 
 @pytest.mark.parametrize("capturable", [False, True], ids=["eager", "capturable"])

@@ -14,6 +14,7 @@ from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.backends.ops import OPERATORS
 from radam_fused.state.bucket import Bucket
 from tests.support.helpers import same_bits
+from tests.support.mixed_dtypes import step
 
 WAYS: dict[str, Callable[[Tensor, float], Any]] = {
     "fill_": lambda step, value: step.fill_(value),
@@ -39,13 +40,6 @@ each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def pair(count: int = 3, **options: Any) -> tuple[list[nn.Parameter], FusedRAdam]:
     params = [nn.Parameter(torch.linspace(-1.0, 1.0, 20 + k)) for k in range(count)]
     return params, FusedRAdam(params, lr=0.01, **options)
-
-
-def step(params: list[nn.Parameter], opt: FusedRAdam, t: int) -> None:
-    generator = torch.Generator().manual_seed(t)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
-    opt.step()
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

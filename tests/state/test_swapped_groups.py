@@ -12,16 +12,11 @@ from torch import nn
 from radam_fused import FusedRAdam
 from radam_fused.state.bucket import Bucket
 from tests.support.helpers import same_bits
+from tests.support.mixed_dtypes import give
 
 
 def parameters() -> list[nn.Parameter]:
     return [nn.Parameter(torch.linspace(-1.0, 1.0, 40 + k)) for k in range(3)]
-
-
-def give(params: list[nn.Parameter], t: int) -> None:
-    generator = torch.Generator().manual_seed(t)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator)
 
 
 def by_params(opt: torch.optim.Optimizer, params: list[nn.Parameter]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.helpers import same_bits
+from tests.support.helpers import params_of, same_bits
 
 both_ways = pytest.mark.parametrize("flatten", [False, True], ids=["apart", "flatten"])
 
@@ -36,13 +36,9 @@ def train(opt: torch.optim.Optimizer, steps: range) -> None:
         opt.step()
 
 
-def all_of(opt: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in opt.param_groups for p in group["params"]]
-
-
 def same(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
     """Whether parameters and states are equal bit for bit."""
-    pairs = list(zip(all_of(a), all_of(b), strict=True))
+    pairs = list(zip(params_of(a), params_of(b), strict=True))
     return all(same_bits(p, q) and same_state(a.state.get(p, {}), b.state.get(q, {})) for p, q in pairs)
 
 
@@ -51,7 +47,7 @@ def same_state(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def worst(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> float:
-    return max((p - q).abs().max().item() for p, q in zip(all_of(a), all_of(b), strict=True) if p.numel())
+    return max((p - q).abs().max().item() for p, q in zip(params_of(a), params_of(b), strict=True) if p.numel())
 
 
 def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +58,7 @@ def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_it_was(opt: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [nn.Parameter(p.detach().clone()) for p in all_of(opt)]
+    return [nn.Parameter(p.detach().clone()) for p in params_of(opt)]
 
 
 def entry(**values: Any) -> Callable[[dict], None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from tests.support.helpers import same_bits
+from tests.support.helpers import params_of, same_bits
 
 MANY = 100
 """More parameters than a step looks at one by one."""
@@ -27,10 +27,6 @@ def give(p: Tensor, seed: int) -> None:
         p.grad = value
     else:
         p.grad.copy_(value)
-
-
-def params_of(opt: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in opt.param_groups for p in group["params"]]
 
 
 def train(opt: torch.optim.Optimizer, steps: range) -> None:

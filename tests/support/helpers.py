@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +79,18 @@ def bits(tensor: Tensor) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits(a.detach()), bits(b.detach()))
+
+
+def all_same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+
+
+def by_pickle(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+def params_of(opt: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in opt.param_groups for p in group["params"]]
 
 
 def one_ulp_up(tensor: Tensor, index: int) -> None:

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.helpers import same_bits
-
 TOLERANCE = 1e-6
 """The largest deviation of a parameter, relative to its largest value; ten times as much of a moment."""
 
@@ -60,10 +58,6 @@ def contents(opt: torch.optim.Optimizer) -> list[Tensor]:
         zero = torch.zeros(p.shape, dtype=torch.promote_types(p.dtype, torch.float32))
         result += [p, state.get("step", torch.zeros(())), state.get("exp_avg", zero), state.get("exp_avg_sq", zero)]
     return [tensor.detach().clone() for tensor in result]
-
-
-def all_same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(same_bits(x, y) for x, y in zip(a, b, strict=True))
 
 
 def scaler_of(scale: float = 1024.0) -> torch.amp.GradScaler:

@@ -1,0 +1,16 @@
+"""Fixtures of the tests of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Tests may set torch's number of threads; the next one finds it as it was."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
