@@ -20,6 +20,18 @@ pytest_plugins = ["tests.support.offloaded"]
 """Modules whose fixtures every test may use."""
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Readable ids for what pytest would number: a dtype by its short name, options by their values."""
+    if isinstance(val, torch.dtype):
+        name = str(val).removeprefix("torch.")
+        return name.replace("bfloat", "bf").replace("float", "fp") if "float8" not in name else name
+    if isinstance(val, dict) and all(isinstance(key, str) for key in val):
+        named = {k: k if v is True or isinstance(v, torch.Tensor) else f"{k}={v}" for k, v in val.items()}
+        ids = [text.replace("=torch.", "=") for text in named.values()]
+        return "-".join(ids) if ids else "default"
+    return None
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Every backend that this machine can run, CPU tensors for ``cpu``."""

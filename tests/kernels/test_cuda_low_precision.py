@@ -39,7 +39,7 @@ def test_kernel_equals_reference(host_kernels: ctypes.CDLL, form: Format) -> Non
         assert not differing(case.run(host_step(host_kernels, geometry)), expected, case.names()), geometry
 
 
-@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("thread", [0, 32 + 31, 128 * 6 + 5])
 def test_a_skipped_thread_is_noticed(host_kernels: ctypes.CDLL, state: torch.dtype, thread: int) -> None:
     """The negative control: one thread of 896 does not run."""
@@ -51,7 +51,7 @@ def test_a_skipped_thread_is_noticed(host_kernels: ctypes.CDLL, state: torch.dty
     assert {"exp_avg", "exp_avg_sq"} <= {*wrong}
 
 
-@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 def test_random_bits_begin_anywhere(host_kernels: ctypes.CDLL, state: torch.dtype) -> None:
     """A shard's random numbers begin where it does in the whole tensor: between two groups of eight, and far out."""
     form, layouts = replace(INT8, state=state), ["size_4097", "size_257", "transposed"]

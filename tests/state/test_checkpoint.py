@@ -29,7 +29,7 @@ WHEN = pytest.mark.parametrize("when", [1, 5, 6, 20], ids=lambda n: f"after_{n}"
 @WHEN
 @both_ways
 @pytest.mark.parametrize("carry", [copy.deepcopy, through_a_file], ids=["deepcopy", "file"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_own_to_own_is_bit_for_bit(dtype: torch.dtype, carry: Callable, flatten: bool, when: int) -> None:
     opt = FusedRAdam(grouped(parameters(dtype)), flatten=flatten)
     train(opt, range(when))
