@@ -68,7 +68,7 @@ def stored(form: str, anywhere: bool = False):
         "exp_avg_sq_ptr": exp_avg_sq,
         "tiles": "i32",
         "scales_ptr": "*fp32" if state == "int8" else None,
-        "residue_ptr": {"fp32": "*fp32", "split": "*i16", "kahan": own}.get(kept),
+        "master_ptr": {"fp32": "*fp32", "split": "*i16", "kahan": own}.get(kept),
         "blocks": "i32",
     }
     constants = {

@@ -21,7 +21,7 @@ MOMENTS = ("fp32", "bf16", "fp16", "int8")
 LIMIT = 65536 // (4 * 128) // 8 * 8
 """Registers: 4 blocks an SM (csrc/cuda/low_precision_kernel.cu)."""
 OTHERS = 6
-"""Loads of 128 bits for the eight elements of parameter, gradient and residue, the second of each where it has 32
+"""Loads of 128 bits for the eight elements of parameter, gradient and master, the second of each where it has 32
 bits."""
 WIDE = {"fp32": {"128": 4}, "bf16": {"128": 2}, "fp16": {"128": 2}, "int8": {"64": 2}}
 """What the two moments add."""

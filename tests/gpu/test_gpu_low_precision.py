@@ -27,14 +27,14 @@ def on_gpu(backend: str, rows_there: bool = False, zero_grads: bool = False) -> 
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
         segments: Tensor,
-        row_of: Tensor,
+        scalar_index: Tensor,
         rows: Tensor,
         _: bool,
         scales: Tensor | None,
-        residue: Tensor | None,
+        master: Tensor | None,
         stochastic: bool,
     ) -> None:
-        here = [*params, exp_avg, exp_avg_sq, *(buffer for buffer in (scales, residue) if buffer is not None)]
+        here = [*params, exp_avg, exp_avg_sq, *(buffer for buffer in (scales, master) if buffer is not None)]
         there = {id(tensor): same_layout(tensor, "cuda") for tensor in here}
         grads_there = [same_layout(grad, "cuda") for grad in grads]
         OPERATORS[backend].step(
@@ -43,11 +43,11 @@ def on_gpu(backend: str, rows_there: bool = False, zero_grads: bool = False) -> 
             there[id(exp_avg)],
             there[id(exp_avg_sq)],
             segments,
-            row_of,
+            scalar_index,
             rows.cuda() if rows_there else rows,
             zero_grads,
             there.get(id(scales)),
-            there.get(id(residue)),
+            there.get(id(master)),
             stochastic,
         )
         for tensor in here:

@@ -99,10 +99,17 @@ def stepped(problem: StepProblem, backend: str, clear: bool, rows_on_gpu: bool) 
     """`StepProblem.after` on the GPU."""
 
     def step(
-        params: list, grads: list, m: Tensor, v: Tensor, segments: Tensor, row_of: Tensor, rows: Tensor, clear: bool
+        params: list,
+        grads: list,
+        m: Tensor,
+        v: Tensor,
+        segments: Tensor,
+        scalar_index: Tensor,
+        rows: Tensor,
+        clear: bool,
     ):
         moved = [there(params), there(grads), m.cuda(), v.cuda()]
-        OPERATORS[backend].step(*moved, segments, row_of, rows.cuda() if rows_on_gpu else rows, clear)
+        OPERATORS[backend].step(*moved, segments, scalar_index, rows.cuda() if rows_on_gpu else rows, clear)
         m.copy_(moved[2])
         v.copy_(moved[3])
         for old, new in zip([*params, *grads], [*moved[0], *moved[1]], strict=True):
@@ -143,7 +150,7 @@ class Training:
         starts = [1024 * k for k in range(tensors)]
         layouts = [layout_hash(p.shape, p.stride()) for p in self.params]
         self.segments = torch.tensor([*zip(starts, layouts, strict=True)])
-        self.row_of = torch.arange(tensors) % len(problem.group_scalars)
+        self.scalar_index = torch.arange(tensors) % len(problem.group_scalars)
         self.group_scalars = problem.group_scalars.to(device)
         self.pairs = torch.tensor([(k, k) for k in range(len(problem.group_scalars))], device=device)
         self.counted, self.steps = torch.ones(tensors, device=device), torch.zeros(tensors, device=device)
@@ -160,7 +167,7 @@ class Training:
             self.group_scalars, self.pairs, self.counted, self.steps, self.taken, *scalars
         )
         self.norm.copy_(norm)
-        self.operators.step(self.params, self.grads, *self.moments, self.segments, self.row_of, rows, True)
+        self.operators.step(self.params, self.grads, *self.moments, self.segments, self.scalar_index, rows, True)
 
     def backward(self, k: int) -> None:
         """New gradients, in the old memory, another learning rate, and in the fourth step an overflow."""
@@ -240,7 +247,7 @@ def test_launches(backend: str) -> None:
     scalars = (training.lr.expand(len(training.group_scalars)), sums, 0.5, None, None)
     arguments = (training.group_scalars, training.pairs, training.counted, training.steps, training.taken, *scalars)
     rows, _ = training.operators.scalars(*arguments)
-    where = (*training.moments, training.segments, training.row_of)
+    where = (*training.moments, training.segments, training.scalar_index)
     for call in (
         lambda: training.operators.grad_norm(training.grads),
         lambda: training.operators.scalars(*arguments),

@@ -36,7 +36,7 @@ class Problem:
         table = [(start, layout_hash(p.shape, p.stride())) for start, p in zip(starts, params, strict=True)]
         rows = [compute_scalars({**GROUP_DEFAULTS, "lr": 0.01 * (k + 1)}, 9) for k in range(groups)]
         self.segments = torch.tensor(table, dtype=torch.int64)
-        self.row_of = torch.arange(segments) % groups
+        self.scalar_index = torch.arange(segments) % groups
         self.rows = torch.tensor(rows, dtype=torch.float64)
         grads = gradients([p.shape for p in params], torch.float32, 1)
         self.here = (params, grads, torch.zeros(length), torch.zeros(length))
@@ -44,12 +44,12 @@ class Problem:
         self.moments = [torch.zeros(length, device="cuda") for _ in range(2)]
 
     def step(self) -> None:
-        ops.OPERATORS["cuda"].step(self.params, self.grads, *self.moments, self.segments, self.row_of, self.rows)
+        ops.OPERATORS["cuda"].step(self.params, self.grads, *self.moments, self.segments, self.scalar_index, self.rows)
 
     def check(self, steps: int) -> None:
         """Every bit after so many steps with the same rows."""
         for _ in range(steps):
-            reference.step(*self.here, self.segments, self.row_of, self.rows)
+            reference.step(*self.here, self.segments, self.scalar_index, self.rows)
         pairs = zip([*self.here[0], *self.here[2:]], [*self.params, *self.moments], strict=True)
         assert all(same_bits(a, b.cpu()) for a, b in pairs)
         assert self.here[2].any()

@@ -82,7 +82,7 @@ RADAM_AVX512 void lanes_halves(const float* m, const float* root, const uint16_t
   }
 }
 
-// The numbers of n places from `origin` on, a run of elements.
+// The numbers of n places from `rng_offset` on, a run of elements.
 RADAM_AVX512 void lanes_random_bits(int64_t rng_offset, int64_t n, int64_t stream, int64_t step, int64_t seed,
                                     uint16_t* ours, uint16_t* theirs) {
   const Keys keys{uint32_t(seed)};

@@ -117,13 +117,13 @@ def test_float16_moments(lanes: ctypes.CDLL, bits: int) -> None:
 
 
 @pytest.mark.parametrize("count", [32, 64, 96, 256, 1024])
-@pytest.mark.parametrize("origin", [0, 1, 7, 8, 1001, 2**35 - 40, 2**40 + 3])
-def test_random_bits(lanes: ctypes.CDLL, origin: int, count: int) -> None:
+@pytest.mark.parametrize("rng_offset", [0, 1, 7, 8, 1001, 2**35 - 40, 2**40 + 3])
+def test_random_bits(lanes: ctypes.CDLL, rng_offset: int, count: int) -> None:
     """Wherever a run begins, also within a group, and where the lower half of the groups' numbers overflows."""
     both = torch.zeros(2, count, dtype=torch.int16)
-    call(lanes.lanes_random_bits, origin, count, 1, 12345, 2**32 - 2, both[0], both[1])
+    call(lanes.lanes_random_bits, rng_offset, count, 1, 12345, 2**32 - 2, both[0], both[1])
     assert torch.equal(*both)
     other = torch.zeros_like(both)
-    call(lanes.lanes_random_bits, origin + 1, count, 1, 12345, 2**32 - 2, other[0], other[1])
+    call(lanes.lanes_random_bits, rng_offset + 1, count, 1, 12345, 2**32 - 2, other[0], other[1])
     assert not torch.equal(both[0], other[0])  # the negative control: the next place's
     assert torch.equal(both[0][1:], other[0][:-1])

@@ -104,7 +104,7 @@ def rows(count: int) -> Tensor:
     )
 
 
-def one_step(step, params: list[Tensor], grads: list[Tensor], row_of: list[int], table: Tensor) -> list[Tensor]:
+def one_step(step, params: list[Tensor], grads: list[Tensor], scalar_index: list[int], table: Tensor) -> list[Tensor]:
     """Copies of the parameters after a step, and the moments."""
     starts, end = [], 0
     for p in params:
@@ -113,7 +113,7 @@ def one_step(step, params: list[Tensor], grads: list[Tensor], row_of: list[int],
     moments = [torch.linspace(0.0, 1.0, end) for _ in range(2)]
     params = [same_layout(p) for p in params]
     layouts = [layout_hash(p.shape, p.stride()) for p in params]
-    step(params, grads, *moments, torch.tensor([*zip(starts, layouts, strict=True)]), torch.tensor(row_of), table)
+    step(params, grads, *moments, torch.tensor([*zip(starts, layouts, strict=True)]), torch.tensor(scalar_index), table)
     return [*params, *moments]
 
 
@@ -141,8 +141,8 @@ def test_any_number_of_segments_and_rows(host_kernels: ctypes.CDLL, segments: in
     """By value while they fit 32 KB, in tables beyond; which of both, the kernel sees by the launch's arguments."""
     params = list(torch.randn(segments, 3, generator=torch.Generator().manual_seed(0)).unbind())
     grads = gradients([p.shape for p in params], torch.float32, 1)
-    row_of = [(7 * k) % groups for k in range(segments)]
-    assert_same_step(host_kernels, Geometry(blocks=13), params, grads, row_of, rows(groups))
+    scalar_index = [(7 * k) % groups for k in range(segments)]
+    assert_same_step(host_kernels, Geometry(blocks=13), params, grads, scalar_index, rows(groups))
 
 
 def lazily(length: int, dtype: torch.dtype) -> Tensor:

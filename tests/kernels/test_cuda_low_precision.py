@@ -58,9 +58,9 @@ def test_random_bits_begin_anywhere(host_kernels: ctypes.CDLL, state: torch.dtyp
     ours, theirs, other = (Case(form, layouts) for _ in range(3))
     step = host_step(host_kernels, Geometry(blocks=7, backwards=True))
     for by in range(8):
-        ours.origins = theirs.origins = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
+        ours.rng_offsets = theirs.rng_offsets = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
         assert not differing(ours.run(step, steps=2), theirs.run(reference.step, steps=2), ours.names()), by
-    other.origins = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
+    other.rng_offsets = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
     assert "size_4097" in differing(ours.bits(), other.run(reference.step, steps=2), ours.names())
 
 
@@ -73,8 +73,8 @@ def test_gradients_are_cleared(host_kernels: ctypes.CDLL, form: Format) -> None:
         grads = gradients([p.shape for p in case.params], form.grad, 1)
         grads[3] = grads[3].to(torch.float16 if form.grad == torch.float32 else torch.float32)
         grads[5] = grads[5][:1].expand(257)
-        buffers = case.exp_avg, case.exp_avg_sq, case.segments, case.row_of, case.rows(4)
-        step(case.params, grads, *buffers, True, case.scales, case.residue, form.stochastic)
+        buffers = case.exp_avg, case.exp_avg_sq, case.segments, case.scalar_index, case.rows(4)
+        step(case.params, grads, *buffers, True, case.scales, case.master, form.stochastic)
         assert not any(grad.any() for grad in grads)
         results.append(case.bits())
     assert not differing(*results, case.names())
@@ -93,14 +93,14 @@ def test_special_values(host_kernels: ctypes.CDLL, form: Format) -> None:
     for step in (reference.step, host_step(host_kernels, Geometry(blocks=2))):
         case = Case(form, ["size_1"])
         case.params = [same_layout(p)]
-        for name in ("exp_avg", "exp_avg_sq", "residue"):
+        for name in ("exp_avg", "exp_avg_sq", "master"):
             buffer = getattr(case, name)
             setattr(case, name, None if buffer is None else torch.zeros(1024, dtype=buffer.dtype))
         case.scales = None if case.scales is None else torch.zeros(2, 4)
         case.segments = torch.tensor([(256, layout_hash(p.shape, p.stride()))])
         for t in (1, 9):
             buffers = case.exp_avg, case.exp_avg_sq, case.segments, torch.tensor([2]), case.rows(t)
-            step(case.params, [grads[t > 1]], *buffers, False, case.scales, case.residue, form.stochastic)
+            step(case.params, [grads[t > 1]], *buffers, False, case.scales, case.master, form.stochastic)
         results.append(case.bits())
     assert not differing(*results, case.names())
 

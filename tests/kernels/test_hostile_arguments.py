@@ -66,7 +66,7 @@ def change(name: str, by: Callable[[Any], Any], **options: Any) -> Callable[[], 
 
 HALVES = {"moments": torch.bfloat16, "param": torch.bfloat16}
 CODES = {"moments": torch.int8}
-ORIGINS = torch.tensor([0, LENGTH])
+OFFSETS = torch.tensor([0, LENGTH])
 
 STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
     **{
@@ -77,25 +77,25 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "start_of_codes_near_2^63": (put("segments", (0, 0), LARGEST // 256 * 256 - 256, **CODES), "start"),
     "start_of_codes_between_blocks": (put("segments", (0, 0), 64, **CODES), "start|multiples of 256"),
     **{f"row_{value}": (put("scalar_index", 0, value), "scalar_index") for value in (-1, 1, -(2**63), 10**12)},
-    "row_of_an_empty_segment": (put("scalar_index", 1, -1), "scalar_index"),
+    "scalar_index_of_an_empty_segment": (put("scalar_index", 1, -1), "scalar_index"),
     "no_rows": (change("scalars", lambda rows: rows[:0]), "scalar_index"),
     **{
-        f"origin_{value}": (put("rng_offsets", 0, value, **HALVES), "rng_offset")
+        f"rng_offset_{value}": (put("rng_offsets", 0, value, **HALVES), "rng_offset")
         for value in (-1, -64, -(2**63), LARGEST, LARGEST - 63, LARGEST - LENGTH + 1)
     },
-    "origin_-64_of_codes": (put("rng_offsets", 0, -64, **CODES), "rng_offset"),
-    "origin_-64_of_rounded_parameters": (
+    "rng_offset_-64_of_codes": (put("rng_offsets", 0, -64, **CODES), "rng_offset"),
+    "rng_offset_-64_of_rounded_parameters": (
         put("rng_offsets", 0, -64, param=torch.bfloat16, stochastic=True),
         "rng_offset",
     ),
-    "origins_int32": (change("rng_offsets", Tensor.int, rng_offsets=ORIGINS, **HALVES), "rng_offsets"),
-    "origins_too_few": (change("rng_offsets", lambda t: t[:1], rng_offsets=ORIGINS, **HALVES), "rng_offsets"),
+    "rng_offsets_int32": (change("rng_offsets", Tensor.int, rng_offsets=OFFSETS, **HALVES), "rng_offsets"),
+    "rng_offsets_too_few": (change("rng_offsets", lambda t: t[:1], rng_offsets=OFFSETS, **HALVES), "rng_offsets"),
     "segments_int32": (change("segments", Tensor.int), "segments"),
     "segments_of_three_columns": (change("segments", lambda t: t.repeat(1, 2)[:, :3].contiguous()), "segments"),
     "segments_expanded": (change("segments", lambda t: t[:1].expand(2, 2)), "segments"),
     "segments_too_few": (change("segments", lambda t: t[:1]), "one entry a segment"),
-    "row_of_int32": (change("scalar_index", Tensor.int), "scalar_index"),
-    "row_of_two_dimensions": (change("scalar_index", lambda t: t[:, None]), "scalar_index"),
+    "scalar_index_of_int32": (change("scalar_index", Tensor.int), "scalar_index"),
+    "scalar_index_of_two_dimensions": (change("scalar_index", lambda t: t[:, None]), "scalar_index"),
     "rows_float32": (change("scalars", Tensor.float), "scalars"),
     "rows_of_ten_columns": (change("scalars", lambda t: t[:, :-1].contiguous()), "scalars"),
     "rows_transposed": (change("scalars", lambda t: t.expand(2, -1).t().contiguous().t()), "scalars"),
@@ -105,7 +105,7 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
         f"meta_{name}": (change(name, meta, **options), "on meta|on one device")
         for name, options in {
             **{key: {} for key in ("params", "grads", "exp_avg", "exp_avg_sq", "segments", "scalar_index", "scalars")},
-            "rng_offsets": {**HALVES, "rng_offsets": ORIGINS},
+            "rng_offsets": {**HALVES, "rng_offsets": OFFSETS},
             "scales": CODES,
             "master": {"param": torch.bfloat16, "master": torch.zeros(CAPACITY)},
         }.items()
@@ -122,7 +122,7 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
             **{name: (name, {}) for name in ("exp_avg", "exp_avg_sq", "segments", "scalar_index", "scalars")},
             "scales": ("scales", CODES),
             "master": ("master", {"param": torch.bfloat16, "master": torch.zeros(CAPACITY)}),
-            "rng_offsets": ("rng_offsets", {**HALVES, "rng_offsets": ORIGINS.clone()}),
+            "rng_offsets": ("rng_offsets", {**HALVES, "rng_offsets": OFFSETS.clone()}),
         }.items()
     },
     "freed_parameter_with_an_offset": (change("params", lambda p: freed(with_offset(p))), "storage"),
@@ -158,8 +158,8 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "short_scales": (change("scales", lambda s: s[:, :-1].contiguous(), **CODES), "scales"),
     "flat_scales": (change("scales", torch.flatten, **CODES), "scales"),
     "no_scales": (lambda: arguments(**CODES, scales=None), "scales"),
-    "short_residue": (lambda: arguments(param=torch.bfloat16, master=torch.zeros(64)), "master"),
-    "integer_residue": (lambda: arguments(param=torch.bfloat16, master=torch.zeros(CAPACITY).int()), "master"),
+    "short_master": (lambda: arguments(param=torch.bfloat16, master=torch.zeros(64)), "master"),
+    "integer_master": (lambda: arguments(param=torch.bfloat16, master=torch.zeros(CAPACITY).int()), "master"),
     "expanded_parameter": (
         lambda: arguments(
             params=[torch.zeros(1).expand(LENGTH), torch.zeros(0)],
@@ -195,7 +195,7 @@ def test_step_refuses(made: tuple[Callable[[], Arguments], str], backend: str) -
 
 
 @pytest.mark.parametrize(
-    ("options", "start", "origin"),
+    ("options", "start", "rng_offset"),
     [
         ({}, 0, None),
         ({}, CAPACITY - LENGTH, None),
@@ -204,16 +204,16 @@ def test_step_refuses(made: tuple[Callable[[], Arguments], str], backend: str) -
         (CODES, 256, 2**40),
         ({"param": torch.bfloat16, "stochastic": True}, 64, 2**38 - 64),
     ],
-    ids=["at_0", "at_the_end", "halves_at_the_end", "largest_origin", "codes", "rounded_parameters"],
+    ids=["at_0", "at_the_end", "halves_at_the_end", "largest_rng_offset", "codes", "rounded_parameters"],
 )
-def test_what_is_just_allowed_is_done(options: dict, start: int, origin: int | None, backend: str) -> None:
+def test_what_is_just_allowed_is_done(options: dict, start: int, rng_offset: int | None, backend: str) -> None:
     """The negative control: the same arguments, as large as they may be, are stepped, with the bits of reference."""
     results = []
     for which in (backend, "reference"):
         found = arguments(**options)
         found["segments"][:, 0] = torch.tensor([start, CAPACITY])
-        if origin is not None:
-            found["rng_offsets"] = torch.tensor([origin, 0])
+        if rng_offset is not None:
+            found["rng_offsets"] = torch.tensor([rng_offset, 0])
         before = [t.clone() for t in written(found)]
         OPERATORS[which].step(**found)
         results.append(written(found))

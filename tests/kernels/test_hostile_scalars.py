@@ -72,16 +72,19 @@ ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "pairs_float32": (lambda: rows_arguments(sources=torch.zeros(1, 2)), "sources"),
     "pairs_of_three_columns": (lambda: rows_arguments(sources=torch.zeros(1, 3, dtype=torch.int64)), "sources"),
     "pairs_strided": (lambda: rows_arguments(sources=torch.zeros(2, 3, dtype=torch.int64).t()[:, :2]), "sources"),
-    "hyper_of_15_columns": (
+    "group_scalars_of_15_columns": (
         lambda: rows_arguments(group_scalars=torch.zeros(1, 15, dtype=torch.float64)),
         "group_scalars",
     ),
-    "hyper_strided": (
+    "group_scalars_strided": (
         lambda: rows_arguments(group_scalars=torch.zeros(16, 2, dtype=torch.float64).t()),
         "group_scalars",
     ),
-    "hyper_float32": (lambda: rows_arguments(group_scalars=torch.zeros(1, 16)), "group_scalars"),
-    "hyper_of_no_group": (lambda: rows_arguments(group_scalars=torch.zeros(0, 16, dtype=torch.float64)), "row 0 names"),
+    "group_scalars_float32": (lambda: rows_arguments(group_scalars=torch.zeros(1, 16)), "group_scalars"),
+    "group_scalars_of_no_group": (
+        lambda: rows_arguments(group_scalars=torch.zeros(0, 16, dtype=torch.float64)),
+        "row 0 names",
+    ),
     "counted_short": (lambda: rows_arguments(counted=torch.ones(1)), "counted"),
     "counted_long": (lambda: rows_arguments(counted=torch.ones(3)), "counted"),
     "steps_float64": (lambda: rows_arguments(steps=torch.zeros(2).double()), "steps"),

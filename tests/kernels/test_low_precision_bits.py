@@ -56,12 +56,12 @@ def test_one_bit_is_noticed(form: Format, expected: dict) -> None:
     theirs = reference(expected, form)
     case = Case(form, layouts_of(form))
     case.run(ops.step_native, steps=6)
-    whole = case.exp_avg_sq if case.residue is None else case.residue
+    whole = case.exp_avg_sq if case.master is None else case.master
     place = case.segments[case.layouts.index("size_4097"), 0] + 17
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
     whole.view(integers[whole.element_size()])[place] ^= 1 << (8 * whole.element_size() - 3)
     case.run(ops.step_native, steps=(7, 7))
-    assert {"exp_avg_sq", "residue"} & set(differing(case, theirs))
+    assert {"exp_avg_sq", "master"} & set(differing(case, theirs))
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form.master], ids=str)
@@ -71,7 +71,7 @@ def test_parameters_written_between_steps(form: Format) -> None:
     for step in (ops.step_native, ops.step_reference):
         case = Case(form, layouts_of(form))
         generator = torch.Generator().manual_seed(0)
-        case.residue.view(torch.int16).random_(-(2**14), 2**14, generator=generator)
+        case.master.view(torch.int16).random_(-(2**14), 2**14, generator=generator)
         for p in case.params:
             p[torch.rand(p.shape, generator=generator) < 0.1] *= float("inf")
         cases.append((case, case.run(step, steps=4)))
@@ -98,7 +98,7 @@ def test_special_values(form: Format) -> None:
             if step is None:  # the negative control: one gradient is another number
                 grads[0][3] += 1.0
             buffers = case.exp_avg, case.exp_avg_sq, case.segments, torch.tensor([2]), case.rows(t)
-            stored = case.scales, case.residue, form.stochastic, case.origins
+            stored = case.scales, case.master, form.stochastic, case.rng_offsets
             (step or ops.step_native)(case.params, grads, *buffers, False, *stored)
         results.append(case.bits())
     names = case.names()
@@ -133,12 +133,12 @@ def test_random_bits_depend_on_the_offset_alone(form: Format) -> None:
     layouts = ["size_4097", "matrix"]
     results = []
     anywhere = (1 << 45) + 5, 8199
-    for shift, origins in ((0, (256, 8192)), (512, (256, 8192)), (0, (8192, 256)), (256, anywhere)):
+    for shift, rng_offsets in ((0, (256, 8192)), (512, (256, 8192)), (0, (8192, 256)), (256, anywhere)):
         case = Case(form, layouts, first=256 + shift)
-        case.origins = torch.tensor(origins)
+        case.rng_offsets = torch.tensor(rng_offsets)
         case.run(ops.step_native)
         reference = Case(form, layouts, first=256 + shift)
-        reference.origins = torch.tensor(origins)
+        reference.rng_offsets = torch.tensor(rng_offsets)
         reference.run(ops.step_reference)
         assert differing(case, reference.bits()) == []
         start = case.segments[:, 0].tolist()
@@ -171,11 +171,11 @@ BROKEN = {
     "codes_without_scales": (torch.int8, {"scales": None}, "scales"),
     "scales_without_codes": (torch.bfloat16, {"scales": torch.zeros(2, 1)}, "scales"),
     "scales_of_another_size": (torch.int8, {"scales": torch.zeros(2, 1)}, "scales must be"),
-    "residue_of_another_size": (torch.bfloat16, {"master": torch.zeros(3)}, "master must be"),
-    "residue_of_another_dtype": (torch.bfloat16, {"master": "float16"}, "master"),
-    "residue_and_stochastic": (torch.bfloat16, {"master": "float32", "stochastic": True}, "stochastic"),
+    "master_of_another_size": (torch.bfloat16, {"master": torch.zeros(3)}, "master must be"),
+    "master_of_another_dtype": (torch.bfloat16, {"master": "float16"}, "master"),
+    "master_and_stochastic": (torch.bfloat16, {"master": "float32", "stochastic": True}, "stochastic"),
     "second_moment_of_another_dtype": (torch.bfloat16, {"exp_avg_sq": torch.float32}, "exp_avg|no form"),
-    "origins_of_another_size": (torch.bfloat16, {"rng_offsets": torch.zeros(9, dtype=torch.int64)}, "rng_offsets"),
+    "rng_offsets_of_another_size": (torch.bfloat16, {"rng_offsets": torch.zeros(9, dtype=torch.int64)}, "rng_offsets"),
 }
 
 
@@ -193,5 +193,5 @@ def test_forms_that_do_not_go_together(op: str, state: torch.dtype, change: dict
     step = getattr(ops, f"step_{op}")
     grads = [torch.ones_like(p) for p in case.params]
     with pytest.raises((RuntimeError, ValueError), match=message):
-        step(case.params, grads, case.exp_avg, exp_avg_sq, case.segments, case.row_of, case.rows(9), **given)
+        step(case.params, grads, case.exp_avg, exp_avg_sq, case.segments, case.scalar_index, case.rows(9), **given)
     assert differing(case, before) == []

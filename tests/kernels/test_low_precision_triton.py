@@ -121,11 +121,11 @@ def test_random_bits_begin_anywhere(state: torch.dtype) -> None:
     layouts = ["size_4097", "size_257", "transposed"]
     ours, theirs, other = (Case(STATES[state], layouts) for _ in range(3))
     for by in range(8):
-        ours.origins = theirs.origins = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
+        ours.rng_offsets = theirs.rng_offsets = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
         ours.run(TRITON, 2)
         theirs.run(REFERENCE, 2)
         assert differences(ours, theirs) == []
-    other.origins = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
+    other.rng_offsets = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
     other.run(REFERENCE, 2)
     assert "size_4097" in differences(ours, other)  # the negative control
 
@@ -142,9 +142,9 @@ def replaced(**buffers: Tensor | None) -> Callable[[Case], None]:
         (torch.int8, replaced(exp_avg_sq=torch.zeros(768, dtype=torch.int8)), "no form"),
         (torch.int8, lambda case: case.segments.__setitem__((0, 0), 64), "multiples of 256"),
         (torch.bfloat16, replaced(scales=torch.zeros(2, 4)), "scales"),
-        (torch.bfloat16, replaced(residue=torch.zeros(1536, dtype=torch.int16)[::2]), "master"),
-        (torch.bfloat16, replaced(residue=torch.zeros(768, dtype=torch.float16)), "master"),
-        (torch.bfloat16, replaced(residue=torch.zeros(768, dtype=torch.int16)), "rounded to nearest"),
+        (torch.bfloat16, replaced(master=torch.zeros(1536, dtype=torch.int16)[::2]), "master"),
+        (torch.bfloat16, replaced(master=torch.zeros(768, dtype=torch.float16)), "master"),
+        (torch.bfloat16, replaced(master=torch.zeros(768, dtype=torch.int16)), "rounded to nearest"),
     ],
     ids=[
         "no_scales",
@@ -152,9 +152,9 @@ def replaced(**buffers: Tensor | None) -> Callable[[Case], None]:
         "second_moment",
         "start",
         "scales_of_none",
-        "strided_residue",
+        "strided_master",
         "master_dtype",
-        "residue_rounded",
+        "master_rounded",
     ],
 )
 def test_forms_are_refused_before_anything_is_written(

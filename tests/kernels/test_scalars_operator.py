@@ -280,8 +280,8 @@ def test_opcheck(options: dict, backend: str) -> None:
         (9, torch.ones((), dtype=torch.float64), "found_inf must be float32 with one element"),
     ],
     ids=[
-        "columns_of_hyper",
-        "dtype_of_hyper",
+        "columns_of_group_scalars",
+        "dtype_of_group_scalars",
         "dtype_of_pairs",
         "group",
         "segment",

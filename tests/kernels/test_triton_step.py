@@ -32,11 +32,11 @@ class Step:
         self.moments = [torch.rand(length, generator=torch.Generator().manual_seed(k)).to(moments) for k in range(2)]
         self.rows = torch.tensor([compute_scalars(GROUP_DEFAULTS, t) for t in (3, 9, 9)], dtype=torch.float64)
         self.rows[2, 8] = SKIP_STEP
-        self.row_of = torch.arange(len(self.params)) % 3
+        self.scalar_index = torch.arange(len(self.params)) % 3
 
     def run(self, backend: str, zero_grads: bool) -> None:
         OPERATORS[backend].step(
-            self.params, self.grads, *self.moments, self.segments, self.row_of, self.rows, zero_grads
+            self.params, self.grads, *self.moments, self.segments, self.scalar_index, self.rows, zero_grads
         )
 
     def tensors(self) -> list[Tensor]:
@@ -76,11 +76,11 @@ def test_step_equals_reference(dtype: torch.dtype, grad_dtype: torch.dtype, zero
     [
         (lambda s: s.segments.__setitem__((-1, 0), 10**9), "start"),
         (lambda s: s.segments.__setitem__((-1, 0), -64), "start"),
-        (lambda s: s.row_of.__setitem__(-1, 3), "scalar_index"),
+        (lambda s: s.scalar_index.__setitem__(-1, 3), "scalar_index"),
         (lambda s: setattr(s, "rows", s.rows[:, :8]), "scalars"),
         (lambda s: setattr(s, "rows", s.rows.float()), "scalars"),
         (lambda s: s.moments.__setitem__(1, torch.zeros(64)), "exp_avg"),
-        (lambda s: setattr(s, "row_of", s.row_of[:-1]), "one entry a segment"),
+        (lambda s: setattr(s, "scalar_index", s.scalar_index[:-1]), "one entry a segment"),
     ],
     ids=["start", "negative_start", "row", "row_columns", "row_dtype", "moments", "count"],
 )
@@ -125,7 +125,7 @@ def test_tables_are_kept_and_follow_their_tensors(monkeypatch: pytest.MonkeyPatc
         step.grads[3] = step.grads[3] * 2.0 + 1.0
     both_step()
     for step in (ours, theirs):
-        step.row_of.fill_(1)
+        step.scalar_index.fill_(1)
     both_step()
     both_step()
     assert carried == [2, 0, 1, 1, 0]

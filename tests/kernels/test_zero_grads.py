@@ -41,7 +41,7 @@ class Problem:
     """Every layout with every kind of row, and gradients in its parameter's order, row-major, expanded or with gaps."""
 
     def __init__(self, dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
-        self.params, self.grads, self.row_of = [], [], []
+        self.params, self.grads, self.scalar_index = [], [], []
         for row in range(4):
             names = NAMES if row != 1 else [*NAMES, LONG]
             params = [filled(name, dtype, 10 * row + k) for k, name in enumerate(names)]
@@ -51,7 +51,7 @@ class Problem:
                 gaps = torch.stack([g, torch.ones_like(g)], dim=-1)[..., 0]
                 self.grads.append((as_param, g, expanded(g), gaps)[(k + row) % 4])
             self.params += params
-            self.row_of += [row] * len(params)
+            self.scalar_index += [row] * len(params)
         self.starts, length = segment_starts([p.numel() for p in self.params])
         moments = torch.float64 if dtype == torch.float64 else torch.float32
         self.moments = [torch.linspace(0.0, 1.0, length, dtype=moments) for _ in range(2)]
@@ -62,7 +62,7 @@ class Problem:
         moments = [m.clone() for m in self.moments]
         table = [(at, layout_hash(p.shape, p.stride())) for at, p in zip(self.starts, params, strict=True)]
         rows = rows_of_every_kind() if rows is None else rows
-        step(params, grads, *moments, torch.tensor(table), torch.tensor(self.row_of), rows, zero_grads)
+        step(params, grads, *moments, torch.tensor(table), torch.tensor(self.scalar_index), rows, zero_grads)
         stored = [torch.empty(0, dtype=g.dtype).set_(g.untyped_storage()) for g in grads]
         return {"params": params, "exp_avg": moments[:1], "exp_avg_sq": moments[1:], "grads": grads, "memory": stored}
 

@@ -57,7 +57,7 @@ class Run:
             "decoupled_weight_decay": True,
         }
         self.layout = torch.tensor([(0, layout_hash((length,), (1,)))])
-        self.row_of = torch.zeros(1, dtype=torch.int64)
+        self.scalar_index = torch.zeros(1, dtype=torch.int64)
 
     def gradient(self) -> Tensor:
         return torch.randn(self.p.shape, generator=self.generator)
@@ -68,16 +68,16 @@ class Run:
     def decay_done(self, step: Step, split: bool) -> float:
         """What has been taken from the parameters for decay over what is due, after `STEPS` steps."""
         param = to_parameter(self.p, torch.bfloat16) if split else self.p.clone()
-        residue = low_bits(self.p) if split else None
+        master = low_bits(self.p) if split else None
         m, v = self.m.clone(), self.v.clone()
         truth = self.p.double(), self.m.double(), self.v.double()
         undecayed = truth
         for t in range(T, T + STEPS):
             g = self.gradient()
-            step([param], [g], m, v, self.layout, self.row_of, self.rows(t), False, None, residue)
+            step([param], [g], m, v, self.layout, self.scalar_index, self.rows(t), False, None, master)
             truth = self.exactly(t, g.double(), *truth, self.decay)
             undecayed = self.exactly(t, g.double(), *undecayed, 0.0)
-        value = join(param, residue) if residue is not None else param
+        value = join(param, master) if master is not None else param
         return float((undecayed[0] - value).mean() / (undecayed[0] - truth[0]).mean())
 
     def exactly(self, t: int, g: Tensor, p: Tensor, m: Tensor, v: Tensor, decay: float) -> tuple[Tensor, ...]:
@@ -123,7 +123,7 @@ def bias(step: Step, beta2: float, length: int = 2**14, steps: int = 1000) -> fl
     rows = run.rows(T)
     for _ in range(steps):
         g = scale.sqrt() * run.gradient()
-        step([p], [g], m, v, run.layout, run.row_of, rows)
+        step([p], [g], m, v, run.layout, run.scalar_index, rows)
         exact = beta2 * exact + (1.0 - beta2) * g.double() ** 2
     return float(((v.double() - exact) / scale).mean()) / (1.0 - beta2**steps)
 
@@ -195,7 +195,7 @@ def test_every_backend_takes_the_same_line(beta2: float, dtype: torch.dtype, hos
             p, m, v = (x.to(dtype) for x in (run.p, run.m, run.v))
             v[0], p[1], p[2] = math.inf, math.inf, -math.inf
             for _ in range(3):
-                step([p], [run.gradient().to(dtype)], m, v, run.layout, run.row_of, run.rows(7))
+                step([p], [run.gradient().to(dtype)], m, v, run.layout, run.scalar_index, run.rows(7))
             results.append((p, m, v))
         *ours, old = results
         assert all(same_bits(a, b) for other in ours[1:] for a, b in zip(ours[0], other, strict=True))
@@ -208,7 +208,7 @@ def stepped(step: Step, p: float, m: float, v: float, g: float, **group: Any) ->
     run = Run(0.0, length=1)
     run.group.update(group)
     tensors = [torch.tensor([x]) for x in (p, m, v)]
-    step(tensors[:1], [torch.tensor([g])], *tensors[1:], run.layout, run.row_of, run.rows(T))
+    step(tensors[:1], [torch.tensor([g])], *tensors[1:], run.layout, run.scalar_index, run.rows(T))
     return tuple(float(x) for x in tensors)  # type: ignore[return-value]
 
 

@@ -113,8 +113,8 @@ class Stopping(Case):
     def stop(self, step: Any, count: int = 60) -> list[Tensor]:
         for t in range(1, count + 1):
             grads = [torch.ones_like(p, dtype=torch.float32) * (t < 4) for p in self.params]
-            buffers = self.exp_avg, self.exp_avg_sq, self.segments, self.row_of, self.rows(t)
-            step(self.params, grads, *buffers, False, self.scales, self.residue, self.form.stochastic, self.origins)
+            buffers = self.exp_avg, self.exp_avg_sq, self.segments, self.scalar_index, self.rows(t)
+            step(self.params, grads, *buffers, False, self.scales, self.master, self.form.stochastic, self.rng_offsets)
         return self.bits()
 
 

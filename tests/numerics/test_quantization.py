@@ -16,7 +16,7 @@ from tests.support.helpers import same_bits
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ALL_16_BITS = torch.arange(-(2**15), 2**15).to(torch.int16)
-DRAWS = torch.arange(2**16)
+RANDOM_BITS = torch.arange(2**16)
 
 
 def every_exponent() -> Tensor:
@@ -45,7 +45,7 @@ def test_philox_is_philox() -> None:
         assert [int(word) for word in philox.philox(tuple(words[:4]), tuple(words[4:]))] == list(answer)
 
 
-def test_draws_are_uniform_and_of_one_place() -> None:
+def test_random_bits_are_uniform_and_of_one_place() -> None:
     step, seed = torch.tensor(3), torch.tensor(5)
     drawn = philox.random_bits(0, 100_000, step, seed, philox.MOMENT_STREAM)
     assert torch.equal(drawn[1003:2001], philox.random_bits(1003, 998, step, seed, philox.MOMENT_STREAM))
@@ -73,7 +73,7 @@ def test_stochastic_leaves_every_value_of_its_own(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("x", [1.00123, -3.0e-5, 6.1e-5, 1.7e-7, 2.3e-8, 12345.6, 4e-8], ids=str)
 @pytest.mark.parametrize("dtype", HALF.values(), ids=list(HALF))
 def test_stochastic_is_exact_in_the_mean(dtype: torch.dtype, x: float) -> None:
-    """Over 100,000 draws within 4 standard errors; which rounding to nearest is not."""
+    """Over 100,000 roundings within 4 standard errors; which rounding to nearest is not."""
     exact = torch.full((100_000,), x)
     draw = philox.random_bits(0, len(exact), torch.tensor(1), torch.tensor(2), philox.PARAM_STREAM)
     rounded = quantization.round_stochastic(exact, draw, dtype).double()

@@ -17,7 +17,7 @@ from tests.support.small_models import STEPS, Net, Training, assert_same, train,
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "coupled_decay": {"weight_decay": 0.1},
+    "l2_decay": {"weight_decay": 0.1},
     "decoupled_decay": {"weight_decay": 0.1, "decoupled_weight_decay": True},
     "maximize": {"maximize": True},
     "hold_rho_4": {"rho_threshold": 4.0, "degenerated_to_sgd": False},

@@ -190,8 +190,8 @@ def ours(params: list[nn.Parameter]) -> FusedRAdam:
 def test_wrapped_optimizer(name: str) -> None:
     expected = trained(ours, WRAPPERS["direct"])
     assert all(map(same_bits, trained(ours, WRAPPERS[name]), expected))
-    peer = trained(lambda params: torch.optim.RAdam(params, lr=0.1), WRAPPERS[name])
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, peer, strict=True))
+    torchs = trained(lambda params: torch.optim.RAdam(params, lr=0.1), WRAPPERS[name])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, torchs, strict=True))
 
 
 def test_wrapper_that_answers_for_the_optimizer_would_step_by_scaled_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64:
 """The extension's own numbering (csrc/numerics/dtypes.h)."""
 MOMENTS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MASTERS = {torch.float32: 1, torch.int16: 2, torch.bfloat16: 3, torch.float16: 3}
-"""The same of state formats (csrc/numerics/quantization.h); without a residue 0."""
+"""The same of state formats (csrc/numerics/quantization.h); without master weights 0."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class _HostTensor(ctypes.Structure):
     _fields_ = (
         ("param", ctypes.c_void_p),
         ("grad", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("start", "row", "grad_dtype", "dim", "origin")),
+        *((name, ctypes.c_int64) for name in ("start", "row", "grad_dtype", "dim", "rng_offset")),
         *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("size", "param_stride", "grad_stride")),
     )
 
 
 class _HostState(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("exp_avg", "exp_avg_sq", "scales", "sq_scales", "residue")),
-        *((name, ctypes.c_int64) for name in ("param_dtype", "moments", "master", "stochastic")),
+        *((name, ctypes.c_void_p) for name in ("exp_avg", "exp_avg_sq", "scales", "sq_scales", "master")),
+        *((name, ctypes.c_int64) for name in ("param_dtype", "moments", "master_format", "stochastic")),
     )
 
 
@@ -119,25 +119,25 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
         exp_avg: Tensor,
         exp_avg_sq: Tensor,
         segments: Tensor,
-        row_of: Tensor,
+        scalar_index: Tensor,
         rows: Tensor,
         zero_grads: bool = False,
         scales: Tensor | None = None,
-        residue: Tensor | None = None,
+        master: Tensor | None = None,
         stochastic: bool = False,
-        origins: Tensor | None = None,
+        rng_offsets: Tensor | None = None,
     ) -> None:
         check_gradients(params, grads)
         param_dtype = params[0].dtype
         state = _HostState(
             *(exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
             *(None, None) if scales is None else (scales[0].data_ptr(), scales[1].data_ptr()),
-            None if residue is None else residue.data_ptr(),
-            *(NUMBERS[param_dtype], MOMENTS[exp_avg.dtype], 0 if residue is None else MASTERS[residue.dtype]),
+            None if master is None else master.data_ptr(),
+            *(NUMBERS[param_dtype], MOMENTS[exp_avg.dtype], 0 if master is None else MASTERS[master.dtype]),
             stochastic and param_dtype.itemsize == 2,
         )
-        drawn = segments[:, 0].tolist() if origins is None else origins.tolist()
-        starts, which = segments[:, 0].tolist(), row_of.tolist()
+        drawn = segments[:, 0].tolist() if rng_offsets is None else rng_offsets.tolist()
+        starts, which = segments[:, 0].tolist(), scalar_index.tolist()
         tensors = (_HostTensor * len(params))()
         for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
             where = (param.data_ptr(), grad.data_ptr(), starts[k], which[k])

@@ -68,27 +68,27 @@ class Case:
         self.layouts = list(LAYOUTS) if layouts is None else layouts
         self.params = [filled(name, form.param, seed) for seed, name in enumerate(self.layouts)]
         starts, end = [], first  # not at the beginning: the random bits depend on the position
-        self.origins: Tensor | None = None
+        self.rng_offsets: Tensor | None = None
         for p in self.params:
             starts.append(end)
             end += -(-p.numel() // ALIGNMENT) * ALIGNMENT
         self.exp_avg = torch.zeros(end, dtype=form.state)
         self.exp_avg_sq = torch.zeros(end, dtype=second_dtype(form.state))
         self.scales = torch.zeros(2, end // ALIGNMENT) if form.state == torch.int8 else None
-        residue = master_dtype(form.master, form.param)
-        self.residue = None if residue is None else torch.zeros(end, dtype=residue)
+        master = master_dtype(form.master, form.param)
+        self.master = None if master is None else torch.zeros(end, dtype=master)
         if form.master == "fp32":
             self._copy_masters(starts)
         layout = [(start, layout_hash(p.shape, p.stride())) for start, p in zip(starts, self.params, strict=True)]
         self.segments = torch.tensor(layout, dtype=torch.int64)
-        self.row_of = torch.tensor([k % len(GROUPS) for k in range(len(self.params))], dtype=torch.int64)
+        self.scalar_index = torch.tensor([k % len(GROUPS) for k in range(len(self.params))], dtype=torch.int64)
 
     def _copy_masters(self, starts: list[int]) -> None:
-        assert self.residue is not None
+        assert self.master is not None
         for k, (start, p) in enumerate(zip(starts, self.params, strict=True)):
             if k % 3:  # others find a master copy that is not the parameter's, and take the parameter
                 strides = torch.empty_like(p).stride()
-                self.residue.as_strided(p.shape, strides, start).copy_(p)
+                self.master.as_strided(p.shape, strides, start).copy_(p)
 
     def rows(self, t: int) -> Tensor:
         rows = torch.tensor([compute_scalars({**GROUP_DEFAULTS, **group}, t) for group in GROUPS], dtype=torch.float64)
@@ -105,15 +105,15 @@ class Case:
                 grads[k] = torch.empty_like(self.params[k], dtype=self.form.grad).copy_(grads[k])
             if t == 5:  # nothing but zeros for a while: blocks come to rest
                 grads = [grad * 0 for grad in grads]
-            buffers = self.exp_avg, self.exp_avg_sq, self.segments, self.row_of, self.rows(t)
-            step(self.params, grads, *buffers, False, self.scales, self.residue, self.form.stochastic, self.origins)
+            buffers = self.exp_avg, self.exp_avg_sq, self.segments, self.scalar_index, self.rows(t)
+            step(self.params, grads, *buffers, False, self.scales, self.master, self.form.stochastic, self.rng_offsets)
         return self.bits()
 
     def bits(self) -> list[Tensor]:
         """Every parameter and buffer, as integers in which all NaN are one."""
-        found = [*self.params, self.exp_avg, self.exp_avg_sq, self.scales, self.residue]
+        found = [*self.params, self.exp_avg, self.exp_avg_sq, self.scales, self.master]
         return [bits(tensor) if tensor.is_floating_point() else tensor for tensor in found if tensor is not None]
 
     def names(self) -> list[str]:
-        kept = {"scales": self.scales, "residue": self.residue}
+        kept = {"scales": self.scales, "master": self.master}
         return [*self.layouts, "exp_avg", "exp_avg_sq", *(name for name, buffer in kept.items() if buffer is not None)]
