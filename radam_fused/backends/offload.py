@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ..modes import real
 from ..numerics.layout import is_dense, layout_hash
-from ..numerics.scalars import SKIP_STEP, StepScalars
-from ..numerics.tensor_checks import check_gradients, check_layouts, check_stored
+from ..numerics.scalars import SKIP_STEP, UPDATE_RULE
+from ..numerics.tensor_checks import check_gradients, check_layouts, check_stored, storage_view
 from ..tensor_kinds import is_fake
 from .fake_tensors import called_with_fakes
+from .operator_args import StepArgs
 from .ops import OPERATORS, Operators
 from .registry import backend_for
 from .staging import Slot, transfer_for
@@ -182,21 +183,7 @@ class Offloader:
         squares = OPERATORS[backend_for(self._device.type, "auto")].grad_norm
         return called_with_fakes(squares)(grads) if is_fake(grads[0]) else squares(grads)
 
-    def step(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        segments: Tensor,
-        scalar_index: Tensor,
-        scalars: Tensor,
-        zero_grads: bool = False,
-        scales: Tensor | None = None,
-        master: Tensor | None = None,
-        stochastic: bool = False,
-        rng_offsets: Tensor | None = None,
-    ) -> None:
+    def step(self, *flat: Any) -> None:
         """The step operator (`radam_fused.backends.ops`), for moments on the CPU. Returns when the moments are written.
 
         The current stream waits for the parameters to be written, and is where the gradients are zeroed.
@@ -205,26 +192,25 @@ class Offloader:
             RuntimeError, TypeError, ValueError: a parameter or a gradient that does not fit, before anything is
                 written.
         """
+        args = StepArgs(*flat)
         with real():
-            self._check(params, grads, exp_avg, segments)
+            self._check(args)
         with real():
-            starts, row_indices = segments[:, 0].tolist(), scalar_index.tolist()
-            drawn = starts if rng_offsets is None else rng_offsets.tolist()
-            skipped = not is_fake(scalars) and bool(
-                (scalars[:, StepScalars._fields.index("update_rule")] == SKIP_STEP).all()
-            )
+            places = list(zip(args.starts(), args.scalar_index.tolist(), args.offsets(), strict=True))
+            skipped = not is_fake(args.scalars) and bool((args.scalars[:, UPDATE_RULE] == SKIP_STEP).all())
         if not skipped:
-            self._reserve(params, grads)
+            self._reserve(args.params, args.grads)
             wholes = (
-                Piece(*in_order_of_moments(param, grad), start, row, origin - start)
-                for param, grad, start, row, origin in zip(params, grads, starts, row_indices, drawn, strict=True)
+                Piece(*in_order_of_moments(param, grad), start, row, rng_offset - start)
+                for param, grad, (start, row, rng_offset) in zip(args.params, args.grads, places, strict=True)
             )
-            self._walk(wholes, (exp_avg, exp_avg_sq), scalars, (scales, master, stochastic))
-        if zero_grads and grads:
-            torch._foreach_zero_([without_repeats(grad) for grad in grads])
+            self._run_chunks(wholes, args)
+        if args.zero_grads and args.grads:
+            torch._foreach_zero_([storage_view(grad, refuse_overlaps=False) for grad in args.grads])
 
-    def _check(self, params: list[Tensor], grads: list[Tensor], exp_avg: Tensor, segments: Tensor) -> None:
-        check_layouts(params, segments, exp_avg.dtype)
+    def _check(self, args: StepArgs) -> None:
+        params, grads = args.params, args.grads
+        check_layouts(params, args.segments, args.exp_avg.dtype)
         check_gradients(params, grads)
         for index, (param, grad) in enumerate(zip(params, grads, strict=True)):
             if not is_fake(param):
@@ -244,19 +230,25 @@ class Offloader:
             self._ring = []  # first: the old one's memory may serve for the new one
             self._ring = [self._transfer.slot(max(held, min(need, SLOT_BYTES))) for _ in range(count)]
 
-    def _walk(
-        self, wholes: Iterable[Piece], moments: tuple[Tensor, Tensor], scalars: Tensor, forms: tuple[Any, ...]
-    ) -> None:
-        """All chunks down, through the operator, and up; the host prepares one while others are under way."""
+    def _run_chunks(self, wholes: Iterable[Piece], args: StepArgs) -> None:
+        """Copies every chunk down, steps it and copies it up; the host prepares a chunk while others are under way."""
         transfer = self._transfer
         under_way: deque[Chunk] = deque()
 
         def compute() -> None:
             chunk = under_way.popleft()
             transfer.wait(chunk.slot)
-            tables = chunk.segments, chunk.scalar_index, scalars
-            step = called_with_fakes(self._host.step) if is_fake(moments[0]) else self._host.step
-            step(chunk.params, chunk.grads, *moments, *tables, False, *forms, chunk.rng_offsets)
+            step = called_with_fakes(self._host.step) if is_fake(args.exp_avg) else self._host.step
+            step(
+                *args._replace(
+                    params=chunk.params,
+                    grads=chunk.grads,
+                    segments=chunk.segments,
+                    scalar_index=chunk.scalar_index,
+                    zero_grads=False,
+                    rng_offsets=chunk.rng_offsets,
+                )
+            )
             transfer.up(chunk.slot, chunk.up())
 
         transfer.begin()
@@ -271,12 +263,3 @@ class Offloader:
                 compute()
         finally:
             transfer.finish()
-
-
-def without_repeats(grad: Tensor) -> Tensor:
-    """A gradient with each place in memory once, for one that was expanded: a view to be written."""
-    grad = grad.detach()
-    for dim, stride in enumerate(grad.stride()):
-        if stride == 0 and grad.shape[dim] > 1:
-            grad = grad.narrow(dim, 0, 1)
-    return grad

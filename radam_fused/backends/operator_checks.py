@@ -22,19 +22,20 @@ from ..numerics.tensor_checks import (
     is_stored,
     overlaps_itself,
 )
+from .operator_args import ScalarsArgs, StepArgs
 
 _LARGEST = 2**63 - 1
 _GRADIENTS = (*HALF_OR_SINGLE, torch.float64)
 
 
-def check_tables(
-    count: int, exp_avg: Tensor, segments: Tensor, scalar_index: Tensor, scalars: Tensor, rng_offsets: Tensor | None
-) -> None:
+def check_tables(args: StepArgs) -> None:
     """Raises for tables of a step that cannot be read, with as many segments as there are parameters.
 
     Raises:
         ValueError: another shape, dtype or device, or a freed storage.
     """
+    count, exp_avg, scalars = len(args.params), args.exp_avg, args.scalars
+    segments, scalar_index, rng_offsets = args.segments, args.scalar_index, args.rng_offsets
     wanted = {"segments": (segments, (count, 2)), "scalar_index": (scalar_index, (count,))}
     if rng_offsets is not None:
         wanted["rng_offsets"] = rng_offsets, (count,)
@@ -65,32 +66,21 @@ def check_tables(
     check_stored(segments=segments, scalar_index=scalar_index, scalars=scalars, rng_offsets=rng_offsets)
 
 
-def check_step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    state: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    tables: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    stochastic: bool,
-    alignment: int = 1,
-) -> bool:
-    """Raises for the first argument of a step that does not fit; returns whether the state is stored plainly.
+def check_step(args: StepArgs, alignment: int = 1) -> None:
+    """Raises for the first argument of a step that does not fit.
 
     Args:
-        params: the step's list of parameters.
-        grads: the step's list of gradients.
-        state: ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``master``.
-        tables: ``segments``, ``scalar_index``, ``scalars`` and ``rng_offsets``.
-        stochastic: the step's.
-        alignment: of which number of elements starts are to be multiples.
+        args: the step's.
+        alignment: the number of elements of which starts must be multiples.
 
     Raises:
         RuntimeError, TypeError, ValueError: with the argument, its value and what is allowed.
     """
-    exp_avg, exp_avg_sq, scales, master = state
-    segments, scalar_index, scalars, rng_offsets = tables
+    params, grads, segments = args.params, args.grads, args.segments
+    exp_avg, exp_avg_sq, scales, master = state = args.state
     if len(params) != len(grads):
         raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
-    check_tables(len(params), exp_avg, segments, scalar_index, scalars, rng_offsets)
+    check_tables(args)
     _check_buffers(exp_avg, exp_avg_sq)
     for i, param in enumerate(params):
         if param.layout != torch.strided or param.device != exp_avg.device or param.dtype != params[0].dtype:
@@ -110,12 +100,10 @@ def check_step(
         **{f"gradient {i}": grad for i, grad in enumerate(grads)},
     )
     check_stored(exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, scales=scales, master=master)
-    plain = check_state_format(params, segments, exp_avg, exp_avg_sq, scales, master, stochastic, rng_offsets)
-    drawn = segments[:, 0] if rng_offsets is None else rng_offsets
-    numbers = zip(segments[:, 0].tolist(), scalar_index.tolist(), drawn.tolist(), strict=True)
+    check_state_format(state, params, segments, args.stochastic, args.rng_offsets)
+    numbers = zip(args.starts(), args.scalar_index.tolist(), args.offsets(), strict=True)
     for i, (param, (start, row, rng_offset)) in enumerate(zip(params, numbers, strict=True)):
-        _check_segment(i, param.numel(), start, row, rng_offset, exp_avg.numel(), len(scalars), alignment)
-    return plain
+        _check_segment(i, param.numel(), start, row, rng_offset, exp_avg.numel(), len(args.scalars), alignment)
 
 
 def _check_buffers(exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
@@ -170,17 +158,7 @@ def check_grad_norm(grads: Sequence[Tensor]) -> None:
             check_stored(**{f"gradient {i}": grad})
 
 
-def check_scalars(
-    group_scalars: Tensor,
-    sources: Tensor,
-    counted: Tensor,
-    steps: Tensor,
-    taken: Tensor,
-    lr: Tensor | None,
-    partial_sums: Tensor | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> None:
+def check_scalars(args: ScalarsArgs) -> None:
     """Raises for the first argument of the scalars operator that does not fit.
 
     What ``sources`` holds is looked at on the CPU alone: elsewhere that would be to wait for the device.
@@ -188,6 +166,7 @@ def check_scalars(
     Raises:
         ValueError: with the argument, its value and what is allowed.
     """
+    group_scalars, sources, counted, steps, taken, lr, partial_sums, _, grad_scale, found_inf = args
     groups, segments = group_scalars.shape[0] if group_scalars.dim() else 0, steps.numel()
     _require(
         "group_scalars", group_scalars, group_scalars.device, (torch.float64,), (groups, len(GroupScalars._fields))

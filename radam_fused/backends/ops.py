@@ -67,6 +67,7 @@ from ..cpp_helpers import HAS_POINTER_PATH
 from ..numerics.layout import PARTIAL_SUMS
 from ..numerics.scalars import StepScalars
 from . import native
+from .operator_args import ScalarsArgs, StepArgs
 from .reference.grad_norm import grad_norm as grad_norm_reference
 from .reference.scalars import scalars as scalars_reference
 from .reference.step import step as step_reference
@@ -92,31 +93,25 @@ META = torch.device("meta")
 _library = torch.library.Library("radam_fused", "FRAGMENT")
 
 
-def _fake_step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    segments: Tensor,
-    scalar_index: Tensor,
-    scalars: Tensor,
-    zero_grads: bool = False,
-    scales: Tensor | None = None,
-    master: Tensor | None = None,
-    stochastic: bool = False,
-    rng_offsets: Tensor | None = None,
-) -> None:
+def _fake_step(args: StepArgs) -> None:
+    params, grads, exp_avg, segments, scalar_index = (
+        args.params,
+        args.grads,
+        args.exp_avg,
+        args.segments,
+        args.scalar_index,
+    )
     if not len(params) == len(grads) == segments.shape[0] == scalar_index.numel():
         raise ValueError("params, grads, segments and scalar_index must have one entry a segment")
     device = exp_avg.device
     lists = {f"{name}[{i}]": t for name, ts in (("params", params), ("grads", grads)) for i, t in enumerate(ts)}
-    _check_devices(device, **lists, exp_avg_sq=exp_avg_sq, scales=scales, master=master)
+    _check_devices(device, **lists, exp_avg_sq=args.exp_avg_sq, scales=args.scales, master=args.master)
     host = torch.device("cpu")
     for name, table in (
         ("segments", segments),
         ("scalar_index", scalar_index),
-        ("rng_offsets", rng_offsets),
-        ("scalars", scalars),
+        ("rng_offsets", args.rng_offsets),
+        ("scalars", args.scalars),
     ):
         if table is not None and table.device not in (
             (host, device) if name == "scalars" or device == META else (host,)
@@ -138,34 +133,32 @@ def _fake_grad_norm(grads: list[Tensor]) -> Tensor:
     return grads[0].new_empty(PARTIAL_SUMS, dtype=torch.float64)
 
 
-def _fake_scalars(
-    group_scalars: Tensor,
-    sources: Tensor,
-    counted: Tensor,
-    steps: Tensor,
-    taken: Tensor,
-    lr: Tensor | None,
-    partial_sums: Tensor | None,
-    max_grad_norm: float,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    others = {"lr": lr, "partial_sums": partial_sums, "grad_scale": grad_scale, "found_inf": found_inf}
-    _check_devices(group_scalars.device, sources=sources, counted=counted, steps=steps, taken=taken, **others)
-    return group_scalars.new_empty(sources.shape[0], len(StepScalars._fields)), group_scalars.new_empty(())
+def _fake_scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
+    tensors = {name: value for name, value in args._asdict().items() if name != "max_grad_norm"}
+    _check_devices(args.group_scalars.device, **tensors)
+    return args.group_scalars.new_empty(args.sources.shape[0], len(StepScalars._fields)), args.group_scalars.new_empty(
+        ()
+    )
 
 
-# The step of CUDA by addresses that radam_fused._C.read_pairs has filled in (csrc/args/step_args.h, Described); the
-# CPU's is no operator. Nothing that looks at operators sees what it writes, so it is only for one that nothing looks at
-# (addresses.py).
+# The CUDA step over a pointer table (TensorPair in csrc/args/step_args.h) that radam_fused._C.read_pairs has filled in;
+# the CPU's is no operator. A dispatch mode or a profiler does not see which tensors it writes: used while none is active
+# (step/pointer_table.py).
 _library.define(
     "step_from_pointers(Tensor pointer_table, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor scalar_index, Tensor scalars, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? master, "
     "bool stochastic, Tensor? rng_offsets) -> ()"
 )
 
+
+def _from_flat(operator: Callable[..., Any], args_type: Callable[..., Any] | None) -> Callable[..., Any]:
+    """An operator that takes its arguments one by one, as torch.library calls it."""
+    return operator if args_type is None else lambda *args, **kwargs: operator(args_type(*args, **kwargs))
+
+
+_ARGS = {"step": StepArgs, "grad_norm": None, "scalars": ScalarsArgs}
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "grad_norm": _fake_grad_norm, "scalars": _fake_scalars}
-_PYTHON = {
+_PYTHON: dict[str, dict[str, Callable[..., Any]]] = {
     "reference": {"step": step_reference, "grad_norm": grad_norm_reference, "scalars": scalars_reference},
     "triton": {"step": step_triton, "grad_norm": grad_norm_triton, "scalars": scalars_triton},
 }
@@ -174,10 +167,12 @@ for _kind, _schema in _SCHEMAS.items():
     for _implementation in ("native", "triton", "reference"):
         _name = f"{_kind}_{_implementation}"
         _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.register_fake(f"radam_fused::{_name}", _FAKES[_kind], lib=_library)
-    _library.impl(f"{_kind}_reference", _PYTHON["reference"][_kind], "CompositeExplicitAutograd")
+        torch.library.register_fake(f"radam_fused::{_name}", _from_flat(_FAKES[_kind], _ARGS[_kind]), lib=_library)
+    _library.impl(
+        f"{_kind}_reference", _from_flat(_PYTHON["reference"][_kind], _ARGS[_kind]), "CompositeExplicitAutograd"
+    )
     for _key in ("CPU", "CUDA"):
-        _library.impl(f"{_kind}_triton", _PYTHON["triton"][_kind], _key)
+        _library.impl(f"{_kind}_triton", _from_flat(_PYTHON["triton"][_kind], _ARGS[_kind]), _key)
 native.load_cpu()
 native.load_cuda()
 

@@ -51,6 +51,10 @@ class StepScalars(NamedTuple):
     seed: float
 
 
+COLUMNS = {name: column for column, name in enumerate(StepScalars._fields)}
+UPDATE_RULE = COLUMNS["update_rule"]
+
+
 def compute_scalars(group: Mapping[str, Any], t: int) -> StepScalars:
     """The scalars of a parameter group at step ``t`` (from 1), by algorithm 2 of the paper.
 

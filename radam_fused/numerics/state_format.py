@@ -100,24 +100,49 @@ FULL_PRECISION = StateFormat()
 """State in float32, and nothing beside the parameters."""
 
 
+class StateBuffers(NamedTuple):
+    """The flat buffers of a bucket's state: ``StateBuffers`` in csrc/numerics/state_format.h.
+
+    Attributes:
+        exp_avg, exp_avg_sq: the moments, in one of the `STATE_DTYPES` or float64.
+        scales: of int8 moments, float32 (2, blocks).
+        master: the master buffer: what is stored in addition to the parameters.
+    """
+
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    scales: Tensor | None = None
+    master: Tensor | None = None
+
+    def in_full_precision(self, rounds_stochastically: bool) -> bool:
+        """Whether a step updates the state as it is stored: no decoding, no master buffer, no random bits."""
+        return (
+            self.exp_avg.dtype in (torch.float32, torch.float64) and self.master is None and not rounds_stochastically
+        )
+
+    def master_format(self) -> str | None:
+        """Which of the `MASTER_WEIGHTS` the master buffer holds, or None."""
+        if self.master is None:
+            return None
+        return {torch.float32: "fp32", torch.int16: "split"}.get(self.master.dtype, "kahan")
+
+
 def check_state_format(
+    state: StateBuffers,
     params: Sequence[Tensor],
     segments: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    scales: Tensor | None,
-    master: Tensor | None,
     stochastic: bool,
     rng_offsets: Tensor | None = None,
-) -> bool:
-    """Raises where the buffers of a step do not go together; returns whether everything is stored plainly.
+) -> None:
+    """Raises where the buffers of a step do not fit one another.
 
     Raises:
-        ValueError: buffers of other sizes, or forms that do not go together.
-        RuntimeError: dtypes for which there is no form.
+        ValueError: buffers of other sizes, or state formats that exclude each other.
+        RuntimeError: dtypes for which there is no state format.
     """
+    exp_avg, exp_avg_sq, scales, master = state
     if exp_avg.dtype not in (*STATE_DTYPES, torch.float64) or exp_avg_sq.dtype != second_dtype(exp_avg.dtype):
-        raise RuntimeError(f"no form has moments of {exp_avg.dtype} and {exp_avg_sq.dtype}")
+        raise RuntimeError(f"no state format has moments of {exp_avg.dtype} and {exp_avg_sq.dtype}")
     if (scales is not None) != (exp_avg.dtype == torch.int8):
         raise ValueError("scales belong to int8 moments, and to no others")
     if scales is not None:
@@ -144,5 +169,3 @@ def check_state_format(
             raise ValueError("stochastic: parameters with a master buffer are rounded to nearest")
     if rng_offsets is not None and (rng_offsets.dtype != torch.int64 or rng_offsets.numel() != segments.shape[0]):
         raise ValueError("rng_offsets must be int64, one entry a segment")
-    rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
-    return exp_avg.dtype in (torch.float32, torch.float64) and master is None and not rounds

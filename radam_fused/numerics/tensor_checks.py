@@ -107,16 +107,21 @@ def overlaps_itself(param: Tensor) -> bool:
     return False
 
 
-def storage_view(grad: Tensor) -> Tensor:
-    """The elements of a gradient without those that an expanded dimension repeats: what zeros are to be left in.
+def storage_view(grad: Tensor, refuse_overlaps: bool = True) -> Tensor:
+    """The elements of a gradient without those that an expanded dimension repeats: a view to be filled with zeros.
+
+    Args:
+        grad: any strided tensor.
+        refuse_overlaps: whether to raise for elements that share memory in another way than an expanded dimension's.
 
     Raises:
-        ValueError: elements that share memory in another way.
+        ValueError: see ``refuse_overlaps``.
     """
+    grad = grad.detach()
     for dim, stride in enumerate(grad.stride()):
         if stride == 0 and grad.shape[dim] > 1:
             grad = grad.narrow(dim, 0, 1)
-    if grad.numel() and overlaps_itself(grad):
+    if refuse_overlaps and grad.numel() and overlaps_itself(grad):
         raise ValueError(f"zero_grads=True: a gradient's elements share memory (strides {tuple(grad.stride())})")
     return grad
 

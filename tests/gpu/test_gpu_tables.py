@@ -12,6 +12,7 @@ from torch import Tensor
 
 from radam_fused import available_backends
 from radam_fused.backends import ops
+from radam_fused.backends.operator_args import StepArgs
 from radam_fused.backends.reference import step as reference
 from radam_fused.numerics.layout import layout_hash, segment_starts
 from radam_fused.numerics.scalars import compute_scalars
@@ -49,7 +50,7 @@ class Problem:
     def check(self, steps: int) -> None:
         """Every bit after so many steps with the same rows."""
         for _ in range(steps):
-            reference.step(*self.here, self.segments, self.scalar_index, self.rows)
+            reference.step(StepArgs(*self.here, self.segments, self.scalar_index, self.rows))
         pairs = zip([*self.here[0], *self.here[2:]], [*self.params, *self.moments], strict=True)
         assert all(same_bits(a, b.cpu()) for a, b in pairs)
         assert self.here[2].any()

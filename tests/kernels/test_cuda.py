@@ -15,6 +15,7 @@ from torch import Tensor
 
 from radam_fused import FusedRAdam, available_backends
 from radam_fused.backends import ops
+from radam_fused.backends.operator_args import StepArgs
 from radam_fused.backends.reference import step as reference
 from radam_fused.numerics.layout import layout_hash
 from radam_fused.numerics.scalars import compute_scalars
@@ -119,7 +120,7 @@ def one_step(step, params: list[Tensor], grads: list[Tensor], scalar_index: list
 
 def assert_same_step(host_kernels: ctypes.CDLL, geometry: Geometry, *arguments) -> None:
     ours = one_step(host_step(host_kernels, geometry), *arguments)
-    theirs = one_step(reference.step, *arguments)
+    theirs = one_step(ops.OPERATORS["reference"].step, *arguments)
     assert all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True))
     assert not same_bits(ours[0], arguments[0][0])
 
@@ -172,7 +173,7 @@ def test_more_than_2_to_the_31_elements(host_kernels: ctypes.CDLL) -> None:
         p = torch.full((part.stop - part.start,), float(k), dtype=torch.bfloat16)
         m, v = torch.zeros(p.numel()), torch.zeros(p.numel())
         where = torch.tensor([(0, layout_hash(p.shape, p.stride()))])
-        reference.step([p], [grads[k][part].clone()], m, v, where, torch.tensor([0]), table)
+        reference.step(StepArgs([p], [grads[k][part].clone()], m, v, where, torch.tensor([0]), table))
         at = slice(layouts[k][0] + part.start, layouts[k][0] + part.stop)
         assert same_bits(params[k][part], p)
         assert same_bits(moments[0][at], m)

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from radam_fused.backends.reference import step as reference
+from radam_fused.backends.ops import OPERATORS
 from radam_fused.numerics.layout import layout_hash
 from tests.support.cuda_host import Geometry, host_step, same_layout
 from tests.support.helpers import LAYOUTS, gradients
 from tests.support.paths import ROOT
 from tests.support.state_formats import FORMATS, Case, Format
+
+REFERENCE = OPERATORS["reference"]
 
 SHORT = [name for name in LAYOUTS if name != "size_50021"]
 """Up to five tiles, the last of them with a block and a single element."""
@@ -33,7 +35,7 @@ def differing(ours: list[Tensor], theirs: list[Tensor], names: list[str]) -> lis
 
 @FORM
 def test_kernel_equals_reference(host_kernels: ctypes.CDLL, form: Format) -> None:
-    expected = Case(form, SHORT).run(reference.step)
+    expected = Case(form, SHORT).run(REFERENCE.step)
     for geometry in GEOMETRIES:
         case = Case(form, SHORT)
         assert not differing(case.run(host_step(host_kernels, geometry)), expected, case.names()), geometry
@@ -44,7 +46,7 @@ def test_kernel_equals_reference(host_kernels: ctypes.CDLL, form: Format) -> Non
 def test_a_skipped_thread_is_noticed(host_kernels: ctypes.CDLL, state: torch.dtype, thread: int) -> None:
     """The negative control: one thread of 896 does not run."""
     form = replace(INT8, state=state)
-    expected = Case(form, SHORT).run(reference.step, steps=2)
+    expected = Case(form, SHORT).run(REFERENCE.step, steps=2)
     geometry = Geometry(blocks=7, backwards=True, skipped=thread)
     case = Case(form, SHORT)
     wrong = differing(case.run(host_step(host_kernels, geometry), steps=2), expected, case.names())
@@ -59,16 +61,16 @@ def test_random_bits_begin_anywhere(host_kernels: ctypes.CDLL, state: torch.dtyp
     step = host_step(host_kernels, Geometry(blocks=7, backwards=True))
     for by in range(8):
         ours.rng_offsets = theirs.rng_offsets = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
-        assert not differing(ours.run(step, steps=2), theirs.run(reference.step, steps=2), ours.names()), by
+        assert not differing(ours.run(step, steps=2), theirs.run(REFERENCE.step, steps=2), ours.names()), by
     other.rng_offsets = torch.tensor([8192 + 6, (1 << 45) + 8 * 7 + 3, 64 * 7])
-    assert "size_4097" in differing(ours.bits(), other.run(reference.step, steps=2), ours.names())
+    assert "size_4097" in differing(ours.bits(), other.run(REFERENCE.step, steps=2), ours.names())
 
 
 @pytest.mark.parametrize("form", FORMATS[::5], ids=str)
 def test_gradients_are_cleared(host_kernels: ctypes.CDLL, form: Format) -> None:
     """With a step that is skipped among them, gradients of two dtypes, and one whose elements share memory."""
     results = []
-    for step in (reference.step, host_step(host_kernels, Geometry(blocks=5, backwards=True))):
+    for step in (REFERENCE.step, host_step(host_kernels, Geometry(blocks=5, backwards=True))):
         case = Case(form, SHORT)
         grads = gradients([p.shape for p in case.params], form.grad, 1)
         grads[3] = grads[3].to(torch.float16 if form.grad == torch.float32 else torch.float32)
@@ -90,7 +92,7 @@ def test_special_values(host_kernels: ctypes.CDLL, form: Format) -> None:
     p = values.to(form.param)
     grads = [values.flip(0).to(form.grad), values.roll(5).to(form.grad)]
     results = []
-    for step in (reference.step, host_step(host_kernels, Geometry(blocks=2))):
+    for step in (REFERENCE.step, host_step(host_kernels, Geometry(blocks=2))):
         case = Case(form, ["size_1"])
         case.params = [same_layout(p)]
         for name in ("exp_avg", "exp_avg_sq", "master"):

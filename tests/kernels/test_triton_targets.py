@@ -28,14 +28,15 @@ torch.cuda.device_of = lambda tensor: __import__("contextlib").nullcontext()
 {launch}
 """
 STEP = """
+from radam_fused.backends.operator_args import StepArgs
 from radam_fused.numerics.layout import layout_hash
 state, dtype = torch.{state}, torch.{dtype}
-backend.step(
+backend.step(StepArgs(
     [torch.ones(4096, dtype=dtype)], [torch.ones(4096, dtype=dtype)],
     torch.zeros(4096, dtype=state), torch.zeros(4096, dtype=torch.uint8 if state == torch.int8 else state),
     torch.tensor([[0, layout_hash([4096], [1])]]), torch.zeros(1, dtype=torch.int64),
     torch.zeros(1, 11, dtype=torch.float64), False, torch.zeros(2, 16) if state == torch.int8 else None,
-)
+))
 """
 LAUNCH = {
     "squares": "triton_grad_norm.grad_norm([torch.ones(4096)])",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.backends.operator_args import StepArgs
 from radam_fused.backends.reference import step as reference
 from radam_fused.numerics.layout import layout_hash
 from radam_fused.numerics.scalars import RECTIFIED, StepScalars
@@ -127,7 +128,7 @@ def test_the_reference_writes_nothing_where_memory_runs_out(dtype: torch.dtype) 
             with mode:
                 grads = [torch.ones_like(p) for p in params]
                 mode.made = 0
-                reference.step(params, grads, m, v, segments, torch.zeros(2, dtype=torch.int64), rows)
+                reference.step(StepArgs(params, grads, m, v, segments, torch.zeros(2, dtype=torch.int64), rows))
         except torch.OutOfMemoryError:
             failed = True
         written = not all(same_bits(a, b) for a, b in zip(before, (*params, m, v), strict=True))

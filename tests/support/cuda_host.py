@@ -14,10 +14,12 @@ import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from radam_fused.backends.operator_args import StepArgs
 from radam_fused.numerics.layout import PARTIAL_SUMS
 from radam_fused.numerics.scalars import StepScalars
 from radam_fused.numerics.tensor_checks import check_gradients, overlaps_itself
@@ -113,46 +115,37 @@ def compile_host_kernels(folder: Path) -> ctypes.CDLL:
 def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
     """A step as `radam_fused.backends.ops` describes it."""
 
-    def step(
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avg: Tensor,
-        exp_avg_sq: Tensor,
-        segments: Tensor,
-        scalar_index: Tensor,
-        rows: Tensor,
-        zero_grads: bool = False,
-        scales: Tensor | None = None,
-        master: Tensor | None = None,
-        stochastic: bool = False,
-        rng_offsets: Tensor | None = None,
-    ) -> None:
-        check_gradients(params, grads)
-        param_dtype = params[0].dtype
-        state = _HostState(
-            *(exp_avg.data_ptr(), exp_avg_sq.data_ptr()),
+    def step(*flat: Any) -> None:
+        args = StepArgs(*flat)
+        state = args.state
+        check_gradients(args.params, args.grads)
+        param_dtype = args.params[0].dtype
+        scales, master = state.scales, state.master
+        host_state = _HostState(
+            *(state.exp_avg.data_ptr(), state.exp_avg_sq.data_ptr()),
             *(None, None) if scales is None else (scales[0].data_ptr(), scales[1].data_ptr()),
             None if master is None else master.data_ptr(),
-            *(NUMBERS[param_dtype], MOMENTS[exp_avg.dtype], 0 if master is None else MASTERS[master.dtype]),
-            stochastic and param_dtype.itemsize == 2,
+            *(NUMBERS[param_dtype], MOMENTS[state.exp_avg.dtype], 0 if master is None else MASTERS[master.dtype]),
+            args.stochastic and param_dtype.itemsize == 2,
         )
-        drawn = segments[:, 0].tolist() if rng_offsets is None else rng_offsets.tolist()
-        starts, which = segments[:, 0].tolist(), scalar_index.tolist()
-        tensors = (_HostTensor * len(params))()
-        for k, (param, grad) in enumerate(zip(params, grads, strict=True)):
-            where = (param.data_ptr(), grad.data_ptr(), starts[k], which[k])
+        places = zip(args.starts(), args.scalar_index.tolist(), args.offsets(), strict=True)
+        tensors = (_HostTensor * len(args.params))()
+        for k, (param, grad, (start, index, rng_offset)) in enumerate(
+            zip(args.params, args.grads, places, strict=True)
+        ):
+            where = (param.data_ptr(), grad.data_ptr(), start, index)
             layout = (longs(param.shape), longs(param.stride()), longs(grad.stride()))
-            tensors[k] = _HostTensor(*where, NUMBERS[grad.dtype], param.dim(), drawn[k], *layout)
+            tensors[k] = _HostTensor(*where, NUMBERS[grad.dtype], param.dim(), rng_offset, *layout)
         library.radam_fused_step(
             tensors,
-            ctypes.c_int64(len(params)),
-            ctypes.byref(state),
-            ctypes.c_void_p(rows.data_ptr()),
-            ctypes.c_int64(rows.shape[0]),
-            ctypes.c_int64(zero_grads),
+            ctypes.c_int64(len(args.params)),
+            ctypes.byref(host_state),
+            ctypes.c_void_p(args.scalars.data_ptr()),
+            ctypes.c_int64(args.scalars.shape[0]),
+            ctypes.c_int64(args.zero_grads),
             longs(astuple(geometry)),
         )
-        for grad in grads if zero_grads else ():
+        for grad in args.grads if args.zero_grads else ():
             if overlaps_itself(grad):  # the kernel leaves them to the operator (csrc/args/step_args.h)
                 grad.zero_()
 

@@ -29,19 +29,20 @@ from ...numerics.quantization import (
     square_root,
     to_parameter,
 )
-from ...numerics.scalars import NO_PARAM_UPDATE, SKIP_STEP, StepScalars
+from ...numerics.scalars import COLUMNS, NO_PARAM_UPDATE, SKIP_STEP, StepScalars
+from ...numerics.state_format import StateBuffers
 from .update import decrease, update_moments
 
 
-class Stored:
+class LowPrecisionParam:
     """A parameter, its gradient and its state as one-dimensional values in the order of the moments.
 
     Args:
         param, grad: the parameter and its gradient, of one shape.
-        buffers: the bucket's flat ``exp_avg``, ``exp_avg_sq``, ``scales`` and ``residue``, the last two or None.
+        buffers: the bucket's.
         start: where the parameter's segment starts in them.
-        origin: the place that its first element's random numbers are drawn for.
-        row: float64 (11): its `radam_fused.numerics.scalars.StepScalars`.
+        rng_offset: from which one on its elements use random bits.
+        row: its `StepScalars`, float64 (11).
         stochastic: whether the parameter itself is rounded so.
     """
 
@@ -49,25 +50,22 @@ class Stored:
         self,
         param: Tensor,
         grad: Tensor,
-        buffers: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+        buffers: StateBuffers,
         start: int,
-        origin: int,
+        rng_offset: int,
         row: Tensor,
         stochastic: bool,
     ) -> None:
-        exp_avg, exp_avg_sq, scales, residue = buffers
+        exp_avg, exp_avg_sq, scales, master = buffers
         count = param.numel()
         here = slice(start, start + count)
         self._strides = moment_strides(param)
         self._p, self._g = self._in_order(param), self._in_order(grad).float()
         self._m, self._v = exp_avg[here], exp_avg_sq[here]
         self._scales = None if scales is None else scales[:, start // BLOCK : -(-(start + count) // BLOCK)]
-        self._residue = None if residue is None else residue[here]
-        self._place = origin, count
-        self._step, self._seed = (
-            row[StepScalars._fields.index("step")].long(),
-            row[StepScalars._fields.index("seed")].long(),
-        )
+        self._master = None if master is None else master[here]
+        self._place = rng_offset, count
+        self._step, self._seed = row[COLUMNS["step"]].long(), row[COLUMNS["seed"]].long()
         self._row: Any = StepScalars(*row.float())
         self._stochastic = stochastic
 
@@ -82,33 +80,33 @@ class Stored:
         m, v, d = update_moments(x, self._g, *self._moments(), row)
         held = skip | (row.update_rule == NO_PARAM_UPDATE)
         if compensation is None:
-            p, residue = self._stored_value(x - decrease(x, d, row))
+            p, master = self._stored_value(x - decrease(x, d, row))
         else:
-            p, residue = self._compensated(compensation, decrease(x, d, row))
+            p, master = self._compensated(compensation, decrease(x, d, row))
         p = torch.where(held, self._p, p)
         result.copy_(p.as_strided(result.shape, self._strides))
-        if self._residue is not None and residue is not None:
-            # A step that holds leaves a master copy as it has been read: a parameter's new value is taken over.
-            kept = x if self._residue.dtype == torch.float32 else self._residue
-            self._residue.copy_(torch.where(skip, self._residue, torch.where(held, kept, residue)))
+        if self._master is not None and master is not None:
+            # Without an update of the parameter an fp32 master takes over a value that user code has written into it.
+            unchanged = x if self._master.dtype == torch.float32 else self._master
+            self._master.copy_(torch.where(skip, self._master, torch.where(held, unchanged, master)))
         self._store_moments(m, v, skip)
 
     def _value(self) -> tuple[Tensor, Tensor | None]:
         """The parameter in float32, and under ``"kahan"`` its compensation."""
-        if self._residue is None:
+        if self._master is None:
             return self._p.float(), None
-        if self._residue.dtype == torch.float32:
-            return from_master(self._p, self._residue), None
-        if self._residue.dtype == torch.int16:
-            return join(self._p, self._residue), None
-        compensation = self._residue.float()
+        if self._master.dtype == torch.float32:
+            return from_master(self._p, self._master), None
+        if self._master.dtype == torch.int16:
+            return join(self._p, self._master), None
+        compensation = self._master.float()
         return self._p.float() + compensation, compensation
 
     def _stored_value(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The parameter as it is stored, and what is kept beside it."""
+        """The parameter as it is stored, and its master buffer."""
         dtype = self._p.dtype
-        if self._residue is not None:
-            return to_parameter(x, dtype), x if self._residue.dtype == torch.float32 else low_bits(x)
+        if self._master is not None:
+            return to_parameter(x, dtype), x if self._master.dtype == torch.float32 else low_bits(x)
         if self._stochastic and dtype != torch.float32:
             return round_stochastic(x, random_bits(*self._place, self._step, self._seed, PARAM_STREAM), dtype), None
         return x.to(dtype), None

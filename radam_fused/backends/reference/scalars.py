@@ -14,24 +14,15 @@ from torch import Tensor
 from ...numerics.quantization import square_root
 from ...numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, SKIP_STEP, GroupScalars
 from ...rectification import KINDS, SERIES, SERIES_FROM
+from ..operator_args import ScalarsArgs
 from ..operator_checks import check_scalars
 from .grad_norm import tree_reduce
 
 
-def scalars(
-    group_scalars: Tensor,
-    sources: Tensor,
-    counted: Tensor,
-    steps: Tensor,
-    taken: Tensor,
-    lr: Tensor | None,
-    partial_sums: Tensor | None,
-    max_grad_norm: float,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_reference``; arguments and results as `radam_fused.backends.ops` says."""
-    check_scalars(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
+    check_scalars(args)
+    group_scalars, sources, counted, steps, taken, lr, partial_sums, max_grad_norm, grad_scale, found_inf = args
     group, leader = sources.unbind(1)
     columns: Any = group_scalars[group].unbind(1)
     h: Any = GroupScalars(*columns)

@@ -1,4 +1,7 @@
-"""The ``reference`` backend: plain torch operations, one a line of the numeric contract. The oracle of all tests."""
+"""The ``reference`` backend's step: plain torch operations, one per line of the numeric contract.
+
+All tests compare the other backends with it bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -7,50 +10,40 @@ from torch import Tensor
 
 from ...numerics.layout import moment_strides
 from ...numerics.scalars import StepScalars
+from ...numerics.state_format import StateBuffers
 from ...numerics.tensor_checks import storage_view
+from ..operator_args import StepArgs
 from ..operator_checks import check_step
-from .low_precision import Stored
+from .low_precision import LowPrecisionParam
 from .update import update_by_device, update_by_host
 
 
-def step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    segments: Tensor,
-    scalar_index: Tensor,
-    scalars: Tensor,
-    zero_grads: bool = False,
-    scales: Tensor | None = None,
-    master: Tensor | None = None,
-    stochastic: bool = False,
-    rng_offsets: Tensor | None = None,
-) -> None:
+def step(args: StepArgs) -> None:
     """``radam_fused::step_reference``; arguments and errors as `radam_fused.backends.ops` says."""
-    state, tables = (exp_avg, exp_avg_sq, scales, master), (segments, scalar_index, scalars, rng_offsets)
-    plain = check_step(params, grads, state, tables, stochastic)
-    zeroed = [storage_view(grad.detach()) for grad in grads] if zero_grads else []
+    check_step(args)
+    exp_avg, scalars, state = args.exp_avg, args.scalars, args.state
+    full_precision = state.in_full_precision(args.rounds_stochastically)
+    zeroed = [storage_view(grad) for grad in args.grads] if args.zero_grads else []
     on_host = scalars.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
-    rounded = scalars.to(exp_avg.dtype if plain else torch.float32)  # once: the rounded numbers decide every branch
+    rounded = scalars.to(
+        exp_avg.dtype if full_precision else torch.float32
+    )  # once: the rounded numbers decide every branch
     table = rounded.tolist() if on_host else rounded.unbind(0)
     update = update_by_host if on_host else update_by_device
-    offsets = segments[:, 0] if rng_offsets is None else rng_offsets
-    places = zip(segments[:, 0].tolist(), offsets.tolist(), scalar_index.tolist(), strict=True)
+    places = zip(args.starts(), args.offsets(), args.scalar_index.tolist(), strict=True)
     # Everything that needs memory comes before the first write: without memory nothing is stepped.
-    new_m, new_v = exp_avg.clone(), exp_avg_sq.clone()
-    new = new_m, new_v, None if scales is None else scales.clone(), None if master is None else master.clone()
+    new = StateBuffers(*(None if buffer is None else buffer.clone() for buffer in state))  # type: ignore[arg-type]
     results: list[tuple[Tensor | None, Tensor | None]] = list(zip(state, new, strict=True))
-    for param, grad, (start, origin, index) in zip(params, grads, places, strict=True):
+    for param, grad, (start, rng_offset, index) in zip(args.params, args.grads, places, strict=True):
         p, g = param.detach(), grad.detach()
         strides = moment_strides(param)
         result = torch.empty_strided(p.shape, strides, dtype=p.dtype, device=p.device).copy_(p)
         results.append((p, result))
-        if not plain:
+        if not full_precision:
             row = scalars[index].to(exp_avg.device)
-            Stored(p, g, new, start, origin, row, stochastic).update(result)
+            LowPrecisionParam(p, g, new, start, rng_offset, row, args.stochastic).update(result)
             continue
-        m, v = (moments.as_strided(param.shape, strides, start) for moments in (new_m, new_v))
+        m, v = (moments.as_strided(param.shape, strides, start) for moments in new[:2])
         update(result, g, m, v, StepScalars(*table[index]))
     for target, values in results:
         if target is not None and values is not None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...numerics.scalars import StepScalars
+from ..operator_args import ScalarsArgs
 from ..operator_checks import check_scalars
 from .availability import WARPS, require
 
@@ -15,23 +16,13 @@ COUNT_BLOCK = 8 * BLOCK
 """Step counts at a time."""
 
 
-def scalars(
-    group_scalars: Tensor,
-    sources: Tensor,
-    counted: Tensor,
-    steps: Tensor,
-    taken: Tensor,
-    lr: Tensor | None,
-    partial_sums: Tensor | None,
-    max_grad_norm: float,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_triton``; arguments and results as `radam_fused.backends.ops` says."""
     from .scalars_kernel import rows_kernel
 
+    group_scalars, sources, counted, steps, taken, lr, partial_sums, max_grad_norm, grad_scale, found_inf = args
     require("scalars", group_scalars.device)
-    check_scalars(group_scalars, sources, counted, steps, taken, lr, partial_sums, grad_scale, found_inf)
+    check_scalars(args)
     made = group_scalars.new_empty(sources.shape[0], len(StepScalars._fields))
     norm = group_scalars.new_empty(())
     with torch.cuda.device_of(group_scalars):

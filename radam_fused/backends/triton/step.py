@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...numerics.layout import ALIGNMENT, SMALL_ALIGNMENT
 from ...numerics.philox import RANDS_PER_CALL
-from ...numerics.state_format import HALF
 from ...numerics.tensor_checks import overlaps_itself, storage_view
+from ..operator_args import StepArgs
 from ..operator_checks import check_step, check_tables
 from .availability import WARPS, require, stored
 from .compat import register_limit
@@ -49,85 +49,56 @@ def as_stored(buffer: Tensor | None) -> Tensor | None:
     return buffer.view(torch.int16) if buffer is not None and buffer.dtype == torch.bfloat16 else buffer
 
 
-class State(NamedTuple):
-    """The state of a bucket as the operator is given it."""
-
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-    scales: Tensor | None
-    master_buffer: Tensor | None
-    stochastic: bool
-
-    def facts(self) -> object:
-        """All that the checks go by (`triton_tables.facts`)."""
-        given = [buffer for buffer in self[:4] if buffer is not None]
-        return facts(given), self.scales is None, self.master_buffer is None, self.stochastic
-
-    def plain(self) -> bool:
-        """Whether the kernel for state in the dtype of the arithmetic serves it."""
-        in_full = self.exp_avg.dtype in (torch.float32, torch.float64)
-        return in_full and self.master_buffer is None and not self.stochastic
-
-    def master_format(self) -> str | None:
-        """The format of the master buffer, as the kernel for low-precision state calls it."""
-        if self.master_buffer is None:
-            return None
-        return {torch.float32: "fp32", torch.int16: "split"}.get(self.master_buffer.dtype, "kahan")
-
-
-def step(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    segments: Tensor,
-    scalar_index: Tensor,
-    scalars: Tensor,
-    zero_grads: bool = False,
-    scales: Tensor | None = None,
-    master: Tensor | None = None,
-    stochastic: bool = False,
-    rng_offsets: Tensor | None = None,
-) -> None:
+def step(args: StepArgs) -> None:
     """``radam_fused::step_triton``; arguments and errors as `backends/ops.py` says. One launch a gradient dtype."""
-    device = exp_avg.device
+    params, grads, scalars, state = args.params, args.grads, args.scalars, args.state
+    device = args.exp_avg.device
     require("step", device)
-    check_tables(len(params), exp_avg, segments, scalar_index, scalars, rng_offsets)
-    places, row = segments.tolist(), scalar_index.tolist()
-    drawn = segments[:, 0].tolist() if rng_offsets is None else rng_offsets.tolist()
+    check_tables(args)
+    places, row, offsets = args.segments.tolist(), args.scalar_index.tolist(), args.offsets()
     if len(params) != len(grads):
         raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
-    rounds = stochastic and len(params) > 0 and params[0].dtype in HALF
-    state = State(exp_avg, exp_avg_sq, scales, master, rounds)
+    full_precision = state.in_full_precision(args.rounds_stochastically)
     # All that the checks and the table go by: where it is what it was, they would find what they have found.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
-    shared = [storage_view(grad) for grad in grads if zero_grads and not grad.is_contiguous() and overlaps_itself(grad)]
-    zeroed_by_kernel = zero_grads and not shared
-    known = facts(params), facts(grads), state.facts(), places, drawn, row, len(scalars), zero_grads
+    shared = [
+        storage_view(grad) for grad in grads if args.zero_grads and not grad.is_contiguous() and overlaps_itself(grad)
+    ]
+    zeroed_by_kernel = args.zero_grads and not shared
+    buffers = facts([buffer for buffer in state if buffer is not None]), state.scales is None, state.master is None
+    known = (
+        facts(params),
+        facts(grads),
+        buffers,
+        args.rounds_stochastically,
+        places,
+        offsets,
+        row,
+        len(scalars),
+        args.zero_grads,
+    )
 
     @functools.cache
     def checked() -> list[Segment]:
-        check_step(
-            params, grads, state[:4], (segments, scalar_index, scalars, rng_offsets), stochastic, SMALL_ALIGNMENT
-        )
+        check_step(args, SMALL_ALIGNMENT)
         starts = (start for start, _ in places)
-        return [Segment(*parts) for parts in zip(params, grads, starts, row, drawn, strict=True)]
+        return [Segment(*parts) for parts in zip(params, grads, starts, row, offsets, strict=True)]
 
     # Shards of DTensors may; all others begin where segments do.
-    anywhere = rng_offsets is not None and not state.plain() and bool((rng_offsets % RANDS_PER_CALL).any())
+    anywhere = args.rng_offsets is not None and not full_precision and bool((args.rng_offsets % RANDS_PER_CALL).any())
     tile = TILE if device.type == "cuda" else INTERPRETED_TILE
     launches = [
         _Launch([param.numel() for param, grad in zip(params, grads, strict=True) if grad.dtype == dtype], dtype, tile)
         for dtype in dict.fromkeys(grad.dtype for grad in grads)
     ]
-    wanted = [table for launch in launches for table in launch.tables(exp_avg.data_ptr(), known, checked)]
+    wanted = [table for launch in launches for table in launch.tables(args.exp_avg.data_ptr(), known, checked)]
     if scalars.device != device:
         wanted.append(Table(lambda: scalars))
-    with torch.cuda.device_of(exp_avg):
+    with torch.cuda.device_of(args.exp_avg):
         tables = on_device(device, wanted)
         scalars = scalars if scalars.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
-            launch.start(table, tile_segment, scalars, state, params[0].dtype, zeroed_by_kernel, anywhere)
+            launch.start(table, tile_segment, scalars, args, zeroed_by_kernel, anywhere)
     if shared:
         for grad in grads:
             storage_view(grad).zero_()
@@ -158,15 +129,15 @@ class _Launch(NamedTuple):
         table: Tensor,
         tile_segment: Tensor,
         scalars: Tensor,
-        state: State,
-        param_dtype: torch.dtype,
+        args: StepArgs,
         zero_grads: bool,
         anywhere: bool,
     ) -> None:
         tiles = sum(-(-length // self.tile) for length in self.lengths)
         if tiles == 0:
             return
-        exp_avg = state.exp_avg
+        exp_avg, state, param_dtype = args.exp_avg, args.state, args.params[0].dtype
+        full_precision = state.in_full_precision(args.rounds_stochastically)
         grid = (programs(tiles, exp_avg.device),)
         # The walks lie behind the segments.
         common = (
@@ -186,9 +157,9 @@ class _Launch(NamedTuple):
             "num_warps": WARPS,
             "enable_fp_fusion": False,
         }
-        if state.plain() and param_dtype != torch.float64:
+        if full_precision and param_dtype != torch.float64:
             constants.update(register_limit(PLAIN_REGISTERS))
-        if state.plain():
+        if full_precision:
             from .step_kernel import step_kernel
 
             compute = stored(torch.float64 if param_dtype == torch.float64 else torch.float32)
@@ -200,10 +171,10 @@ class _Launch(NamedTuple):
             stored_step_kernel[grid](
                 *common,
                 state.scales,
-                as_stored(state.master_buffer),
+                as_stored(state.master),
                 exp_avg.numel() // ALIGNMENT,
                 MASTER=state.master_format(),
-                STOCHASTIC=state.stochastic,
+                STOCHASTIC=args.rounds_stochastically,
                 ANYWHERE=anywhere,
                 SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
                 **register_limit(STORED_REGISTERS),
