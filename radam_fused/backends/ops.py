@@ -142,8 +142,8 @@ def _fake_scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
 
 
 # The CUDA step over a pointer table (TensorPair in csrc/args/step_args.h) that radam_fused._C.read_pairs has filled in;
-# the CPU's is no operator. A dispatch mode or a profiler does not see which tensors it writes: used while none is active
-# (step/pointer_table.py).
+# the CPU's is no operator. A dispatch mode or a profiler does not see which tensors it writes: used while none is
+# active (step/pointer_table.py).
 _library.define(
     "step_from_pointers(Tensor pointer_table, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor scalar_index, Tensor scalars, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? master, "

@@ -16,10 +16,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from radam_fused.backends.triton.grad_norm import REGISTERS
-from radam_fused.backends.triton.grad_norm_kernel import squares_kernel
-from radam_fused.backends.triton.low_precision_kernel import stored_step_kernel
+from radam_fused.backends.triton.grad_norm_kernel import grad_norm_kernel
+from radam_fused.backends.triton.low_precision_kernel import low_precision_step_kernel
 from radam_fused.backends.triton.scalars import BLOCK, COUNT_BLOCK
-from radam_fused.backends.triton.scalars_kernel import rows_kernel
+from radam_fused.backends.triton.scalars_kernel import scalars_kernel
 from radam_fused.backends.triton.step import PLAIN_REGISTERS, SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
 from radam_fused.backends.triton.step_kernel import step_kernel
 from radam_fused.numerics.layout import PARTIAL_SUMS
@@ -42,8 +42,8 @@ def step(pair: str, zero_grads: bool = False):
     pointers = {
         "segments_ptr": "*i64",
         "tile_segment_ptr": "*i32",
-        "walks_ptr": "*i64",
-        "rows_ptr": "*fp64",
+        "strides_ptr": "*i64",
+        "all_scalars_ptr": "*fp64",
         "exp_avg_ptr": moment,
         "exp_avg_sq_ptr": moment,
     }
@@ -62,8 +62,8 @@ def stored(form: str, anywhere: bool = False):
     arguments = {
         "segments_ptr": "*i64",
         "tile_segment_ptr": "*i32",
-        "walks_ptr": "*i64",
-        "rows_ptr": "*fp64",
+        "strides_ptr": "*i64",
+        "all_scalars_ptr": "*fp64",
         "exp_avg_ptr": exp_avg,
         "exp_avg_sq_ptr": exp_avg_sq,
         "tiles": "i32",
@@ -83,35 +83,35 @@ def stored(form: str, anywhere: bool = False):
     }
     missing = [name for name, kind in arguments.items() if kind is None]
     signature = {name: kind or "constexpr" for name, kind in arguments.items()}
-    return stored_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {"maxnreg": STORED_REGISTERS}
+    return low_precision_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {"maxnreg": STORED_REGISTERS}
 
 
 def squares(grad: str):
-    pointers = {"segments_ptr": "*i64", "shares_ptr": "*i64", "walks_ptr": "*i64", "sums_ptr": "*fp64"}
+    pointers = {"segments_ptr": "*i64", "shares_ptr": "*i64", "strides_ptr": "*i64", "sums_ptr": "*fp64"}
     constants = {"GRAD": STORED[grad], "SUMS": PARTIAL_SUMS}
-    return squares_kernel, {**pointers, "tiles": "i64"}, constants, {"maxnreg": REGISTERS}
+    return grad_norm_kernel, {**pointers, "tiles": "i64"}, constants, {"maxnreg": REGISTERS}
 
 
 def rows(lr: str):
     signature = {
-        "hyper_ptr": "*fp64",
-        "pairs_ptr": "*i64",
+        "group_scalars_ptr": "*fp64",
+        "sources_ptr": "*i64",
         "counted_ptr": "*fp32",
         "steps_ptr": "*fp32",
         "taken_ptr": "*fp64",
         "lr_ptr": f"*{lr}",
         "lr_stride": "i32",
-        "squares_ptr": "*fp64",
+        "partial_sums_ptr": "*fp64",
         "max_grad_norm": "fp64",
         "grad_scale_ptr": "*fp32",
         "found_inf_ptr": "*fp32",
-        "rows_ptr": "*fp64",
+        "scalars_ptr": "*fp64",
         "norm_ptr": "*fp64",
         "row_count": "i32",
         "segment_count": "i32",
         "buckets": "i32",
     }
-    return rows_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {}
+    return scalars_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {}
 
 
 KERNELS = {

@@ -174,7 +174,7 @@ BROKEN = {
     "master_of_another_size": (torch.bfloat16, {"master": torch.zeros(3)}, "master must be"),
     "master_of_another_dtype": (torch.bfloat16, {"master": "float16"}, "master"),
     "master_and_stochastic": (torch.bfloat16, {"master": "float32", "stochastic": True}, "stochastic"),
-    "second_moment_of_another_dtype": (torch.bfloat16, {"exp_avg_sq": torch.float32}, "exp_avg|no form"),
+    "second_moment_of_another_dtype": (torch.bfloat16, {"exp_avg_sq": torch.float32}, "exp_avg|no state format"),
     "rng_offsets_of_another_size": (torch.bfloat16, {"rng_offsets": torch.zeros(9, dtype=torch.int64)}, "rng_offsets"),
 }
 

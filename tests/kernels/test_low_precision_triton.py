@@ -139,7 +139,7 @@ def replaced(**buffers: Tensor | None) -> Callable[[Case], None]:
     [
         (torch.int8, replaced(scales=None), "scales"),
         (torch.int8, replaced(scales=torch.zeros(2, 1)), "scales"),
-        (torch.int8, replaced(exp_avg_sq=torch.zeros(768, dtype=torch.int8)), "no form"),
+        (torch.int8, replaced(exp_avg_sq=torch.zeros(768, dtype=torch.int8)), "no state format"),
         (torch.int8, lambda case: case.segments.__setitem__((0, 0), 64), "multiples of 256"),
         (torch.bfloat16, replaced(scales=torch.zeros(2, 4)), "scales"),
         (torch.bfloat16, replaced(master=torch.zeros(1536, dtype=torch.int16)[::2]), "master"),

@@ -23,11 +23,11 @@ def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_reference``; arguments and results as `radam_fused.backends.ops` says."""
     check_scalars(args)
     group_scalars, sources, counted, steps, taken, lr, partial_sums, max_grad_norm, grad_scale, found_inf = args
-    group, leader = sources.unbind(1)
+    group, representative = sources.unbind(1)
     columns: Any = group_scalars[group].unbind(1)
     h: Any = GroupScalars(*columns)
     before = torch.where(steps == taken.float(), taken, steps.double())  # a count that user code has written
-    t = before[leader] + 1.0
+    t = before[representative] + 1.0
     rate = h.lr if lr is None else lr.double()[group]
     c1, c2 = one_minus_exp(t * h.decay_rate1), one_minus_exp(t * h.decay_rate2)
     adam = h.kind == float(KINDS.index("none"))

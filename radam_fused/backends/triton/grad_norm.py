@@ -9,10 +9,8 @@ from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..operator_checks import check_grad_norm
 from .availability import WARPS, require, stored
 from .compat import register_limit
-from .tables import ALIGNED, Table, facts, on_device
+from .tables import ALIGNED, NORM_COLUMNS, Table, facts, on_device
 
-COLUMNS = 6
-"""Of the segment table; the kernel names them."""
 REGISTERS = 128
 """A thread's: 16 warps a multiprocessor. Left alone, the assembler goes for 20, and spills for some dtypes."""
 INTERPRETED_PROGRAMS = 1
@@ -21,7 +19,7 @@ INTERPRETED_PROGRAMS = 1
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
     """``radam_fused::grad_norm_triton``; what it returns is said in `radam_fused.backends.ops`."""
-    from .grad_norm_kernel import squares_kernel
+    from .grad_norm_kernel import grad_norm_kernel
 
     first = grads[0]
     require("grad_norm", first.device)
@@ -31,10 +29,10 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
         place = "squares", first.dtype, lengths
         (table,) = on_device(first.device, [Table(lambda: _table(grads, tiles), place, facts(grads))])
         sums = first.new_empty(PARTIAL_SUMS, dtype=torch.float64)
-        squares_kernel[(PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS,)](
+        grad_norm_kernel[(PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS,)](
             table[2 * PARTIAL_SUMS :],
             table,
-            table,  # the walks lie behind the segments
+            table,  # the strides lie behind the segments
             sums,
             tiles,
             GRAD=stored(first.dtype),
@@ -47,32 +45,32 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
 
 
 def _table(grads: list[Tensor], tiles: int) -> Tensor:
-    """Each sum's share of the segments, then the segments, then the walks of those with gaps.
+    """Each sum's share of the segments, then the segments, then the strides of those with gaps.
 
     Made and checked again when an address, a shape or a dtype has changed (`triton_tables.facts`).
     """
     check_grad_norm(grads)
     filled = [grad for grad in grads if grad.numel()]
     counts = [-(-grad.numel() // NORM_TILE) for grad in filled]
-    walks_at = 2 * PARTIAL_SUMS + COLUMNS * len(filled)
+    strides_from = 2 * PARTIAL_SUMS + len(NORM_COLUMNS) * len(filled)
     table: list[int] = []
-    walks: list[int] = []
+    strides: list[int] = []
     firsts: list[int] = []
     tile = 0
     for grad, count in zip(filled, counts, strict=True):
         plain = is_dense(grad)
         full = grad.numel() // NORM_TILE if plain and grad.data_ptr() % ALIGNED == 0 else 0
-        table += (grad.data_ptr(), grad.numel(), tile, count, full, -1 if plain else walks_at + len(walks))
+        table += (grad.data_ptr(), grad.numel(), tile, count, full, -1 if plain else strides_from + len(strides))
         if not plain:
-            walks.append(grad.dim())
+            strides.append(grad.dim())
             for size, stride in zip(reversed(grad.shape), reversed(grad.stride()), strict=True):
-                walks += (size, stride)
+                strides += (size, stride)
         firsts.append(tile)
         tile += count
     return torch.cat(
         [
             _shares(torch.tensor(firsts, dtype=torch.int64, device="cpu"), tiles),
-            torch.tensor(table + walks, dtype=torch.int64, device="cpu"),
+            torch.tensor(table + strides, dtype=torch.int64, device="cpu"),
         ]
     )
 

@@ -12,19 +12,26 @@ import triton
 import triton.language as tl
 
 from ...numerics.layout import NORM_TILE
+from .constants import (
+    LANES,
+    NORM_ADDRESS,
+    NORM_FIRST_TILE,
+    NORM_FULL_TILES,
+    NORM_LENGTH,
+    NORM_STRIDES_AT,
+    NORM_TILES,
+    NORM_WIDTH,
+)
 from .step_kernel import widen
 
-LANES = tl.constexpr(NORM_TILE)
 LEVELS = tl.constexpr(NORM_TILE.bit_length() - 1)
 """Of the tree over the lanes of a sum."""
 _plus = tl.standard._sum_combine
 """What `tl.sum` reduces by; the interpreter knows it, and calls any other function once an element."""
-COLUMNS = tl.constexpr(6)
-"""Of the segment table: address, length, first tile, tiles, how many of them are full and aligned, walk."""
 
 
 @triton.jit
-def halve(lanes):
+def tree_reduce(lanes):
     """The sum of LANES lanes as a tree: the second half is added to the first, again and again.
 
     A sum of two is one rounded addition, whichever comes first. (`tl.split` would hold all lanes in every thread.)
@@ -35,7 +42,7 @@ def halve(lanes):
 
 
 @triton.jit
-def _strided(position, lane, walk_ptr):
+def _strided(position, lane, strides_ptr):
     """Offsets of the elements that follow a row-major position by so many lanes.
 
     Only the position is divided in 64 bits, once a program: in each dimension the lanes carry over into the next one at
@@ -43,9 +50,9 @@ def _strided(position, lane, walk_ptr):
     """
     offset = tl.full([LANES], 0, tl.int64)
     carry = lane
-    for d in range(tl.load(walk_ptr)):
-        size = tl.load(walk_ptr + 1 + 2 * d)
-        stride = tl.load(walk_ptr + 2 + 2 * d)
+    for d in range(tl.load(strides_ptr)):
+        size = tl.load(strides_ptr + 1 + 2 * d)
+        stride = tl.load(strides_ptr + 2 + 2 * d)
         index = position % size
         position = position // size
         short = tl.minimum(size, LANES).to(tl.int32)
@@ -59,39 +66,39 @@ def _strided(position, lane, walk_ptr):
 
 
 @triton.jit
-def _sum(begin, end, from_segment, to_segment, segments_ptr, walks_ptr, GRAD: tl.constexpr):
+def _sum(begin, end, from_segment, to_segment, segments_ptr, strides_ptr, GRAD: tl.constexpr):
     """The squares of the tiles from `begin` up to `end`, which lie in those segments."""
     lane = tl.arange(0, LANES)
     lanes = tl.full([LANES], 0.0, tl.float64)
     for segment in range(from_segment, to_segment):
-        segment_ptr = segments_ptr + segment * COLUMNS
-        g_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(GRAD))
-        length = tl.load(segment_ptr + 1)
-        first = tl.load(segment_ptr + 2)
+        segment_ptr = segments_ptr + segment * NORM_WIDTH
+        g_ptr = tl.load(segment_ptr + NORM_ADDRESS).to(tl.pointer_type(GRAD))
+        length = tl.load(segment_ptr + NORM_LENGTH)
+        first = tl.load(segment_ptr + NORM_FIRST_TILE)
         # Of this gradient's own tiles those that belong to the sum; the full ones come first.
         tile = tl.maximum(begin - first, 0)
-        stop = tl.minimum(end - first, tl.load(segment_ptr + 3))
-        full = tl.minimum(stop, tl.load(segment_ptr + 4))
-        walk = tl.load(segment_ptr + 5)
+        stop = tl.minimum(end - first, tl.load(segment_ptr + NORM_TILES))
+        full = tl.minimum(stop, tl.load(segment_ptr + NORM_FULL_TILES))
+        strides_at = tl.load(segment_ptr + NORM_STRIDES_AT)
         for k in range(tile, full):
             wide = widen(tl.load(tl.multiple_of(g_ptr + k * LANES, 16) + lane), tl.float64)
             lanes += wide * wide
         for k in range(tl.maximum(tile, full), stop):
             inside = lane < tl.minimum(length - k * LANES, LANES).to(tl.int32)
-            if walk >= 0:
-                grad = tl.load(g_ptr + _strided(k * LANES, lane, walks_ptr + walk), mask=inside, other=0)
+            if strides_at >= 0:
+                grad = tl.load(g_ptr + _strided(k * LANES, lane, strides_ptr + strides_at), mask=inside, other=0)
             else:
                 grad = tl.load(g_ptr + k * LANES + lane, mask=inside, other=0)
             wide = widen(grad, tl.float64)
             lanes += wide * wide
-    return halve(lanes)
+    return tree_reduce(lanes)
 
 
 @triton.jit(do_not_specialize=["tiles"])
-def squares_kernel(
-    segments_ptr,  # int64 (n, COLUMNS), none of them empty
+def grad_norm_kernel(
+    segments_ptr,  # int64 (n, NORM_WIDTH), none of them empty
     shares_ptr,  # int64 (SUMS, 2): the segments of a sum's tiles, from the first up to but without the second
-    walks_ptr,  # int64: for each gradient with gaps its number of dimensions, then (size, stride), inner first
+    strides_ptr,  # int64: for each gradient with gaps its number of dimensions, then (size, stride), inner first
     sums_ptr,  # float64 (SUMS), written
     tiles: tl.int64,
     GRAD: tl.constexpr,
@@ -103,7 +110,7 @@ def squares_kernel(
         end = tl.cast(s + 1, tl.int64) * tiles // SUMS
         if begin < end:
             from_segment, to_segment = tl.load(shares_ptr + 2 * s), tl.load(shares_ptr + 2 * s + 1)
-            total = _sum(begin, end, from_segment, to_segment, segments_ptr, walks_ptr, GRAD)
+            total = _sum(begin, end, from_segment, to_segment, segments_ptr, strides_ptr, GRAD)
             tl.store(sums_ptr + s, total)
         else:
             tl.store(sums_ptr + s, 0.0)

@@ -1,6 +1,7 @@
-"""The Triton kernel over stored forms: the same walk as triton_kernel.py, with state in fewer bits than the arithmetic.
+"""The Triton kernel for low-precision state: the tile loop of step_kernel.py over state in fewer bits than float32.
 
-Which form it is shows in what the pointers point to, and for what is kept beside the parameters in MASTER.
+The state format follows from the dtypes of the pointers, the format of the master buffer from MASTER. Must match
+backends/reference/low_precision.py bit for bit.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
@@ -10,40 +11,44 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .quantization import (
+from .constants import (
+    ALIGNED,
     BLOCK,
-    FOR_MOMENTS,
-    FOR_PARAMETER,
+    FIRST_TILE,
+    GRAD_ADDRESS,
+    LENGTH,
+    MOMENT_STREAM,
+    NO_PARAM_UPDATE,
+    PARAM_ADDRESS,
+    PARAM_STREAM,
+    RNG_OFFSET,
+    S_UPDATE_RULE,
+    S_WIDTH,
+    SCALAR_INDEX,
+    SEGMENT_WIDTH,
+    SKIP_STEP,
+    START,
+    STRIDES_AT,
+)
+from .quantization import (
     compensated,
     decode_first,
+    decode_half_root,
     decode_root,
-    draws,
     encode_first,
+    encode_half_first,
+    encode_half_root,
     encode_root,
     from_master,
-    half_first,
-    half_root,
-    joined,
+    join,
     low_bits,
-    other,
-    root_of_half,
+    random_bits,
+    round_stochastic,
     spread,
-    stochastic,
+    swap_bytes,
     to_parameter,
 )
-from .step_kernel import (
-    COLUMNS,
-    NO_PARAM_UPDATE,
-    ROW_COLUMNS,
-    SKIP_STEP,
-    decrease,
-    narrow,
-    strided,
-    update,
-    update_moments,
-    widen,
-    zero,
-)
+from .step_kernel import decrease, narrow, strided, update, update_moments, widen, zero
 
 
 @triton.jit
@@ -56,7 +61,7 @@ def _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT: tl
         m = decode_first(m, spread(tl.load(scale_at, mask=inside_blocks), COUNT), root)
         return m, root * root
     elif STORED == tl.float16:
-        root = root_of_half(v)
+        root = decode_half_root(v)
         return m.to(tl.float32) * root, root * root
     else:
         return widen(m, tl.float32), widen(v, tl.float32)
@@ -72,30 +77,30 @@ def _write_moments(
     blocks,
     inside,
     inside_blocks,
-    drawn,
-    row_ptr,
+    rng_offset,
+    scalars_ptr,
     COUNT: tl.constexpr,
     ANYWHERE: tl.constexpr,
 ):
     STORED: tl.constexpr = m_at.dtype.element_ty
     if STORED != tl.float32:
-        draw = draws(drawn, row_ptr, FOR_MOMENTS, COUNT, ANYWHERE)
+        rand16 = random_bits(rng_offset, scalars_ptr, MOMENT_STREAM, COUNT, ANYWHERE)
         if (STORED == tl.int8) | (STORED == tl.float16):
             v = tl.math.sqrt_rn(v)
     if STORED == tl.int8:
-        v, root_scale = encode_root(v, draw, inside, COUNT)
+        v, root_scale = encode_root(v, rand16, inside, COUNT)
         tl.store(scale_at + blocks, root_scale, mask=inside_blocks)
         root = decode_root(v, spread(root_scale, COUNT))
-        m, first_scale = encode_first(m, root, other(draw), inside, COUNT)
+        m, first_scale = encode_first(m, root, swap_bytes(rand16), inside, COUNT)
         tl.store(scale_at, first_scale, mask=inside_blocks)
         m = m.to(tl.int8)
         v = v.to(tl.uint8)
     elif STORED == tl.float16:
-        v = half_root(v, draw)
-        m = half_first(m, root_of_half(v), other(draw))
+        v = encode_half_root(v, rand16)
+        m = encode_half_first(m, decode_half_root(v), swap_bytes(rand16))
     elif STORED != tl.float32:
-        m = stochastic(m, other(draw), STORED)
-        v = stochastic(v, draw, STORED)
+        m = round_stochastic(m, swap_bytes(rand16), STORED)
+        v = round_stochastic(v, rand16, STORED)
     tl.store(m_at, m, mask=inside)
     tl.store(v_at, v, mask=inside)
 
@@ -105,23 +110,23 @@ def _step_elements(
     p_at,
     g_at,
     place,
-    drawn,
+    rng_offset,
     count,
     exp_avg_ptr,
     exp_avg_sq_ptr,
     scales_ptr,
-    residue_ptr,
+    master_ptr,
     blocks,
-    row_ptr,
+    scalars_ptr,
     PARAM: tl.constexpr,
     MASTER: tl.constexpr,
     STOCHASTIC: tl.constexpr,
     COUNT: tl.constexpr,
     ANYWHERE: tl.constexpr,
 ):
-    """One step of the parameters at COUNT addresses whose state begins at ``place``, and random numbers at ``drawn``.
+    """One step of the parameters at COUNT addresses: of the first ``count``, or of all where that is None.
 
-    Of the first ``count``, or of all where that is None.
+    Their state starts at ``place``, their random bits at ``rng_offset``.
     """
     lane = tl.arange(0, COUNT)
     m_at = tl.multiple_of(exp_avg_ptr + place, 16) + lane
@@ -134,57 +139,57 @@ def _step_elements(
     p = tl.load(p_at, mask=inside)
     g = widen(tl.load(g_at, mask=inside), tl.float32)
     if MASTER is not None:
-        residue_at = tl.multiple_of(residue_ptr + place, 16) + lane
-        residue = tl.load(residue_at, mask=inside)
+        master_at = tl.multiple_of(master_ptr + place, 16) + lane
+        master = tl.load(master_at, mask=inside)
     if MASTER == "fp32":
-        x = from_master(p, residue, PARAM)
+        x = from_master(p, master, PARAM)
     elif MASTER == "split":
-        x = joined(p, residue)
+        x = join(p, master)
     elif MASTER == "kahan":
-        x = widen(p, tl.float32) + widen(residue, tl.float32)
+        x = widen(p, tl.float32) + widen(master, tl.float32)
     else:
         x = widen(p, tl.float32)
     m, v = _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT)
 
     if MASTER == "kahan":
-        m, v, d = update_moments(x, g, m, v, row_ptr, tl.float32)
-        taken = decrease(x, d, row_ptr, tl.float32)
-        after, rest = compensated(p, widen(residue, tl.float32), taken, PARAM)
+        m, v, d = update_moments(x, g, m, v, scalars_ptr, tl.float32)
+        taken = decrease(x, d, scalars_ptr, tl.float32)
+        after, rest = compensated(p, widen(master, tl.float32), taken, PARAM)
     else:
-        x, m, v = update(x, g, m, v, row_ptr, tl.float32)
+        x, m, v = update(x, g, m, v, scalars_ptr, tl.float32)
         if MASTER is not None:
             after = to_parameter(x, PARAM)
         elif STOCHASTIC:
-            after = stochastic(x, draws(drawn, row_ptr, FOR_PARAMETER, COUNT, ANYWHERE), PARAM)
+            after = round_stochastic(x, random_bits(rng_offset, scalars_ptr, PARAM_STREAM, COUNT, ANYWHERE), PARAM)
         else:
             after = narrow(x, PARAM)
     # What is written comes before the moments are encoded, which takes all the registers there are.
-    held = tl.load(row_ptr + 8) == NO_PARAM_UPDATE
+    held = tl.load(scalars_ptr + S_UPDATE_RULE) == NO_PARAM_UPDATE
     tl.store(p_at, tl.where(held, p, after), mask=inside)
     if MASTER == "fp32":
-        tl.store(residue_at, x, mask=inside)  # a step that holds takes over a parameter's new value
+        tl.store(master_at, x, mask=inside)  # also a value that user code has written into the parameter
     elif MASTER == "split":
-        tl.store(residue_at, tl.where(held, residue, low_bits(x)), mask=inside)
+        tl.store(master_at, tl.where(held, master, low_bits(x)), mask=inside)
     elif MASTER == "kahan":
-        tl.store(residue_at, tl.where(held, residue, rest), mask=inside)
-    _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, drawn, row_ptr, COUNT, ANYWHERE)
+        tl.store(master_at, tl.where(held, master, rest), mask=inside)
+    _write_moments(m, v, m_at, v_at, scale_at, blocks, inside, inside_blocks, rng_offset, scalars_ptr, COUNT, ANYWHERE)
 
 
 @triton.jit(do_not_specialize=["tiles", "blocks"])
-def stored_step_kernel(
+def low_precision_step_kernel(
     segments_ptr,  # tables as of `step_kernel`
     tile_segment_ptr,
-    walks_ptr,
-    rows_ptr,
+    strides_ptr,
+    all_scalars_ptr,
     exp_avg_ptr,  # float32, float16, bfloat16 as int16, or int8
     exp_avg_sq_ptr,  # the same, uint8 beside int8
     tiles,
     scales_ptr,  # float32 (2, blocks) of int8 moments, else None
-    residue_ptr,  # float32, int16, float16, or bfloat16 as int16; None where nothing is kept
+    master_ptr,  # float32, int16, float16, or bfloat16 as int16; None without a master buffer
     blocks,
     PARAM: tl.constexpr,
     GRAD: tl.constexpr,
-    MASTER: tl.constexpr,  # which residue: None, "fp32", "split" or "kahan"
+    MASTER: tl.constexpr,  # format of the master buffer: None, "fp32", "split" or "kahan"
     STOCHASTIC: tl.constexpr,
     TILE: tl.constexpr,  # both multiples of a block
     SLICE: tl.constexpr,
@@ -193,18 +198,17 @@ def stored_step_kernel(
 ):
     """One step over every tile; TILE elements of a full tile at once, SLICE at a time of any other."""
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * COLUMNS
-        p_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(PARAM))
-        g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
-        start = tl.load(segment_ptr + 2)
-        origin = tl.load(segment_ptr + 8)
-        row_ptr = rows_ptr + tl.load(segment_ptr + 4) * ROW_COLUMNS
-        offset = (tile - tl.load(segment_ptr + 5)) * TILE
-        aligned = tl.load(segment_ptr + 6)
-        left = tl.minimum(tl.load(segment_ptr + 3) - offset, TILE)
-        left = tl.where(tl.load(row_ptr + 8) == SKIP_STEP, 0, left).to(
-            tl.int32
-        )  # a step that is skipped counts as empty
+        segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * SEGMENT_WIDTH
+        p_ptr = tl.load(segment_ptr + PARAM_ADDRESS).to(tl.pointer_type(PARAM))
+        g_ptr = tl.load(segment_ptr + GRAD_ADDRESS).to(tl.pointer_type(GRAD))
+        start = tl.load(segment_ptr + START)
+        rng_offset = tl.load(segment_ptr + RNG_OFFSET)
+        scalars_ptr = all_scalars_ptr + tl.load(segment_ptr + SCALAR_INDEX) * S_WIDTH
+        offset = (tile - tl.load(segment_ptr + FIRST_TILE)) * TILE
+        aligned = tl.load(segment_ptr + ALIGNED)
+        # A tile of a skipped step counts as empty.
+        left = tl.minimum(tl.load(segment_ptr + LENGTH) - offset, TILE)
+        left = tl.where(tl.load(scalars_ptr + S_UPDATE_RULE) == SKIP_STEP, 0, left).to(tl.int32)
 
         if (aligned != 0) & (left == TILE):
             lane = tl.arange(0, TILE)
@@ -212,14 +216,14 @@ def stored_step_kernel(
                 tl.multiple_of(p_ptr + offset, 16) + lane,
                 tl.multiple_of(g_ptr + offset, 16) + lane,
                 start + offset,
-                origin + offset,
+                rng_offset + offset,
                 None,
                 exp_avg_ptr,
                 exp_avg_sq_ptr,
                 scales_ptr,
-                residue_ptr,
+                master_ptr,
                 blocks,
-                row_ptr,
+                scalars_ptr,
                 PARAM,
                 MASTER,
                 STOCHASTIC,
@@ -227,24 +231,24 @@ def stored_step_kernel(
                 ANYWHERE,
             )
         else:
-            walk = tl.load(segment_ptr + 7)
+            strides_at = tl.load(segment_ptr + STRIDES_AT)
             for begin in range(0, left, SLICE):
                 p_index = offset + begin + tl.arange(0, SLICE)
                 g_index = p_index
-                if walk >= 0:
-                    p_index, g_index = strided(p_index, walks_ptr + walk)
+                if strides_at >= 0:
+                    p_index, g_index = strided(p_index, strides_ptr + strides_at)
                 _step_elements(
                     p_ptr + p_index,
                     g_ptr + g_index,
                     start + offset + begin,
-                    origin + offset + begin,
+                    rng_offset + offset + begin,
                     left - begin,
                     exp_avg_ptr,
                     exp_avg_sq_ptr,
                     scales_ptr,
-                    residue_ptr,
+                    master_ptr,
                     blocks,
-                    row_ptr,
+                    scalars_ptr,
                     PARAM,
                     MASTER,
                     STOCHASTIC,
@@ -255,4 +259,4 @@ def stored_step_kernel(
         if ZERO_GRADS:
             # Threads store other elements than they have loaded where parameter and gradient differ in width.
             tl.debug_barrier()
-            zero(segment_ptr, tile, walks_ptr, GRAD, TILE, SLICE)
+            zero(segment_ptr, tile, strides_ptr, GRAD, TILE, SLICE)

@@ -1,6 +1,6 @@
-"""Elements of the stored forms in Triton: random numbers, stochastic rounding, master copies and codes of 8 bits.
+"""Elements of low-precision state in Triton: random bits, stochastic rounding, master copies and codes of 8 bits.
 
-The twin of backends/reference/low_precision.py and of csrc/numerics/quantization.h, operation by operation. 16-bit
+Must match numerics/quantization.py, numerics/philox.py and csrc/numerics/quantization.h bit for bit. 16-bit
 values are rounded in integer arithmetic, so that the interpreter gives the GPU's bits.
 """
 
@@ -11,25 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .constants import BLOCK, HALF_MIN, MIN_SCALE, RANDS_PER_CALL, S_SEED, S_STEP
 from .step_kernel import narrow, widen
-
-BLOCK = tl.constexpr(256)
-"""Elements that share a scale under int8 moments."""
-FOR_PARAMETER = tl.constexpr(0)
-FOR_MOMENTS = tl.constexpr(1)
-DRAWS = tl.constexpr(8)
-"""16-bit random numbers that one Philox call gives, to as many neighbours in the flat index space."""
 
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 _INFINITY = tl.constexpr(0x7F800000)
 _QUIET_NAN = tl.constexpr(0x7FC00000)
-_REST = tl.constexpr(2.0**-100)
-"""A block whose quotients are all smaller is at rest."""
-_OF_DRAW = tl.constexpr(2.0**-16)
-_OF_SHORT_DRAW = tl.constexpr(2.0**-14)
+_RAND16_UNIT = tl.constexpr(2.0**-16)
+_RAND14_UNIT = tl.constexpr(2.0**-14)
 _SUBNORMALS = tl.constexpr(2.0**24)
 """Of float16 in 1."""
-_UNIT = tl.constexpr(2.0**-24)
 _LARGEST = tl.constexpr(0x477FE000)
 """Of float16 the least positive number, and the bits of the largest, 65504."""
 _ROOT_STEP = tl.constexpr(1.0 / 255.0)
@@ -37,9 +28,9 @@ _FIRST_STEP = tl.constexpr(1.0 / 127.0)
 
 
 @triton.jit
-def _philox(group, row_ptr, stream: tl.constexpr):
-    step = tl.load(row_ptr + 9).to(tl.int64).to(tl.uint32)
-    k0 = tl.load(row_ptr + 10).to(tl.int64).to(tl.uint32)
+def _philox(group, scalars_ptr, stream: tl.constexpr):
+    step = tl.load(scalars_ptr + S_STEP).to(tl.int64).to(tl.uint32)
+    k0 = tl.load(scalars_ptr + S_SEED).to(tl.int64).to(tl.uint32)
     c0 = group.to(tl.uint32)
     c1 = (group >> 32).to(tl.uint32)
     c2 = tl.zeros_like(c0) + step
@@ -61,13 +52,13 @@ def _odd(by, low, high):
 
 
 @triton.jit
-def draws(place, row_ptr, stream: tl.constexpr, COUNT: tl.constexpr, ANYWHERE: tl.constexpr):
-    """16 random bits for each of COUNT neighbours from ``place`` on, a multiple of 8 or ANYWHERE: uint32 (COUNT)."""
-    group = (place // DRAWS).to(tl.uint64) + tl.arange(0, COUNT // DRAWS).to(tl.uint64)
-    c0, c1, c2, c3 = _philox(group, row_ptr, stream)
+def random_bits(start, scalars_ptr, stream: tl.constexpr, COUNT: tl.constexpr, ANYWHERE: tl.constexpr):
+    """16 random bits for each of COUNT neighbours from ``start`` on, a multiple of 8 or ANYWHERE: uint32 (COUNT)."""
+    group = (start // RANDS_PER_CALL).to(tl.uint64) + tl.arange(0, COUNT // RANDS_PER_CALL).to(tl.uint64)
+    c0, c1, c2, c3 = _philox(group, scalars_ptr, stream)
     if ANYWHERE:  # the end of a group and the beginning of the next: as many 16-bit numbers further in eight words
-        by = (place % DRAWS).to(tl.int32)
-        c4, c5, c6, c7 = _philox(group + 1, row_ptr, stream)
+        by = (start % RANDS_PER_CALL).to(tl.int32)
+        c4, c5, c6, c7 = _philox(group + 1, scalars_ptr, stream)
         c0, c1, c2 = tl.where(by & 4, c2, c0), tl.where(by & 4, c3, c1), tl.where(by & 4, c4, c2)
         c3, c4, c5 = tl.where(by & 4, c5, c3), tl.where(by & 4, c6, c4), tl.where(by & 4, c7, c5)
         c0, c1, c2 = tl.where(by & 2, c1, c0), tl.where(by & 2, c2, c1), tl.where(by & 2, c3, c2)
@@ -79,24 +70,24 @@ def draws(place, row_ptr, stream: tl.constexpr, COUNT: tl.constexpr, ANYWHERE: t
 
 
 @triton.jit
-def other(draw):
-    """A second random number from each: its bytes swapped, so that either's upper bits are the other's lower ones."""
-    return ((draw << 8) | (draw >> 8)) & 0xFFFF
+def swap_bytes(rand16):
+    """A second 16-bit number from each, by swapping its bytes: its upper bits are the lower bits of the first."""
+    return ((rand16 << 8) | (rand16 >> 8)) & 0xFFFF
 
 
 @triton.jit
-def stochastic(x, draw, STORED: tl.constexpr):
+def round_stochastic(x, rand16, STORED: tl.constexpr):
     """float32 as it is stored, rounded up in magnitude with the probability that makes the mean exact."""
     bits = x.to(tl.uint32, bitcast=True)
     rest = bits & _MAGNITUDE
     if STORED == tl.int16:  # a bfloat16
-        return tl.where(rest > _INFINITY, 0x7FC0, (bits + draw) >> 16).to(tl.int16)
+        return tl.where(rest > _INFINITY, 0x7FC0, (bits + rand16) >> 16).to(tl.int16)
     elif STORED == tl.float16:
         sign = (bits >> 16) & 0x8000
-        normal = tl.minimum((rest + (draw >> 3) - 0x38000000) >> 13, 0x7C00)
+        normal = tl.minimum((rest + (rand16 >> 3) - 0x38000000) >> 13, 0x7C00)
         # In units of the least subnormal; 14 of the bits, so that what is a whole number of them stays one.
         magnitude = tl.where(rest < 0x38800000, rest.to(tl.float32, bitcast=True), 0.0)
-        subnormal = (magnitude * _SUBNORMALS + (draw >> 2).to(tl.int32).to(tl.float32) * _OF_SHORT_DRAW).to(tl.int32)
+        subnormal = (magnitude * _SUBNORMALS + (rand16 >> 2).to(tl.int32).to(tl.float32) * _RAND14_UNIT).to(tl.int32)
         finite = tl.where(rest < 0x38800000, subnormal.to(tl.uint32), normal)
         special = tl.where(rest > _INFINITY, 0x7E00, 0x7C00).to(tl.uint32)
         half = sign | tl.where(rest >= 0x47800000, special, finite)
@@ -109,7 +100,7 @@ def stochastic(x, draw, STORED: tl.constexpr):
 def to_parameter(x, PARAM: tl.constexpr):
     """What the parameter of a master copy is: to bfloat16 rounded to nearest, ties away from zero.
 
-    Ties to even could not be undone by the 16 bits that ``"split"`` keeps; both forms of master copies round alike.
+    Ties to even could not be undone by the 16 bits that ``"split"`` keeps; both formats of master copies round alike.
     """
     if PARAM == tl.int16:
         bits = x.to(tl.uint32, bitcast=True)
@@ -120,20 +111,20 @@ def to_parameter(x, PARAM: tl.constexpr):
 
 @triton.jit
 def from_master(p, master, PARAM: tl.constexpr):
-    """The master copy, but where somebody else has written the parameter since: that."""
+    """The master copy; the parameter where user code has written another value than the master copy's into it."""
     same = to_parameter(master, PARAM).to(tl.int16, bitcast=True) == p.to(tl.int16, bitcast=True)
     return tl.where(same, master, widen(p, tl.float32))
 
 
 @triton.jit
-def joined(high, low):
+def join(high, low):
     """The float32 that a bfloat16 and the int16 of ``"split"`` make up."""
     return ((high.to(tl.int32) << 16) + low.to(tl.int32)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def low_bits(x):
-    """What `joined` takes beside ``to_parameter(x)``, int16."""
+    """The lower half of the bits, int16, which `join` adds to ``to_parameter(x)``."""
     bits = x.to(tl.uint32, bitcast=True)
     return tl.where((bits & _MAGNITUDE) > _INFINITY, 0, bits).to(tl.int16)
 
@@ -157,7 +148,7 @@ def spread(scale, COUNT: tl.constexpr):
 
 
 @triton.jit
-def largest(x, inside, COUNT: tl.constexpr):
+def max_magnitude(x, inside, COUNT: tl.constexpr):
     """The largest magnitude of each block, (COUNT / 256); NaN where there is one. Lanes outside count as 0."""
     bits = x.to(tl.int32, bitcast=True) & _MAGNITUDE  # compared so, a NaN is the largest of all
     if inside is not None:
@@ -167,26 +158,26 @@ def largest(x, inside, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _factor(number: tl.constexpr, x):
-    # The next float up: one that has been rounded down would leave the largest of a block below the code that its scale
-    # is found by again.
+def _scale_factor(number: tl.constexpr, x):
+    # The next float up: with a factor that was rounded down, the greatest element of a block would get a code below the
+    # greatest code.
     quotient = tl.math.div_rn(tl.full(x.shape, number, tl.float32), x)
     return (quotient.to(tl.int32, bitcast=True) + 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _code(c, draw, limit: tl.constexpr):
-    c = c + draw.to(tl.int32).to(tl.float32) * _OF_DRAW
+def _stochastic_code(c, rand16, limit: tl.constexpr):
+    c = c + rand16.to(tl.int32).to(tl.float32) * _RAND16_UNIT
     c = tl.where(c > 0.0, c, 0.0)  # NaN is 0
     return tl.where(c < limit, c, limit).to(tl.int32)
 
 
 @triton.jit
-def encode_root(root, draw, inside, COUNT: tl.constexpr):
+def encode_root(root, rand16, inside, COUNT: tl.constexpr):
     """Square roots of the second moment as codes linear in their own square root, 0 for 0 alone: code and scale."""
-    scale = largest(root, inside, COUNT)
-    factor = spread(tl.where(scale > 0.0, _factor(255.0, tl.math.sqrt_rn(scale)), 0.0), COUNT)
-    code = _code(tl.math.sqrt_rn(tl.abs(root)) * factor, draw, 255.0)
+    scale = max_magnitude(root, inside, COUNT)
+    factor = spread(tl.where(scale > 0.0, _scale_factor(255.0, tl.math.sqrt_rn(scale)), 0.0), COUNT)
+    code = _stochastic_code(tl.math.sqrt_rn(tl.abs(root)) * factor, rand16, 255.0)
     return tl.where((root > 0.0) & (code == 0), 1, code), scale
 
 
@@ -198,38 +189,38 @@ def decode_root(code, scale):
 
 
 @triton.jit
-def encode_first(m, root, draw, inside, COUNT: tl.constexpr):
+def encode_first(m, root, rand16, inside, COUNT: tl.constexpr):
     """The first moment as codes linear in its quotient with the decoded root: code and scale."""
     quotient = tl.where(root > 0.0, tl.math.div_rn(m, root), 0.0)
-    scale = largest(quotient, inside, COUNT)
-    scale = tl.where(scale < _REST, 0.0, scale)
-    factor = spread(tl.where(scale > 0.0, _factor(127.0, scale), 0.0), COUNT)
-    code = _code(tl.abs(quotient) * factor, draw, 127.0)
+    scale = max_magnitude(quotient, inside, COUNT)
+    scale = tl.where(scale < MIN_SCALE, 0.0, scale)
+    factor = spread(tl.where(scale > 0.0, _scale_factor(127.0, scale), 0.0), COUNT)
+    code = _stochastic_code(tl.abs(quotient) * factor, rand16, 127.0)
     return tl.where(quotient < 0.0, -code, code), scale
 
 
 @triton.jit
-def half_root(root, draw):
-    """Square roots of the second moment as float16: their own square root, at least one unit where they are above 0."""
+def encode_half_root(root, rand16):
+    """Square roots of the second moment as float16: their own square root, at least HALF_MIN where they are above 0."""
     fourth = tl.math.sqrt_rn(root)
-    fourth = tl.where((fourth > 0.0) & (fourth < _UNIT), _UNIT, fourth)
-    return stochastic(fourth, draw, tl.float16)
+    fourth = tl.where((fourth > 0.0) & (fourth < HALF_MIN), HALF_MIN, fourth)
+    return round_stochastic(fourth, rand16, tl.float16)
 
 
 @triton.jit
-def root_of_half(fourth):
+def decode_half_root(fourth):
     """The square root of the second moment."""
     return fourth.to(tl.float32) * fourth.to(tl.float32)
 
 
 @triton.jit
-def half_first(m, root, draw):
-    """The first moment as float16: its quotient with the decoded root, a finite one at most the largest number."""
+def encode_half_first(m, root, rand16):
+    """The first moment as float16: its quotient with the decoded root, clamped where it is finite."""
     quotient = tl.where(root > 0.0, tl.math.div_rn(m, root), 0.0)
     bits = quotient.to(tl.uint32, bitcast=True)
     rest = bits & _MAGNITUDE
     limited = tl.where((rest > _LARGEST) & (rest < _INFINITY), (bits ^ rest) | _LARGEST, bits)
-    return stochastic(limited.to(tl.uint32).to(tl.float32, bitcast=True), draw, tl.float16)
+    return round_stochastic(limited.to(tl.uint32).to(tl.float32, bitcast=True), rand16, tl.float16)
 
 
 @triton.jit

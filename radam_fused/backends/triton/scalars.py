@@ -18,7 +18,7 @@ COUNT_BLOCK = 8 * BLOCK
 
 def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_triton``; arguments and results as `radam_fused.backends.ops` says."""
-    from .scalars_kernel import rows_kernel
+    from .scalars_kernel import scalars_kernel
 
     group_scalars, sources, counted, steps, taken, lr, partial_sums, max_grad_norm, grad_scale, found_inf = args
     require("scalars", group_scalars.device)
@@ -26,7 +26,7 @@ def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     made = group_scalars.new_empty(sources.shape[0], len(StepScalars._fields))
     norm = group_scalars.new_empty(())
     with torch.cuda.device_of(group_scalars):
-        rows_kernel[(1,)](
+        scalars_kernel[(1,)](
             group_scalars,
             sources,
             counted,

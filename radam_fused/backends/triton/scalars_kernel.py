@@ -1,4 +1,4 @@
-"""The Triton kernel that makes the rows of a step, from counts and a norm that are on the device.
+"""The Triton kernel that computes the scalars of a step, from counts and a norm that are on the device.
 
 The formulas are those of `radam_fused.rectification`, operation by operation in its order, in float64: sums, products,
 quotients and roots, each rounded by itself, so that a device finds the scalars that the host would have found.
@@ -11,21 +11,48 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ... import rectification
-from .grad_norm_kernel import LANES, halve
+from .constants import (
+    ADAM,
+    EXACT,
+    G_BETA2,
+    G_DECAY_RATE1,
+    G_DECAY_RATE2,
+    G_DECOUPLED_DECAY,
+    G_EPS,
+    G_KIND,
+    G_L2_DECAY,
+    G_LIMIT_VARIANCE,
+    G_LR,
+    G_ONE_MINUS_BETA1,
+    G_ONE_MINUS_BETA2,
+    G_RHO_INF,
+    G_RHO_THRESHOLD,
+    G_SEED,
+    G_SIGN,
+    G_UNRECTIFIED_RULE,
+    G_WIDTH,
+    LANES,
+    NO_PARAM_UPDATE,
+    RECTIFIED,
+    S_BETA2,
+    S_DECAY_FACTOR,
+    S_EPS,
+    S_GRAD_SCALE_FACTOR,
+    S_L2_DECAY,
+    S_ONE_MINUS_BETA1,
+    S_ONE_MINUS_BETA2,
+    S_SEED,
+    S_STEP,
+    S_STEP_SIZE,
+    S_UPDATE_RULE,
+    S_WIDTH,
+    SERIES,
+    SERIES_FROM,
+    SKIP_STEP,
+    TERMS,
+)
+from .grad_norm_kernel import tree_reduce
 
-HYPER_COLUMNS = tl.constexpr(16)
-"""Of the table of groups: `radam_fused.numerics.scalars.GroupScalars`."""
-ROW_COLUMNS = tl.constexpr(11)
-"""Of the rows: `radam_fused.numerics.scalars.StepScalars`."""
-RECTIFIED = tl.constexpr(1.0)
-NO_PARAM_UPDATE = tl.constexpr(2.0)
-SKIP_STEP = tl.constexpr(3.0)
-EXACT = tl.constexpr(float(rectification.KINDS.index("exact")))
-ADAM = tl.constexpr(float(rectification.KINDS.index("none")))
-SERIES = tl.constexpr(tuple(reversed(rectification.SERIES)))
-TERMS = tl.constexpr(len(rectification.SERIES))
-SERIES_FROM = tl.constexpr(rectification.SERIES_FROM)
 RECURRENCE = tl.constexpr(23)
 """Steps of the exact variance's recurrence at most: from 50 down to 4, by two."""
 
@@ -87,11 +114,11 @@ def _rectification(rho_t, limit, limit_variance, kind):
 
 
 @triton.jit
-def _norm(squares_ptr, buckets):
+def _norm(partial_sums_ptr, buckets):
     """The root of all partial sums: each line by the tree, then the lines in order."""
     total = tl.full([], 0.0, tl.float64)
     for k in range(buckets):
-        total += halve(tl.load(squares_ptr + k * LANES + tl.arange(0, LANES)))
+        total += tree_reduce(tl.load(partial_sums_ptr + k * LANES + tl.arange(0, LANES)))
     return tl.sqrt(total)
 
 
@@ -104,19 +131,19 @@ def _taken(steps_ptr, taken_ptr, segment, inside):
 
 
 @triton.jit(do_not_specialize=["row_count", "segment_count", "buckets"])
-def rows_kernel(
-    hyper_ptr,  # float64 (groups, HYPER_COLUMNS)
-    pairs_ptr,  # int64 (row_count, 2): group, and the segment that leads the row
+def scalars_kernel(
+    group_scalars_ptr,  # float64 (groups, G_WIDTH)
+    sources_ptr,  # int64 (row_count, 2): group, and the segment whose step count the row uses
     counted_ptr,  # float32 (segment_count)
     steps_ptr,  # float32 (segment_count), written
     taken_ptr,  # float64 (segment_count), written
     lr_ptr,  # float32 or float64 (groups), or None
     lr_stride,
-    squares_ptr,  # float64 (buckets, LANES), or None
+    partial_sums_ptr,  # float64 (buckets, LANES), or None
     max_grad_norm: tl.float64,
     grad_scale_ptr,  # float32, or None
     found_inf_ptr,  # float32, or None
-    rows_ptr,  # float64 (row_count, ROW_COLUMNS), written
+    scalars_ptr,  # float64 (row_count, S_WIDTH), written
     norm_ptr,  # float64, written
     row_count: tl.int32,
     segment_count: tl.int32,
@@ -127,8 +154,8 @@ def rows_kernel(
     """One program: BLOCK rows at a time, then the counts of COUNT_BLOCK segments at a time."""
     norm = tl.full([], 0.0, tl.float64)
     clip = tl.full([], 1.0, tl.float64)
-    if squares_ptr is not None:
-        norm = _norm(squares_ptr, buckets)
+    if partial_sums_ptr is not None:
+        norm = _norm(partial_sums_ptr, buckets)
         if grad_scale_ptr is not None:
             norm = norm / tl.load(grad_scale_ptr).to(tl.float64)
         # torch.nn.utils.clip_grad_norm_ writes a quotient, which torch computes as a reciprocal and a product.
@@ -142,25 +169,25 @@ def rows_kernel(
     for begin in range(0, row_count, BLOCK):
         row = begin + tl.arange(0, BLOCK)
         inside = row < row_count
-        group = tl.load(pairs_ptr + 2 * row, mask=inside, other=0)
-        leader = tl.load(pairs_ptr + 2 * row + 1, mask=inside, other=0)
-        h = hyper_ptr + group * HYPER_COLUMNS
+        group = tl.load(sources_ptr + 2 * row, mask=inside, other=0)
+        representative = tl.load(sources_ptr + 2 * row + 1, mask=inside, other=0)
+        h = group_scalars_ptr + group * G_WIDTH
         if lr_ptr is None:
-            lr = tl.load(h + 0, mask=inside, other=0.0)
+            lr = tl.load(h + G_LR, mask=inside, other=0.0)
         else:
             lr = tl.load(lr_ptr + group * lr_stride, mask=inside, other=0.0).to(tl.float64)
-        x1 = tl.load(h + 2, mask=inside, other=1.0)
-        x2 = tl.load(h + 5, mask=inside, other=1.0)
-        rho_inf = tl.load(h + 6, mask=inside, other=1.0)
-        limit_variance = tl.load(h + 7, mask=inside, other=1.0)
-        rho_threshold = tl.load(h + 8, mask=inside, other=1.0)
-        eps = tl.load(h + 9, mask=inside, other=0.0)
-        decoupled_decay = tl.load(h + 11, mask=inside, other=0.0)
-        factor = tl.load(h + 12, mask=inside, other=1.0)
-        unrectified = tl.load(h + 13, mask=inside, other=0.0)
-        kind = tl.load(h + 14, mask=inside, other=0.0)
+        x1 = tl.load(h + G_DECAY_RATE1, mask=inside, other=1.0)
+        x2 = tl.load(h + G_DECAY_RATE2, mask=inside, other=1.0)
+        rho_inf = tl.load(h + G_RHO_INF, mask=inside, other=1.0)
+        limit_variance = tl.load(h + G_LIMIT_VARIANCE, mask=inside, other=1.0)
+        rho_threshold = tl.load(h + G_RHO_THRESHOLD, mask=inside, other=1.0)
+        eps = tl.load(h + G_EPS, mask=inside, other=0.0)
+        decoupled_decay = tl.load(h + G_DECOUPLED_DECAY, mask=inside, other=0.0)
+        factor = tl.load(h + G_SIGN, mask=inside, other=1.0)
+        unrectified = tl.load(h + G_UNRECTIFIED_RULE, mask=inside, other=0.0)
+        kind = tl.load(h + G_KIND, mask=inside, other=0.0)
 
-        t = _taken(steps_ptr, taken_ptr, leader, inside) + 1.0
+        t = _taken(steps_ptr, taken_ptr, representative, inside) + 1.0
         c1 = _one_minus_exp(t * x1)
         c2 = _one_minus_exp(t * x2)
         root_c2 = tl.sqrt(c2)
@@ -169,26 +196,26 @@ def rows_kernel(
         rectified = adam | (rho_t > rho_threshold)
         r_t = tl.where(adam, 1.0, _rectification(rho_t, rho_inf, limit_variance, kind))
         held = tl.where(unrectified == NO_PARAM_UPDATE, 0.0, lr / c1)
-        direction = tl.where(rectified, RECTIFIED, unrectified)
-        if squares_ptr is not None:
+        update_rule = tl.where(rectified, RECTIFIED, unrectified)
+        if partial_sums_ptr is not None:
             factor = factor * clip
         if grad_scale_ptr is not None:
             factor = factor / tl.load(grad_scale_ptr).to(tl.float64)
 
-        to = rows_ptr + row * ROW_COLUMNS
-        tl.store(to + 0, tl.load(h + 1, mask=inside), mask=inside)
-        tl.store(to + 1, tl.load(h + 3, mask=inside), mask=inside)
-        tl.store(to + 2, tl.load(h + 4, mask=inside), mask=inside)
-        tl.store(to + 3, tl.where(adam, eps * root_c2, eps), mask=inside)
-        tl.store(to + 4, tl.load(h + 10, mask=inside), mask=inside)
-        tl.store(to + 5, lr * decoupled_decay, mask=inside)
-        tl.store(to + 6, tl.where(rectified, lr * r_t * root_c2 / c1, held), mask=inside)
-        tl.store(to + 7, factor, mask=inside)
-        tl.store(to + 8, tl.where(skip, SKIP_STEP, direction), mask=inside)
-        tl.store(to + 9, t, mask=inside)
-        tl.store(to + 10, tl.load(h + 15, mask=inside), mask=inside)
+        to = scalars_ptr + row * S_WIDTH
+        tl.store(to + S_ONE_MINUS_BETA1, tl.load(h + G_ONE_MINUS_BETA1, mask=inside), mask=inside)
+        tl.store(to + S_BETA2, tl.load(h + G_BETA2, mask=inside), mask=inside)
+        tl.store(to + S_ONE_MINUS_BETA2, tl.load(h + G_ONE_MINUS_BETA2, mask=inside), mask=inside)
+        tl.store(to + S_EPS, tl.where(adam, eps * root_c2, eps), mask=inside)
+        tl.store(to + S_L2_DECAY, tl.load(h + G_L2_DECAY, mask=inside), mask=inside)
+        tl.store(to + S_DECAY_FACTOR, lr * decoupled_decay, mask=inside)
+        tl.store(to + S_STEP_SIZE, tl.where(rectified, lr * r_t * root_c2 / c1, held), mask=inside)
+        tl.store(to + S_GRAD_SCALE_FACTOR, factor, mask=inside)
+        tl.store(to + S_UPDATE_RULE, tl.where(skip, SKIP_STEP, update_rule), mask=inside)
+        tl.store(to + S_STEP, t, mask=inside)
+        tl.store(to + S_SEED, tl.load(h + G_SEED, mask=inside), mask=inside)
 
-    # A leader may be another thread's to count: every row has read its own before any count goes up.
+    # Another thread may count a row's representative segment: every row has read its count before any count goes up.
     tl.debug_barrier()
     for begin in range(0, segment_count, COUNT_BLOCK):
         segment = begin + tl.arange(0, COUNT_BLOCK)

@@ -139,7 +139,7 @@ class _Launch(NamedTuple):
         exp_avg, state, param_dtype = args.exp_avg, args.state, args.params[0].dtype
         full_precision = state.in_full_precision(args.rounds_stochastically)
         grid = (programs(tiles, exp_avg.device),)
-        # The walks lie behind the segments.
+        # The strides are stored behind the segments.
         common = (
             table,
             tile_segment.view(torch.int32),
@@ -166,9 +166,9 @@ class _Launch(NamedTuple):
             lanes = SLICE if exp_avg.is_cuda else INTERPRETED_SLICE
             step_kernel[grid](*common, COMPUTE=compute, SLICE=lanes, **constants)
         else:
-            from .low_precision_kernel import stored_step_kernel
+            from .low_precision_kernel import low_precision_step_kernel
 
-            stored_step_kernel[grid](
+            low_precision_step_kernel[grid](
                 *common,
                 state.scales,
                 as_stored(state.master),

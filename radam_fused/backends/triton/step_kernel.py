@@ -12,13 +12,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-COLUMNS = tl.constexpr(9)
-"""Of the segment table: parameter address, gradient address, start, length, row, first tile, aligned, walk, origin."""
-ROW_COLUMNS = tl.constexpr(11)
-"""Of the rows table: `radam_fused.numerics.scalars.StepScalars`."""
-RECTIFIED = tl.constexpr(1.0)
-NO_PARAM_UPDATE = tl.constexpr(2.0)
-SKIP_STEP = tl.constexpr(3.0)
+from .constants import (
+    ALIGNED,
+    FIRST_TILE,
+    GRAD_ADDRESS,
+    LENGTH,
+    NO_PARAM_UPDATE,
+    PARAM_ADDRESS,
+    RECTIFIED,
+    S_BETA2,
+    S_DECAY_FACTOR,
+    S_EPS,
+    S_GRAD_SCALE_FACTOR,
+    S_L2_DECAY,
+    S_ONE_MINUS_BETA1,
+    S_ONE_MINUS_BETA2,
+    S_STEP_SIZE,
+    S_UPDATE_RULE,
+    S_WIDTH,
+    SCALAR_INDEX,
+    SEGMENT_WIDTH,
+    SKIP_STEP,
+    START,
+    STRIDES_AT,
+)
 
 
 @triton.jit
@@ -43,16 +60,16 @@ def narrow(value, STORED: tl.constexpr):
 
 
 @triton.jit
-def update_moments(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
-    """Both moments after the step, and the update's direction d."""
+def update_moments(p, g, m, v, scalars_ptr, COMPUTE: tl.constexpr):
+    """Both moments after the step, and the update's update_rule d."""
     # The rows are float64; this is where they are rounded, once, to the dtype of the computation.
-    one_minus_beta1 = tl.load(row_ptr + 0).to(COMPUTE)
-    beta2 = tl.load(row_ptr + 1).to(COMPUTE)
-    one_minus_beta2 = tl.load(row_ptr + 2).to(COMPUTE)
-    eps = tl.load(row_ptr + 3).to(COMPUTE)
-    l2_decay = tl.load(row_ptr + 4).to(COMPUTE)
-    grad_scale_factor = tl.load(row_ptr + 7).to(COMPUTE)
-    direction = tl.load(row_ptr + 8)
+    one_minus_beta1 = tl.load(scalars_ptr + S_ONE_MINUS_BETA1).to(COMPUTE)
+    beta2 = tl.load(scalars_ptr + S_BETA2).to(COMPUTE)
+    one_minus_beta2 = tl.load(scalars_ptr + S_ONE_MINUS_BETA2).to(COMPUTE)
+    eps = tl.load(scalars_ptr + S_EPS).to(COMPUTE)
+    l2_decay = tl.load(scalars_ptr + S_L2_DECAY).to(COMPUTE)
+    grad_scale_factor = tl.load(scalars_ptr + S_GRAD_SCALE_FACTOR).to(COMPUTE)
+    update_rule = tl.load(scalars_ptr + S_UPDATE_RULE)
 
     g = g * grad_scale_factor
     g = tl.where(l2_decay != 0, g + l2_decay * p, g)
@@ -67,64 +84,64 @@ def update_moments(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
         adaptive = m / (tl.sqrt(v) + eps)
     else:
         adaptive = tl.math.div_rn(m, tl.math.sqrt_rn(v) + eps)
-    return m, v, tl.where(direction == RECTIFIED, adaptive, m)
+    return m, v, tl.where(update_rule == RECTIFIED, adaptive, m)
 
 
 @triton.jit
-def decrease(p, d, row_ptr, COMPUTE: tl.constexpr):
+def decrease(p, d, scalars_ptr, COMPUTE: tl.constexpr):
     """What the step takes from the parameter; without decay no product with it, which may be infinite."""
-    decay = tl.load(row_ptr + 5).to(COMPUTE)
-    step = tl.load(row_ptr + 6).to(COMPUTE) * d
+    decay = tl.load(scalars_ptr + S_DECAY_FACTOR).to(COMPUTE)
+    step = tl.load(scalars_ptr + S_STEP_SIZE).to(COMPUTE) * d
     return tl.where(decay != 0, decay * p + step, step)
 
 
 @triton.jit
-def update(p, g, m, v, row_ptr, COMPUTE: tl.constexpr):
+def update(p, g, m, v, scalars_ptr, COMPUTE: tl.constexpr):
     """Parameter and both moments after the step."""
-    direction = tl.load(row_ptr + 8)
-    m, v, d = update_moments(p, g, m, v, row_ptr, COMPUTE)
-    return tl.where(direction == NO_PARAM_UPDATE, p, p - decrease(p, d, row_ptr, COMPUTE)), m, v
+    update_rule = tl.load(scalars_ptr + S_UPDATE_RULE)
+    m, v, d = update_moments(p, g, m, v, scalars_ptr, COMPUTE)
+    return tl.where(update_rule == NO_PARAM_UPDATE, p, p - decrease(p, d, scalars_ptr, COMPUTE)), m, v
 
 
 @triton.jit
-def strided(position, walk_ptr):
+def strided(position, strides_ptr):
     """Offsets of parameter and gradient elements from their positions in the order of the moments."""
     p_index = tl.zeros_like(position)
     g_index = tl.zeros_like(position)
-    for d in range(tl.load(walk_ptr)):
-        size = tl.load(walk_ptr + 1 + 3 * d)
+    for d in range(tl.load(strides_ptr)):
+        size = tl.load(strides_ptr + 1 + 3 * d)
         index = position % size
         position = position // size
-        p_index += index * tl.load(walk_ptr + 2 + 3 * d)
-        g_index += index * tl.load(walk_ptr + 3 + 3 * d)
+        p_index += index * tl.load(strides_ptr + 2 + 3 * d)
+        g_index += index * tl.load(strides_ptr + 3 + 3 * d)
     return p_index, g_index
 
 
 @triton.jit
-def zero(segment_ptr, tile, walks_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr):
+def zero(segment_ptr, tile, strides_ptr, GRAD: tl.constexpr, TILE: tl.constexpr, SLICE: tl.constexpr):
     """Leaves zeros in a tile of a gradient, by the same two paths; reads its segment again, to spare registers."""
-    g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
-    offset = (tile - tl.load(segment_ptr + 5)) * TILE
-    count = tl.minimum(tl.load(segment_ptr + 3) - offset, TILE).to(tl.int32)
-    aligned = tl.load(segment_ptr + 6)
-    walk = tl.load(segment_ptr + 7)
+    g_ptr = tl.load(segment_ptr + GRAD_ADDRESS).to(tl.pointer_type(GRAD))
+    offset = (tile - tl.load(segment_ptr + FIRST_TILE)) * TILE
+    count = tl.minimum(tl.load(segment_ptr + LENGTH) - offset, TILE).to(tl.int32)
+    aligned = tl.load(segment_ptr + ALIGNED)
+    strides_at = tl.load(segment_ptr + STRIDES_AT)
     if (aligned != 0) & (count == TILE):
         tl.store(tl.multiple_of(g_ptr + offset, 16) + tl.arange(0, TILE), tl.zeros([TILE], GRAD))
     else:
         for begin in range(0, count, SLICE):
             lane = begin + tl.arange(0, SLICE)
             g_index = offset + lane
-            if walk >= 0:
-                _, g_index = strided(g_index, walks_ptr + walk)
+            if strides_at >= 0:
+                _, g_index = strided(g_index, strides_ptr + strides_at)
             tl.store(g_ptr + g_index, tl.zeros([SLICE], GRAD), mask=lane < count)
 
 
 @triton.jit
 def step_kernel(
-    segments_ptr,  # int64 (n, COLUMNS)
+    segments_ptr,  # int64 (n, SEGMENT_WIDTH)
     tile_segment_ptr,  # int32 (tiles): which segment a tile belongs to
-    walks_ptr,  # int64: for each strided segment its number of dimensions, then (size, param, grad stride) inner first
-    rows_ptr,  # float64 (rows, ROW_COLUMNS)
+    strides_ptr,  # of each strided segment the number of dimensions, then (size, param, grad stride), inner first
+    all_scalars_ptr,  # float64 (rows, S_WIDTH)
     exp_avg_ptr,
     exp_avg_sq_ptr,
     tiles,
@@ -137,20 +154,22 @@ def step_kernel(
 ):
     """One step over every tile; TILE elements of a full tile at once, SLICE at a time of any other."""
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * COLUMNS
-        p_ptr = tl.load(segment_ptr + 0).to(tl.pointer_type(PARAM))
-        g_ptr = tl.load(segment_ptr + 1).to(tl.pointer_type(GRAD))
-        start = tl.load(segment_ptr + 2)
-        length = tl.load(segment_ptr + 3)
-        row_ptr = rows_ptr + tl.load(segment_ptr + 4) * ROW_COLUMNS
-        offset = (tile - tl.load(segment_ptr + 5)) * TILE
-        aligned = tl.load(segment_ptr + 6)
+        segment_ptr = segments_ptr + tl.load(tile_segment_ptr + tile).to(tl.int64) * SEGMENT_WIDTH
+        p_ptr = tl.load(segment_ptr + PARAM_ADDRESS).to(tl.pointer_type(PARAM))
+        g_ptr = tl.load(segment_ptr + GRAD_ADDRESS).to(tl.pointer_type(GRAD))
+        start = tl.load(segment_ptr + START)
+        length = tl.load(segment_ptr + LENGTH)
+        scalars_ptr = all_scalars_ptr + tl.load(segment_ptr + SCALAR_INDEX) * S_WIDTH
+        offset = (tile - tl.load(segment_ptr + FIRST_TILE)) * TILE
+        aligned = tl.load(segment_ptr + ALIGNED)
         # Segments start at multiples of 64 elements and tiles are whole, so the moments are always aligned.
         m_ptr = tl.multiple_of(exp_avg_ptr + start + offset, 16)
         v_ptr = tl.multiple_of(exp_avg_sq_ptr + start + offset, 16)
 
         # A tile of a step that is skipped counts as empty, which needs no further branch around the two paths.
-        left = tl.where(tl.load(row_ptr + 8) == SKIP_STEP, 0, tl.minimum(length - offset, TILE)).to(tl.int32)
+        left = tl.where(tl.load(scalars_ptr + S_UPDATE_RULE) == SKIP_STEP, 0, tl.minimum(length - offset, TILE)).to(
+            tl.int32
+        )
 
         if (aligned != 0) & (left == TILE):
             lane = tl.arange(0, TILE)
@@ -160,25 +179,25 @@ def step_kernel(
             g = tl.load(g_at)
             m = tl.load(m_ptr + lane)
             v = tl.load(v_ptr + lane)
-            p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+            p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, scalars_ptr, COMPUTE)
             tl.store(p_at, narrow(p_new, PARAM))
             tl.store(m_ptr + lane, m)
             tl.store(v_ptr + lane, v)
         else:
-            walk = tl.load(segment_ptr + 7)
+            strides_at = tl.load(segment_ptr + STRIDES_AT)
             # One element a thread at a time: address arithmetic in 64 bits for a whole tile would not fit in registers.
             for begin in range(0, left, SLICE):
                 lane = begin + tl.arange(0, SLICE)
                 inside = lane < left
                 p_index = offset + lane
                 g_index = p_index
-                if walk >= 0:
-                    p_index, g_index = strided(p_index, walks_ptr + walk)
+                if strides_at >= 0:
+                    p_index, g_index = strided(p_index, strides_ptr + strides_at)
                 p = tl.load(p_ptr + p_index, mask=inside)
                 g = tl.load(g_ptr + g_index, mask=inside)
                 m = tl.load(m_ptr + lane, mask=inside)
                 v = tl.load(v_ptr + lane, mask=inside)
-                p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, row_ptr, COMPUTE)
+                p_new, m, v = update(widen(p, COMPUTE), widen(g, COMPUTE), m, v, scalars_ptr, COMPUTE)
                 tl.store(p_ptr + p_index, narrow(p_new, PARAM), mask=inside)
                 tl.store(m_ptr + lane, m, mask=inside)
                 tl.store(v_ptr + lane, v, mask=inside)
@@ -186,4 +205,4 @@ def step_kernel(
         if ZERO_GRADS:
             # Threads store other elements than they have loaded where parameter and gradient differ in width.
             tl.debug_barrier()
-            zero(segment_ptr, tile, walks_ptr, GRAD, TILE, SLICE)
+            zero(segment_ptr, tile, strides_ptr, GRAD, TILE, SLICE)

@@ -18,8 +18,20 @@ from ...numerics.layout import is_dense
 
 ALIGNED = 16
 """Bytes: the width of a vector access."""
-COLUMNS = 9
-"""Of the segment table; the kernel names them."""
+SEGMENT_COLUMNS = (
+    "param_address",
+    "grad_address",
+    "start",
+    "length",
+    "scalar_index",
+    "first_tile",
+    "aligned",
+    "strides_at",
+    "rng_offset",
+)
+"""Of the segment table of a step, int64: constants.py has their numbers."""
+NORM_COLUMNS = ("address", "length", "first_tile", "tiles", "full_tiles", "strides_at")
+"""Of the segment table of a norm, int64: ``full_tiles`` counts those that are full and aligned."""
 KEPT = 2048
 """Tables that are kept at most, the least recently used making room."""
 _EVEN = 2
@@ -130,13 +142,13 @@ def _upload(device: torch.device, parts: list[Tensor], capturing: bool) -> list[
 
 
 class Segment(NamedTuple):
-    """A parameter, its gradient, where its moments start, which row it takes and where its random numbers begin."""
+    """A parameter, its gradient, the start of its moments, the index of its scalars, the offset of its random bits."""
 
     param: Tensor
     grad: Tensor
     start: int
-    row: int
-    origin: int
+    scalar_index: int
+    rng_offset: int
 
 
 def tile_map(lengths: Sequence[int], tile: int) -> Tensor:
@@ -147,26 +159,26 @@ def tile_map(lengths: Sequence[int], tile: int) -> Tensor:
 
 
 def segment_table(segments: Sequence[Segment], tile: int) -> Tensor:
-    """The table, and behind it the walks of its strided segments."""
+    """The table, and behind it the strides of the segments that are not plain arrays."""
     table: list[int] = []
-    walks: list[int] = []
+    strides: list[int] = []
     first_tile = 0
-    for param, grad, start, row, origin in segments:
+    for param, grad, start, scalar_index, rng_offset in segments:
         length = param.numel()
         addresses = param.data_ptr(), grad.data_ptr()
-        steps = _walk(param, grad) if length else None
-        aligned = steps is None and all(address % ALIGNED == 0 for address in addresses)
-        at = -1 if steps is None else COLUMNS * len(segments) + len(walks)
-        table += (*addresses, start, length, row, first_tile, aligned, at, origin)
-        walks += steps or ()
+        own = _strides(param, grad) if length else None
+        aligned = own is None and all(address % ALIGNED == 0 for address in addresses)
+        strides_at = -1 if own is None else len(SEGMENT_COLUMNS) * len(segments) + len(strides)
+        table += (*addresses, start, length, scalar_index, first_tile, aligned, strides_at, rng_offset)
+        strides += own or ()
         first_tile += -(-length // tile)
-    return torch.tensor(table + walks, dtype=torch.int64, device="cpu")
+    return torch.tensor(table + strides, dtype=torch.int64, device="cpu")
 
 
-def _walk(param: Tensor, grad: Tensor) -> list[int] | None:
-    """How to find a strided pair's elements in the order of its moments, inner dimension first; None if both are plain.
+def _strides(param: Tensor, grad: Tensor) -> list[int] | None:
+    """The number of dimensions, then size, param and grad stride of each, in the order of the moments, inner first.
 
-    The Python twin of ``plain`` in csrc/args/segment.h.
+    None where both are plain arrays in that order. Must match ``plain`` in csrc/args/segment.h.
     """
     if param.is_contiguous() and grad.is_contiguous():
         return None
@@ -176,7 +188,7 @@ def _walk(param: Tensor, grad: Tensor) -> list[int] | None:
         ordered = [d for d in dims if param.shape[d] != 1]
         if is_dense(grad) and [grad.stride(d) for d in ordered] == [param.stride(d) for d in ordered]:
             return None
-    walk = [len(dims)]
+    strides = [len(dims)]
     for d in reversed(dims):
-        walk += [param.shape[d], param.stride(d), grad.stride(d)]
-    return walk
+        strides += [param.shape[d], param.stride(d), grad.stride(d)]
+    return strides
