@@ -1,7 +1,7 @@
 """The text: the documentation of the language that every CPython carries, as bytes.
 
 ``pydoc_data.topics`` holds what ``help("if")``, ``help("LAMBDA")`` and the like print: a few
-hundred kilobytes of English and code, the same for everybody who has the same Python. A byte is a
+hundred kilobytes of English and code, the same for every user of the same Python. A byte is a
 token, so there is no tokenizer, and 256 tokens are all there are.
 """
 

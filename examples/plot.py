@@ -104,7 +104,7 @@ def _optimizer_time(ax: Axes, comparison: Comparison) -> None:
     beyond = sum(ms > top for ms in everything)
     ax.set_title(f"Time in optimizer.step(): speed-up {comparison.speedup:.2g}x")
     ax.set_ylabel("ms a step")
-    ax.set_xlabel(f"step   ({beyond} of {len(everything):,} dots lie above)" if beyond else "step")
+    ax.set_xlabel(f"step   ({beyond} of {len(everything):,} dots are above)" if beyond else "step")
     ax.legend(loc="upper right")
 
 

@@ -112,7 +112,7 @@ class Pretraining:
         for _ in range(self.done):
             next(self.batches)
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Prints on the first process."""
         if self.rank == 0:
             print(text, flush=True)
@@ -131,11 +131,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = Pretraining(args, device)
         run.resume()
         size = sum(p.numel() for p in run.model.parameters())
-        run.tell(f"{size:,} parameters on {run.world} processes ({device}), from step {run.done}")
+        run.report(f"{size:,} parameters on {run.world} processes ({device}), from step {run.done}")
         while run.done < args.steps:
             loss, norm = run.step()
             if run.done % 20 == 0 or run.done == args.steps:
-                run.tell(json.dumps({"step": run.done, "loss": round(loss, 6), "grad_norm": round(norm, 6)}))
+                run.report(json.dumps({"step": run.done, "loss": round(loss, 6), "grad_norm": round(norm, 6)}))
             if run.done % args.save_every == 0:
                 run.save()
     finally:

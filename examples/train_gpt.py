@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None, make_fused: MakeOptimizer | None = N
 
 
 def _shown(path: Path) -> Path:
-    """The path as seen from here, where it lies below."""
+    """The path as seen from here, where it is below."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
