@@ -33,7 +33,7 @@ def local(tensor: Any) -> Tensor:
 
 
 def check_placed(param: Any, name: str) -> None:
-    """Raises for a DTensor parameter that cannot be stepped where it lies.
+    """Raises for a DTensor parameter that cannot be stepped where it is stored.
 
     Raises:
         ValueError: a parameter whose value is a pending sum over ranks (``Partial``).
@@ -144,7 +144,7 @@ def check_part(param: Any, tensor: Any, what: str) -> None:
         raise ValueError(f"{what} is a DTensor with placements {tensor.placements}: must be a plain tensor")
     if tensor.device_mesh != param.device_mesh or tensor.placements != param.placements:
         raise ValueError(
-            f"{what} lies on {tensor.device_mesh} with placements {tensor.placements}: must lie as its parameter, on "
+            f"{what} is on {tensor.device_mesh} with placements {tensor.placements}: must be as its parameter, on "
             f"{param.device_mesh} with placements {param.placements}"
         )
 
@@ -154,7 +154,7 @@ def local_gradients(
 ) -> list[Tensor]:
     """This rank's part of each gradient.
 
-    A gradient that lies as its parameter does is taken as it is; FSDP2 gives no others. Tensor parallel by itself may
+    A gradient with its parameter's placements is taken as it is; FSDP2 gives no others. Tensor parallel by itself may
     leave one that is a pending sum (of a norm's weight under sequence parallel, say): it is reduced here, which
     torch.optim's operators do as well, and ``p.grad`` is then the reduced one.
 

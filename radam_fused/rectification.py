@@ -9,8 +9,9 @@ One place is left: the first-order r_t is 0 at rho_t = 4, where a relative error
 for beta2 within 4e-4 above 0.6, and in a first rectified step that happens to fall there. The exact r_t has no such
 place.
 
-What depends on ``t`` takes nothing but sums, products, quotients and square roots, each rounded by itself, so that its
-twins (csrc/numerics/scalars.h, backends/triton_rows.py, backends/reference_rows.py) give the same bits on a device.
+What depends on ``t`` takes nothing but sums, products, quotients and square roots, each rounded by itself, so that a
+device computes the same bits: csrc/numerics/scalars.h, backends/triton/scalars_kernel.py and
+backends/reference/scalars.py must match this file.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _check(t: float, beta2: float) -> None:
 
 def _check_beta2(beta2: float) -> None:
     if not 0.0 <= beta2 < 1.0:
-        raise ValueError(f"beta2 = {beta2!r}: must lie in [0, 1)")
+        raise ValueError(f"beta2 = {beta2!r}: must be in [0, 1)")
 
 
 def decay_rate(beta: float) -> float:

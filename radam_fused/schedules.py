@@ -107,7 +107,7 @@ class UntunedLinearWarmup(_Warmup):
 
     Args:
         optimizer: Adam, AdamW or whatever has ``betas`` in its groups.
-        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts anew.
+        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts from the beginning.
 
     Raises:
         ValueError: a group without betas, or with a beta2 outside [0, 1).
@@ -123,7 +123,7 @@ class UntunedExponentialWarmup(_Warmup):
 
     Args:
         optimizer: Adam, AdamW or whatever has ``betas`` in its groups.
-        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts anew.
+        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts from the beginning.
 
     Raises:
         ValueError: a group without betas, or with a beta2 outside [0, 1).
@@ -141,7 +141,7 @@ class RectifiedWarmup(_Warmup):
         optimizer: Adam, or AdamW, or whatever has ``betas`` in its groups.
         kind: ``"first_order"`` (the paper's), ``"exact"`` or ``"none"``.
         threshold: the learning rate is 0 until ``rho_t`` exceeds this; at least 4.
-        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts anew.
+        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts from the beginning.
 
     Raises:
         ValueError: a group without betas, a beta2 outside [0, 1), an unknown kind or a threshold below 4.

@@ -1,9 +1,9 @@
 """``offload=True``: moments in the host's memory, and the step computed there, whatever device the parameters are on.
 
-Parameters and gradients come down chunk by chunk into a ring of staging slots; the host steps each chunk in place with
-the ``cpu`` backend, against the moments where they lie; the parameters go up again. While the host computes one chunk,
-the next is on its way down and the last on its way up (transfer.py). On CPU parameters the same code runs with ordinary
-memory, so that all of it but the streams is tested on any machine.
+Parameters and gradients are copied down chunk by chunk into a ring of staging slots. The host steps each chunk in place
+with the ``cpu`` backend, and the parameters are copied up again. While the host computes one chunk, the next is copied
+down and the last one up (staging.py). On CPU parameters the same code runs with ordinary memory, so that all of it but
+the streams is tested on any machine.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Piece(NamedTuple):
     grad: Tensor
     """The same elements of the gradient."""
     start: int
-    """Where the moments of its first element lie in the flat buffers."""
+    """Where the moments of its first element are in the flat buffers."""
     row: int
     ahead: int
-    """How far ahead of there its random numbers begin."""
+    """Its rng offset less its start."""
 
 
 def in_order_of_moments(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ class Offloader:
 
     @property
     def operators(self) -> Operators:
-        """The operators of a bucket whose moments and step counts lie in the host's memory."""
+        """The operators of a bucket whose moments and step counts are in the host's memory."""
         return Operators(step=self.step, grad_norm=self._squares, scalars=self._host.scalars)
 
     @property

@@ -20,7 +20,7 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``grad_norm_*`
 ``master``              flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
                         bfloat16, or Kahan compensations of the parameters' dtype; or None
 ``stochastic``          whether parameters of 16 bits without a master buffer are rounded so
-``rng_offsets``         int64 (n) on the CPU: which random numbers each segment draws, from this one on, where its
+``rng_offsets``         int64 (n) on the CPU: from which one on each segment uses random bits, where its
                         state or parameter is rounded stochastically; None for those from its start on
 ======================  ====================================================================================
 

@@ -98,7 +98,7 @@ class StreamTransfer(Transfer):
             slot.up.record(self._up)
 
     def finish(self) -> None:
-        """See `Transfer`; also of copies down that nobody has waited for, after an error."""
+        """See `Transfer`; also of copies down for which no step has waited, after an error."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._down)
         stream.wait_stream(self._up)

@@ -1,4 +1,4 @@
-"""The flat index space: where the state of each parameter lies."""
+"""The flat index space: where the state of each parameter is stored."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def moment_strides(param: Tensor) -> tuple[int, ...]:
 def rng_offset_of(param: Tensor, start: int) -> int:
     """Where the random numbers of this rank's part of a parameter begin, where those of the whole begin at ``start``.
 
-    A part that is one run of the whole, in the order of memory, draws for the places that it has there, so that any
-    number of ranks draws what one process does: `Shard(0)` of a row-major parameter is. The elements of any other part
-    (of `Shard(1)`, say) have no consecutive places; it draws for places beyond those of all parameters, by its number
-    among the shards, so that no two shards draw the same. Replicas draw alike.
+    A part that is one run of the whole in memory order, as `Shard(0)` of a row-major parameter, uses the random bits of
+    its place in the whole: any number of ranks uses those that one process does. The elements of any other part (of
+    `Shard(1)`, say) have no consecutive places. Such a part uses random bits beyond those of all parameters, by its
+    number among the shards, so that no two shards use the same. Replicas use the same.
     """
     if not is_sharded(param):
         return start
@@ -130,7 +130,7 @@ def _run(
 
 
 def layout_hash(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """What tells two layouts apart, as an int64 (FNV-1a); the twin of ``layout_hash`` in csrc/args/segment.h."""
+    """A hash of a layout, int64 (FNV-1a). Must match ``layout_hash`` in csrc/args/segment.h bit for bit."""
     value = 14695981039346656037
     for pair in zip(shape, strides, strict=True):
         for number in pair:

@@ -1,8 +1,8 @@
-"""In which forms a bucket's state may be stored, and what each takes: docs/precision.md.
+"""The formats in which a bucket's state may be stored: docs/precision.md.
 
 ``exp_avg`` and ``exp_avg_sq`` are float32 (float64 with float64 parameters), both bfloat16, both float16 (m / sqrt(v)
-and the fourth root of v), or int8 and uint8 codes with ``scales``. Parameters of 16 bits may have a ``residue``: what
-is kept of a master copy beside them.
+and the fourth root of v), or int8 and uint8 codes with ``scales``. Parameters of 16 bits may have a master
+buffer: what is stored of a master copy in addition to them.
 """
 
 from __future__ import annotations

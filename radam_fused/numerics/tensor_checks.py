@@ -155,7 +155,7 @@ def check_parameter(param: Tensor, name: str) -> None:
 
     Raises:
         TypeError: an integer or unsupported dtype, or a sparse parameter.
-        ValueError: a parameter whose elements share memory, or that is a lazy conjugate or negative of what lies there,
+        ValueError: a parameter whose elements share memory, or that is a lazy conjugate or negative of its memory,
             or a DTensor that is a pending sum.
     """
     if param.dtype not in PARAMETER_DTYPES:

@@ -166,8 +166,8 @@ def test_other_placements_are_refused(ranks: Ranks) -> None:
     for outcome in ranks.outcomes(2, misplaced):
         assert isinstance(outcome, Failed)
         assert outcome.name == "ValueError"
-        assert "'exp_avg' of param_groups[0]['params'][3] lies on" in outcome.message
-        assert "must lie as its parameter" in outcome.message
+        assert "'exp_avg' of param_groups[0]['params'][3] is on" in outcome.message
+        assert "must be as its parameter" in outcome.message
 
 
 # A process killed in the middle of a save.

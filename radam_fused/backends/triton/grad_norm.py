@@ -32,7 +32,7 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
         grad_norm_kernel[(PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS,)](
             table[2 * PARTIAL_SUMS :],
             table,
-            table,  # the strides lie behind the segments
+            table,  # the strides are behind the segments
             sums,
             tiles,
             GRAD=stored(first.dtype),

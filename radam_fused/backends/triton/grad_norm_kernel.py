@@ -67,7 +67,7 @@ def _strided(position, lane, strides_ptr):
 
 @triton.jit
 def _sum(begin, end, from_segment, to_segment, segments_ptr, strides_ptr, GRAD: tl.constexpr):
-    """The squares of the tiles from `begin` up to `end`, which lie in those segments."""
+    """The squares of the tiles from `begin` up to `end`, which are in those segments."""
     lane = tl.arange(0, LANES)
     lanes = tl.full([LANES], 0.0, tl.float64)
     for segment in range(from_segment, to_segment):

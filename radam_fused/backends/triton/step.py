@@ -1,6 +1,6 @@
 """The ``triton`` backend's step: checks and describes what it is given, and starts the kernel on the current stream.
 
-On a GPU what the kernel has to be told goes over in one pinned asynchronous copy; nothing here waits for the device.
+On a GPU the kernel's tables are uploaded in one pinned asynchronous copy; nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def step(args: StepArgs) -> None:
     if len(params) != len(grads):
         raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
     full_precision = state.in_full_precision(args.rounds_stochastically)
-    # All that the checks and the table go by: where it is what it was, they would find what they have found.
+    # Cache key of the checks and the table: if it is unchanged, the checked table is used again.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [
         storage_view(grad) for grad in grads if args.zero_grads and not grad.is_contiguous() and overlaps_itself(grad)

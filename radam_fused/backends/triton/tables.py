@@ -44,7 +44,7 @@ class Table(NamedTuple):
     Attributes:
         make: gives its numbers, 8 bytes each, on the CPU.
         place: whose table it is, in the place of that one's last; None for one that is not kept.
-        facts: what ``make`` goes by, all of it.
+        facts: cache key: everything that ``make`` uses.
     """
 
     make: Callable[[], Tensor]
@@ -61,11 +61,11 @@ class _Kept(NamedTuple):
 _kept: dict[Hashable, _Kept] = {}
 _lock = threading.Lock()
 _captured: list[Tensor] = []
-"""What graphs refer to. A graph does not tell when it goes, so this stays."""
+"""What graphs refer to. A graph does not report when it is destroyed, so this stays."""
 
 
 def facts(tensors: Sequence[Tensor]) -> object:
-    """All that a table can tell of tensors of one device: two lists of which this is equal are the same to a kernel."""
+    """The cache key of a list of tensors: a kernel makes no difference between two lists with equal keys."""
     return list(
         zip(
             map(Tensor.data_ptr, tensors),
@@ -83,7 +83,7 @@ def on_device(device: torch.device, tables: Sequence[Table]) -> list[Tensor]:
 
     A table serves the stream that uploaded it, behind its copy; memory of one that is dropped comes back to that
     stream, behind the launches that read it. A graph may be captured with a table of another stream: capturing begins
-    with a synchronisation, and the table stays for good.
+    with a synchronisation, and the table stays permanently.
     """
     stream, capturing = _current_stream(device)
     found = [_find(device, table, stream, capturing) for table in tables]
