@@ -38,16 +38,14 @@ from .state.per_param import SeparatePlacement
 from .state.transaction import Transaction
 from .step import compiled
 from .step.differentiable import step as differentiable_step
-from .step.grad_norm import GlobalNorm
-from .step.grad_scaler import asked_of_another, unscale
-from .step.interrupts import Deferred
-from .step.launch import check_launch
-from .step.launch import squares as gradient_squares
+from .step.grad_norm import GlobalNorm, partial_sums
+from .step.grad_scaler import asked_of_another
+from .step.launch import Launch
 from .step.parts import WHOLE, sharing_group
 from .step.parts import given as given_to
 from .step.profiling import NOTHING, RectificationState, observable, rectification_state, span
-from .step.run import choose_scalars, run
-from .step.scalars import DeviceScalars, DeviceTables, HostScalars, Scalars
+from .step.run import collect, launch
+from .step.scalars import DeviceScalars, DeviceTables, Scalars, choose_scalars
 
 if TYPE_CHECKING:
     from .gradient_release import Hooks
@@ -280,56 +278,40 @@ class FusedRAdam(Optimizer):
         if self._in_backward is not None:
             self._in_backward.before_step(self)
         placement = self._current_placement()
-        norm = None if self._max_grad_norm is None else placement.global_norm(self.grad_norm_group, self._made_with)
+        clips = self._max_grad_norm is not None
+        norm = placement.global_norm(self.grad_norm_group, self._made_with) if clips else None
         with NOTHING if norm is None else norm.taking_part():
-            placement.place_arrivals()
-            # A single launch checks its own tensors before it writes; several have to be right before the first does.
-            sure = len(placement.buckets) > 1 or self._max_grad_norm is not None
-            with span("collect"):
-                launches = [launch for b in placement.buckets if (launch := placement.collect(b, sure)) is not None]
-            if len(launches) > 1:
-                for launch in launches:
-                    check_launch(launch, placement.names)
-            squares = (
-                None
-                if self._max_grad_norm is None
-                else gradient_squares(launches, placement.ops, placement.names, norm)
-            )
+            launches = collect(placement, sure=clips)
+            sums = partial_sums(launches, placement.ops, placement.names, norm) if clips else None
         if norm is not None:  # also on a rank that has nothing to step
-            squares = norm.total(squares)
+            sums = norm.total(sums)
         if launches:
-            with span("scalars"):
-                scalars = self._scalars(placement, squares, norm)
-                if len(launches) > 1:
-                    scalars.prepare([(launch.bucket, launch.plan) for launch in launches])
-            # One call of C moves and counts; of anything more an interrupt could see a part.
-            at_once = len(launches) == 1 and launches[0].addresses is not None and isinstance(scalars, HostScalars)
-            at_once = at_once and not launches[0].plan.first  # which has yet to be shown in the state
-            zero_grads = self._zero_grads and self._in_backward is None  # which frees them
-            if at_once:
-                run(placement, launches[0], scalars, zero_grads)
-            else:
-                with Deferred():
-                    for launch in launches:
-                        run(placement, launch, scalars, zero_grads)
-                    grad_scale = getattr(self, "grad_scale", None)
-                    if grad_scale is not None and not self._zero_grads:
-                        unscale(launches, grad_scale)
+            scalars = self._scalars(placement, launches, sums, norm)
+            # Gradients that hooks have stepped are freed. GradScaler's scale is None or missing without one.
+            zero_grads = self._zero_grads and self._in_backward is None
+            launch(placement, launches, scalars, zero_grads, None if self._zero_grads else vars(self).get("grad_scale"))
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
-        elif norm is not None and squares is not None:
-            self.last_grad_norm = norm.of(squares, getattr(self, "grad_scale", None))
+        elif norm is not None and sums is not None:
+            self.last_grad_norm = norm.of(sums, vars(self).get("grad_scale"))
         if self._in_backward is not None:
             self._in_backward.after_step(self, launches)
 
-    def _scalars(self, placement: Placement, squares: Tensor | None, norm: GlobalNorm | None) -> Scalars:
-        """Who makes the rows of this step; GradScaler leaves what it knows in two attributes."""
-        grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        if norm is not None and squares is not None:
-            found_inf = norm.joined(squares, found_inf)
-        return choose_scalars(
-            placement, self.param_groups, self._tables, self._max_grad_norm, squares, grad_scale, found_inf
-        )
+    def _scalars(
+        self, placement: Placement, launches: list[Launch], sums: Tensor | None, norm: GlobalNorm | None
+    ) -> Scalars:
+        """Who computes the scalars of this step; GradScaler leaves what it knows in two attributes."""
+        given = vars(self)
+        grad_scale, found_inf = given.get("grad_scale"), given.get("found_inf")
+        if norm is not None and sums is not None:
+            found_inf = norm.joined(sums, found_inf)
+        with span("scalars"):
+            scalars = choose_scalars(
+                placement.buckets, self.param_groups, self._tables, self._max_grad_norm, sums, grad_scale, found_inf
+            )
+            if len(launches) > 1:
+                scalars.prepare([(launch.bucket, launch.plan) for launch in launches])
+        return scalars
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -28,7 +28,7 @@ from ..numerics.state_format import FULL_PRECISION, StateFormat
 from ..numerics.tensor_checks import may_step
 from ..param_groups import check_arrivals
 from ..step.grad_norm import GlobalNorm
-from ..step.launch import Launch, by_lists, materialized, resolved
+from ..step.launch import Launch, by_lists
 from ..step.parts import Given
 from ..step.plan import Plan
 from ..step.pointer_table import addresses, suits, unwatched
@@ -375,22 +375,6 @@ class Placement:
         if self._norm is None or self._norm.given is not group:
             self._norm = GlobalNorm(self.names(), group, made_with)
         return self._norm if self._norm.group is not None else None
-
-    def amend(self, bucket: Bucket) -> bool:
-        """Makes good what a step may meet, seldom enough to be looked for only once it has failed; whether it did.
-
-        Moments of parameters whose strides have changed are laid out again, lazy gradients written out, and
-        copy-on-write tensors copied.
-        """
-        if capturing(bucket.device):
-            return False  # each replay would lay the moments out again
-        moved = bucket.follow_strides()
-        written = False
-        for p in bucket.params:
-            written |= materialized(p)
-            if (grad := p.grad) is not None:
-                written |= materialized(grad) or resolved(p, grad) is not grad
-        return bool(moved) or written
 
     def stepped(self, launch: Launch) -> None:
         """Counts a step for the segments of a launch, and shows those that have taken their first."""

@@ -20,7 +20,8 @@ from ..device import COMPILING, capturing, upload
 from ..numerics.tensor_checks import gradient_dtypes
 from ..options import check_all
 from ..state.bucket_manager import Placement
-from .launch import Launch, check_launch
+from .launch import Launch
+from .recovery import check_launch, repair_layout
 from .scalars import DeviceTables
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def choose(
             raise NotImplementedError(
                 "DTensor parameters under torch.compile: step them outside of the compiled function"
             )
-        placement.amend(bucket)
+        repair_layout(bucket)
         present, missing = gradients(bucket.params)
         plan = bucket.plan(missing)
         if not plan.present:

@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backends.ops import Operators
 from ..backends.reference.grad_norm import tree_reduce
+from ..cpp_helpers import gradients
 from ..dtensor import is_sharded
 from ..numerics.layout import PARTIAL_SUMS
+from ..numerics.tensor_checks import gradient_dtypes
 from ..state.bucket import Bucket
+from .launch import Launch, Names
 from .parts import WHOLE, Given, refuse_parts
 from .plan import Plan
+from .recovery import check_launch
+
+_dtype_of = attrgetter("dtype")
 
 FAILED = -float("inf")
 """What a rank adds to the sum whose own gradients do not fit: no sum of squares is negative."""
@@ -180,3 +188,31 @@ class GlobalNorm:
 
 def _ranks(mesh: Any) -> tuple[int, ...]:
     return tuple(sorted(mesh.mesh.flatten().tolist()))
+
+
+def partial_sums(
+    launches: Sequence[Launch], ops: Mapping[Bucket, Operators], names: Names, norm: GlobalNorm | None = None
+) -> Tensor | None:
+    """float64 (k, 1024), on the device of the first launch: the squares of all gradients (`radam_fused.backends.ops`).
+
+    With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
+    """
+    found: list[Tensor] = []
+    for launch in launches:
+        ours = ops[launch.bucket]
+        grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
+        if norm is not None:
+            if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
+                check_launch(launch, names)  # which names it: after the all-reduce it would be too late for the others
+            grads = norm.counted(launch.bucket, launch.plan, grads)
+        dtypes = dict.fromkeys(map(_dtype_of, grads))  # one, most often: no loop over gradients in Python
+        by_dtype = [grads] if len(dtypes) == 1 else [[g for g in grads if g.dtype == dtype] for dtype in dtypes]
+        try:
+            found += map(ours.grad_norm, by_dtype)
+        except Exception:
+            check_launch(launch, names)  # a clearer error, where a tensor is at fault
+            raise
+    if len(found) <= 1:
+        return found[0].unsqueeze(0) if found else None
+    device = found[0].device
+    return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in found])

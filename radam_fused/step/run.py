@@ -1,52 +1,73 @@
-"""One step over the buckets: who makes its rows, and the calls of the operators."""
+"""The first and the last of the four calls of a step: what it launches over each bucket, and the launches."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..backends.ops import Operators
 from ..modes import writing
-from ..options import check_all
 from ..state.bucket_manager import Placement
-from .launch import Launch, check_launch
+from .grad_scaler import unscale
+from .interrupts import Deferred
+from .launch import Launch
 from .profiling import span
-from .scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, check_capture, on_device
+from .recovery import check_launch, repair_layout
+from .scalars import HostScalars, Scalars
 
 
-def choose_scalars(
-    placement: Placement,
-    groups: list[dict[str, Any]],
-    tables: DeviceTables,
-    max_grad_norm: float | None,
-    squares: Tensor | None,
-    grad_scale: Tensor | None,
-    found_inf: Tensor | None,
-) -> Scalars:
-    """The host makes the rows of a step, unless one of the numbers is known to the device alone.
+def collect(placement: Placement, sure: bool) -> list[Launch]:
+    """What a step launches, at most one for each bucket; parameters with their first gradient get a bucket before.
 
-    ``squares`` is what `radam_fused.step.launch.squares` has found for ``max_grad_norm``, over all ranks.
+    Args:
+        placement: the buckets.
+        sure: check every gradient now. Otherwise a single launch checks its own tensors before it writes; of several,
+            all have to be right before the first one does.
 
     Raises:
-        ValueError: a group that lacks a hyperparameter.
+        RuntimeError, TypeError, ValueError: a gradient or a parameter that does not fit, by name.
     """
-    known = max_grad_norm is None and grad_scale is None and found_inf is None
-    for bucket in placement.buckets:
-        known = known and not bucket.counts.on_device
-    try:
-        for group in groups:
-            known = known and not (group["capturable"] or on_device(group["lr"]))
-    except KeyError:
-        check_all(groups, False)  # says which group has none
-        raise
-    if known:
-        return HostScalars(groups)
-    if not all(bucket.counts.on_device for bucket in placement.buckets):
-        check_capture(placement.buckets, groups)
-        placement.count_on_device()
-    return DeviceScalars(groups, tables, squares, max_grad_norm or 0.0, grad_scale, found_inf)
+    placement.place_arrivals()
+    sure = sure or len(placement.buckets) > 1
+    with span("collect"):
+        launches = [launch for b in placement.buckets if (launch := placement.collect(b, sure)) is not None]
+    if len(launches) > 1:
+        for launch in launches:
+            check_launch(launch, placement.names)
+    return launches
+
+
+def launch(
+    placement: Placement,
+    launches: Sequence[Launch],
+    scalars: Scalars,
+    zero_grads: bool,
+    grad_scale: Tensor | None,
+) -> None:
+    """Takes the step of every launch, and counts it; a signal's handler runs before all of that or after.
+
+    Args:
+        placement: the buckets.
+        launches: of `collect`, at least one.
+        scalars: makes the scalars of each.
+        zero_grads: whether to leave zeros in the gradients.
+        grad_scale: by what the gradients are divided after the step; None leaves them.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: see `run`.
+    """
+    first = launches[0]
+    # One call of C moves and counts; of anything more an interrupt could see a part. A plan's first step is shown, too.
+    if len(launches) == 1 and first.addresses is not None and not first.plan.first and type(scalars) is HostScalars:
+        run(placement, first, scalars, zero_grads)
+        return
+    with Deferred():
+        for one in launches:
+            run(placement, one, scalars, zero_grads)
+        if grad_scale is not None:
+            unscale(launches, grad_scale)
 
 
 def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool) -> None:
@@ -78,7 +99,7 @@ def _attempt(placement: Placement, launch: Launch, scalars: Scalars, zero_grads:
         scalars.undo(bucket, plan)
         if isinstance(error, Exception):
             check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
-            if repair and placement.amend(bucket):
+            if repair and repair_layout(bucket):
                 return False
         raise
     if stepped:

@@ -8,7 +8,7 @@ each. Both make the same rows, bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, Protocol
 
@@ -218,3 +218,37 @@ class DeviceScalars:
         assert self._rows is not None
         taken = self._rows[0, StepScalars._fields.index("update_rule")] != SKIP_STEP
         bucket.counts.take_back(bucket.tables(plan)[1] * taken)
+
+
+def choose_scalars(
+    buckets: Sequence[Bucket],
+    groups: list[dict[str, Any]],
+    tables: DeviceTables,
+    max_grad_norm: float | None,
+    partial_sums: Tensor | None,
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> Scalars:
+    """The host makes the rows of a step, unless one of the numbers is known to the device alone.
+
+    ``partial_sums`` is what `radam_fused.step.grad_norm.partial_sums` has found for ``max_grad_norm``, over all ranks.
+
+    Raises:
+        ValueError: a group that lacks a hyperparameter.
+    """
+    known = max_grad_norm is None and grad_scale is None and found_inf is None
+    for bucket in buckets:
+        known = known and not bucket.counts.on_device
+    try:
+        for group in groups:
+            known = known and not (group["capturable"] or on_device(group["lr"]))
+    except KeyError:
+        check_all(groups, False)  # says which group has none
+        raise
+    if known:
+        return HostScalars(groups)
+    if not all(bucket.counts.on_device for bucket in buckets):
+        check_capture(buckets, groups)
+        for bucket in buckets:
+            bucket.count_on_device()
+    return DeviceScalars(groups, tables, partial_sums, max_grad_norm or 0.0, grad_scale, found_inf)
