@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+
+POINTER_TABLE = "RADAM_FUSED_POINTER_TABLE"
+"""The environment variable that switches the pointer path off, with 0; read when the package is imported."""
+
+
+def _pointer_table_allowed() -> bool:
+    value = os.environ.get(POINTER_TABLE, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{POINTER_TABLE} = {value!r}: must be '0' or '1'")
+    return value == "1"
+
+
+_ALLOWED = _pointer_table_allowed()
 
 try:
     from ._C import (
@@ -27,14 +41,24 @@ try:
     with _disable_current_modes():  # a FakeTensorMode around this import would make tensors without memory
         _SAMPLES = [torch.empty(n, dtype=torch.float32, device="cpu") for n in (3, 5)]
         _SAMPLES[1] = torch.nn.Parameter(_SAMPLES[1])
-        HAS_POINTER_PATH = find_tensor_offset(
+        HAS_POINTER_PATH = _ALLOWED and find_tensor_offset(
             Tensor,
             torch.nn.Parameter,
             [(t, t._cdata, t.data_ptr(), t.numel()) for t in _SAMPLES],
             object.__basicsize__,
             torch._C.TensorBase.__basicsize__,
         )
-    """Whether a step by addresses works with this torch (addresses.py)."""
+    """Whether a step may take the pointer path (step/pointer_table.py), which rests on private facts of torch.
+
+    - A tensor's Python object holds its ``at::Tensor`` at one offset, whatever the tensor: ``find_tensor_offset`` finds
+      the offset from the two samples above, whose ``_cdata``, address and size Python knows, and takes no other object
+      for a tensor.
+    - libtorch exports the few C++ methods that csrc/python/libtorch_symbols.h declares.
+    - ``torch._C`` says whether dispatch modes, function modes or a profiler are active (``can_bypass_dispatcher``).
+
+    Where the first does not hold, and with ``RADAM_FUSED_POINTER_TABLE=0``, every step goes through the dispatcher: the
+    same bits and the same errors, in several times the host's time (docs/performance.md).
+    """
     HAS_LOOPS = True
     """Whether the loops below are there in C."""
 except ImportError:

@@ -31,7 +31,7 @@ from ..step.grad_norm import GlobalNorm
 from ..step.launch import Launch, by_lists
 from ..step.parts import Given
 from ..step.plan import Plan
-from ..step.pointer_table import addresses, suits, unwatched
+from ..step.pointer_table import addresses, can_bypass_dispatcher, suits
 from ..step.scalars import check_capture
 from .bucket import Bucket
 from .checkpoint import check_entry, has_state
@@ -355,7 +355,7 @@ class Placement:
             if not plan.present:
                 return None
             runs = flat.runs(plan)
-            by_pointers = pointers and self.ops[bucket].has_pointer_path and unwatched()
+            by_pointers = pointers and self.ops[bucket].has_pointer_path and can_bypass_dispatcher()
             return Launch(bucket, plan, *runs, flat.run_origins, (by_pointers and plan.addresses) or None)
         grads, missing = gradients(bucket.params)
         if not bucket.all_present:

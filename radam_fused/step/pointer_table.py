@@ -82,7 +82,7 @@ def suits(bucket: Bucket, ops: Operators) -> bool:
     )
 
 
-def unwatched() -> bool:
+def can_bypass_dispatcher() -> bool:
     """True if no dispatch mode, function mode or profiler that looks at operators is active: they come and go."""
     modes = _len_torch_function_stack()
     return not (_len_torch_dispatch_stack() or _profiler_enabled()) and (modes == 0 or _default_device_alone(modes))
@@ -97,7 +97,7 @@ def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
     """Those of a plan; None where a step has to go by lists."""
     if plan.addresses is None:
         plan.addresses = _found(bucket, plan) if ops.has_pointer_path else False
-    return plan.addresses if plan.addresses and unwatched() else None
+    return plan.addresses if plan.addresses and can_bypass_dispatcher() else None
 
 
 def _found(bucket: Bucket, plan: Plan) -> Addresses | Literal[False]:
