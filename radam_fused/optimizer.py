@@ -289,11 +289,13 @@ class FusedRAdam(Optimizer):
             scalars = self._scalars(placement, launches, sums, norm)
             # Gradients that hooks have stepped are freed. GradScaler's scale is None or missing without one.
             zero_grads = self._zero_grads and self._in_backward is None
-            launch(placement, launches, scalars, zero_grads, None if self._zero_grads else vars(self).get("grad_scale"))
+            launch(
+                placement, launches, scalars, zero_grads, None if self._zero_grads else self.__dict__.get("grad_scale")
+            )
             if isinstance(scalars, DeviceScalars):
                 self.last_grad_norm = scalars.grad_norm
         elif norm is not None and sums is not None:
-            self.last_grad_norm = norm.of(sums, vars(self).get("grad_scale"))
+            self.last_grad_norm = norm.of(sums, self.__dict__.get("grad_scale"))
         if self._in_backward is not None:
             self._in_backward.after_step(self, launches)
 
@@ -301,7 +303,7 @@ class FusedRAdam(Optimizer):
         self, placement: Placement, launches: list[Launch], sums: Tensor | None, norm: GlobalNorm | None
     ) -> Scalars:
         """Who computes the scalars of this step; GradScaler leaves what it knows in two attributes."""
-        given = vars(self)
+        given = self.__dict__
         grad_scale, found_inf = given.get("grad_scale"), given.get("found_inf")
         if norm is not None and sums is not None:
             found_inf = norm.joined(sums, found_inf)
