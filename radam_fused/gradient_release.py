@@ -1,8 +1,8 @@
 """Stepping during backward: each parameter takes its step, and loses its gradient, as soon as that is complete.
 
 The gradients of all parameters then never exist at once. A hook of torch's (``register_post_accumulate_grad_hook``)
-launches the step of one parameter over its own bucket (separate.py), at a cost that does not depend on how many there
-are; `FusedRAdam.step` takes what is left and ends the iteration.
+launches the step of one parameter over its own bucket (state/per_param.py), at a cost that does not depend on how many
+there are; `FusedRAdam.step` takes what is left and ends the iteration.
 """
 
 from __future__ import annotations

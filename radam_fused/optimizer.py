@@ -1,8 +1,9 @@
 """`FusedRAdam`: torch.optim's conventions around the fused step.
 
-The walk from here to a kernel: `FusedRAdam.step` asks its `Placement` (placement.py) what to launch over each `Bucket`
-(layout.py), has the rows of its (group, step) pairs made (scalars.py, rows.py, rectification.py), and calls the
-backend's operator (ops.py), once a bucket.
+A step is four calls: `collect` (step/run.py) finds what to launch over each `Bucket` (state/bucket.py), `partial_sums`
+(step/grad_norm.py) reads the gradients where their norm is clipped, `choose_scalars` (step/scalars.py) says whether the
+host or the device computes the scalars, and `launch` (step/run.py) steps each bucket. docs/design.md has the walk from
+there to an element.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Bucket:
     """The segments of one device and dtype.
 
     Complex parameters are stepped as the real numbers they consist of (`torch.view_as_real`), as torch.optim does, and
-    DTensors as their local tensors (sharded.py).
+    DTensors as their local tensors (dtensor.py).
 
     Attributes:
         params: the parameters, in the order of their segments.
@@ -53,7 +53,7 @@ class Bucket:
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
-        is_fake: whether the parameters are fake tensors (fake.py).
+        is_fake: whether the parameters are fake tensors (backends/fake_tensors.py).
         is_inference: whether one was made in `torch.inference_mode`.
         device, dtype: the parameters' device, and the dtype of their real numbers.
         may_capture: whether a CUDA graph may record steps of it.
@@ -290,7 +290,7 @@ class Bucket:
         return self._plan
 
     def captured_plan(self, missing: list[int]) -> Plan:
-        """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (captures.py).
+        """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (device.py).
 
         Other steps may be taken between two replays, so that segments need not have the same count in each. For the
         same reason the classes of eager steps are split as if the replays had been taken.

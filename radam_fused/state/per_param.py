@@ -1,4 +1,4 @@
-"""A bucket for each parameter, for a step that takes one parameter at a time (backward.py).
+"""A bucket for each parameter, for a step that takes one parameter at a time (gradient_release.py).
 
 What `Placement` does once a step for all parameters is done here for one, at a cost that does not depend on how many
 there are. Parameters may be stepped on several CUDA streams at once: what belongs to one of them is made on the stream

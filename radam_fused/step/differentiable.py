@@ -1,7 +1,7 @@
 """``differentiable=True``: the update as ordinary torch operations, through which autograd runs (for meta-learning).
 
 It keeps what a backward pass will need, so there is nothing to fuse: each parameter has its own state, and the moments
-of a step are new tensors. The lines are the numeric contract's (docs/design.md), as in backends/reference.py.
+of a step are new tensors. The lines are the numeric contract's (docs/design.md), as in backends/reference/.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ MODES: dict[str, dict[str, Any]] = {
     "fp16-fp32": {"dtype": torch.float16, "master_weights": "fp32"},
     "fp16-kahan": {"dtype": torch.float16, "master_weights": "kahan"},
 }
-"""Whose bits do not depend on how many ranks there are. Those that round at random are in test_stored.py."""
+"""Whose bits do not depend on how many ranks there are. Those that round at random are in test_low_precision.py."""
 
 
 def gradient(p: Tensor, k: int, t: int) -> Tensor:

@@ -53,7 +53,7 @@ class CudaTables:
 
 
 class TritonTables:
-    """backends/triton_tables.py, with tensors of the CPU for the GPU's."""
+    """backends/triton/tables.py, with tensors of the CPU for the GPU's."""
 
     kept = 16
 
