@@ -5,9 +5,9 @@ PYTHON  ?= python3
 # `make gpu` takes a Python that has torch as it stands: the machine may have no network.
 ifneq ($(filter gpu,$(MAKECMDGOALS)),)
 VENV    ?= $(shell $(PYTHON) -c 'import importlib.util as u; print("" if u.find_spec("torch") else ".venv")')
-STAGES  ?= build test sanitize forms bench
+STAGES  ?= build test sanitize formats bench
 endif
-# The peers bring dozens of packages along, so `make bench` has an environment of its own.
+# The baselines depend on dozens of packages, so `make bench` has its own environment.
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 VENV    ?= .venv-bench
 endif
@@ -20,12 +20,12 @@ ifeq ($(strip $(VENV)),)
 PY    := $(PYTHON)
 TOOLS :=
 BUILT := build/.always
-RIVALS :=
+OTHERS :=
 else
 PY    := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
-RIVALS := $(VENV)/.peers
+OTHERS := $(VENV)/.baselines
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
@@ -55,8 +55,8 @@ test: export OMP_WAIT_POLICY := passive
 test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
 	$(PY) -m pytest $(PARALLEL) --durations=15 $(PYTEST_ARGS)
 
-bench: build $(RIVALS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" PEERS="torch optimi" BENCH_ARGS)
-	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(PEERS),--peers $(PEERS)) $(BENCH_ARGS)
+bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
+	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)
 
 readme: $(TOOLS)  ## the README's numbers, rewritten from the files under bench/results
 	$(PY) -m bench.report.readme
@@ -68,7 +68,7 @@ cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library again
 	$(PY) tests/codegen/cuda_code.py
 	$(PY) tests/packaging/cuda_build.py
 
-gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize forms bench" (and tune), RESULTS=folder; nine minutes
+gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize formats bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
 
 lint: $(TOOLS)  ## ruff, clang-format, mypy and import-linter; changes nothing
@@ -93,11 +93,11 @@ $(TOOLS): requirements/dev.txt
 	$(PY) -m pip install --quiet --requirement $<
 	@touch $@
 
-# One after the other where they do not install together: what does not is absent from the tables, with the reason.
-$(RIVALS): $(TOOLS) requirements/peers.txt
-	@$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/peers.txt || \
-	sed '/^#/d' requirements/peers.txt | while read -r peer; do \
-	  $(PY) -m pip install --quiet --constraint requirements/dev.txt "$$peer" || echo "$$peer: left out"; \
+# One after the other where they do not install together. The tables skip what does not install, with the reason.
+$(OTHERS): $(TOOLS) requirements/baselines.txt
+	@$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/baselines.txt || \
+	sed '/^#/d' requirements/baselines.txt | while read -r baseline; do \
+	  $(PY) -m pip install --quiet --constraint requirements/dev.txt "$$baseline" || echo "$$baseline: left out"; \
 	done
 	@touch $@
 

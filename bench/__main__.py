@@ -1,4 +1,4 @@
-"""``python -m bench``: one optimizer step beside its peers and the floor, as tables, JSON, Markdown and pictures."""
+"""``python -m bench``: one optimizer step beside its baselines and the roofline, as tables, files and plots."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from bench.harness import results, training_steps
+from bench.harness import results, step_results, training_steps
 from bench.harness.cache_state import STATES
-from bench.harness.interleave import Plan
+from bench.harness.plan import Plan
 from bench.harness.session import Run
 from bench.optimizers import baselines
 from bench.report import plots, tables
@@ -20,55 +20,63 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the arguments that go on to pytest."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, epilog="The rest goes to pytest.")
+    names = ", ".join([*cases.SETS, "training", *cases.CASES, *training_steps.MODELS])
+    parser.add_argument("--cases", nargs="+", default=["default"], metavar="NAME", help=f"(default) {names}")
+    names = ", ".join(baselines.BASELINES)
     parser.add_argument(
-        "--cases",
+        "--baselines",
         nargs="+",
-        default=["default"],
+        default=["all"],
         metavar="NAME",
-        help=f"default, {', '.join([*cases.SETS, 'training', *cases.CASES, *training_steps.MODELS])}",
+        help=f"(all) torch, none, {names}",
     )
+    parser.add_argument("--rounds", type=int, help="a fixed number instead of as many as the budget allows")
+    parser.add_argument("--budget", type=float, default=Plan.budget, help="seconds of rounds per case (%(default)s)")
     parser.add_argument(
-        "--peers", nargs="+", default=["all"], metavar="NAME", help=f"all, torch, none, {', '.join(baselines.PEERS)}"
-    )
-    parser.add_argument("--rounds", type=int, help="a fixed number, in place of as many as the budget allows")
-    parser.add_argument("--budget", type=float, default=Plan.budget, help="seconds of rounds a case (%(default)s)")
-    parser.add_argument(
-        "--patience", type=float, default=Plan.patience, help="seconds a case to wait for a quiet machine (%(default)s)"
+        "--quiet-timeout",
+        type=float,
+        default=Plan.quiet_timeout,
+        help="seconds per case to wait until other processes leave the CPUs idle (%(default)s)",
     )
     parser.add_argument("--threads", type=int, help="torch's threads (torch's choice)")
-    parser.add_argument("--caches", choices=STATES, help="for all cases, instead of each one's own: see caches.py")
-    parser.add_argument("--out", type=Path, help="folder (bench/results/cpu; out/bench for chosen cases or peers)")
+    parser.add_argument("--caches", choices=STATES, help="for all cases instead of each case's own; see cache_state.py")
+    parser.add_argument(
+        "--out", type=Path, help="folder (bench/results/cpu; out/bench if cases or baselines are chosen)"
+    )
     options, rest = parser.parse_known_args(arguments)
-    if options.out is None:  # what is kept is whole
-        whole = (options.cases, options.peers) == (["default"], ["all"])
-        options.out = RESULTS / "cpu" if whole else Path("out") / "bench"
+    if options.out is None:  # bench/results keeps complete runs only
+        complete = (options.cases, options.baselines) == (["default"], ["all"])
+        options.out = RESULTS / "cpu" if complete else Path("out") / "bench"
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: at least 1")
     try:
         options.models, names = training_steps.chosen(options.cases)
         options.cases = cases.chosen(names)
-        options.peers = baselines.chosen(options.peers)
+        options.baselines = baselines.chosen(options.baselines)
     except ValueError as error:
         parser.error(str(error))
     return options, rest
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the suite, writes its files and shows its tables; returns pytest's exit status."""
     options, rest = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    plan = Plan(options.rounds, budget=options.budget, patience=options.patience, caches=options.caches)
-    run = Run(cases=options.cases, models=options.models, peers=options.peers, plan=plan)
+    plan = Plan(options.budget, samples=options.rounds, quiet_timeout=options.quiet_timeout, caches=options.caches)
+    run = Run(cases=options.cases, models=options.models, baselines=options.baselines, plan=plan)
     status = run.start(rest)
 
     if run.measurements or run.trained:
-        found = results.results(run)
+        found = step_results.results(run)
         options.out.mkdir(parents=True, exist_ok=True)
         results.write(found, options.out / "step.json")
         pictures = plots.draw(found, options.out)
-        (options.out / "step.md").write_text(tables.markdown(found, pictures))
-        tables.show(found, run.console)
+        report = tables.document(found, pictures)
+        (options.out / "step.md").write_text(report.markdown())
+        tables.show(report, run.console)
         files = ", ".join(["step.json", "step.md", *pictures])
         run.console.print(f"in {options.out}: {files}", style="dim", highlight=False)
     for name, reason in run.skipped.items():

@@ -1,1 +1,1 @@
-"""What ``make gpu`` runs on a machine with an NVIDIA GPU: build, tests, sanitizers and benchmarks in a few minutes."""
+"""``make gpu``, on a machine with an NVIDIA GPU: build, tests, sanitizers and benchmarks in a few minutes."""

@@ -1,8 +1,8 @@
 """``python -m bench.gpu``, which is ``make gpu``: build, test, sanitize and measure on a machine with an NVIDIA GPU.
 
-Every stage has its time, a stage that fails does not stop the others, and the exit status is 1 if any did. What is
-kept, seven files: gpu.json, gpu.md and three plots (bench), stages.json with what the stages forms and tune found,
-log.txt.
+Every stage has a time limit, a stage that fails does not stop the others, and the exit status is 1 if any stage failed.
+Seven files are kept: gpu.json, gpu.md and three plots (bench), stages.json with the results of the stages formats and
+tune, and log.txt.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.gpu import report, targets
-from bench.gpu.plan import DEFAULT, ROOT, TOTAL, stages
+from bench.gpu import gpu_tables, gpu_targets
+from bench.gpu.stage_list import DEFAULT, ROOT, TOTAL, stages
 from bench.gpu.stages import FAILED, Outcome, Stage, run
 
-FOLDED = ("forms", "tune")
-"""Stages that leave a small JSON file of that name, which becomes a part of stages.json."""
+FOLDED = ("formats", "tune")
+"""Stages that write a small JSON file of that name, which becomes a part of stages.json."""
 TAIL = 1500
-"""Characters of a failed task's log that are shown; log.txt has all of it."""
+"""Characters of a failed task's log that are printed; log.txt has the whole log."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -40,8 +40,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def ask_machine() -> dict[str, Any]:
-    """What `bench.gpu.machine` says, asked in a process of its own: this one stays off the GPU."""
-    command = [sys.executable, "-m", "bench.gpu.machine"]
+    """The output of `bench.gpu.gpu_info` in a separate process: this one must not use the GPU."""
+    command = [sys.executable, "-m", "bench.gpu.gpu_info"]
     try:
         said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=90).stdout
         return json.loads(said.splitlines()[-1])
@@ -50,12 +50,12 @@ def ask_machine() -> dict[str, Any]:
 
 
 def slug(name: str) -> str:
-    """A GPU's name as a folder's: "NVIDIA H200" is "nvidia-h200"."""
+    """A folder's name for a GPU: "nvidia-h200" for "NVIDIA H200"."""
     return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in name.lower()).split()) or "unknown"
 
 
 def scrubbed(log: str) -> str:
-    """A log without this machine's folders and name, to be kept."""
+    """A log without this machine's folders and name."""
     for private, instead in (
         (str(ROOT), "."),
         (sys.prefix, "<python>"),
@@ -68,14 +68,14 @@ def scrubbed(log: str) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """A line a task."""
+    """One line per task."""
     lines = [f"{o.status:<8}{o.stage + ' ' + o.task:<20}{o.seconds:>6.0f} s  {o.reason}".rstrip() for o in outcomes]
     failed = sum(outcome.status == FAILED for outcome in outcomes)
     return "\n".join([*lines, f"{failed} of {len(outcomes)} failed" if failed else "nothing failed"])
 
 
 def fold(folder: Path) -> dict[str, Any]:
-    """What is in the files of `FOLDED`, which are taken away."""
+    """Reads and removes the files of `FOLDED`."""
     found = {}
     for path in (folder / f"{name}.json" for name in FOLDED):
         if path.exists():
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
 
     available = stages(folder)
     chosen = [stage for name, stage in available.items() if name in options.stages]
-    fold(folder)  # an earlier run's, had it been cut off
+    fold(folder)  # removes files of an earlier, interrupted run
     fresh = time.time()
     with TemporaryDirectory() as logs:
         outcomes = run(chosen, options.seconds - (time.monotonic() - began), Path(logs), before, after)
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     results = folder / "gpu.json"
     if "bench" in options.stages and results.exists() and results.stat().st_mtime >= fresh - 1.0:
         found = json.loads(results.read_text())
-        print(report.terminal(found), *targets.lines(found), sep="\n")
+        print(gpu_tables.document(found).text(), *gpu_targets.lines(found), sep="\n")
     print(f"\nall stages, {time.monotonic() - began:.0f} s:\n{table(outcomes)}")
     return int(any(outcome.status == FAILED for outcome in outcomes))
 

@@ -1,10 +1,10 @@
-"""Whether what was timed is right: one more step, beside the same step by the `reference` backend.
+"""Checks the timed state: one more step of the candidate beside the same step of the `reference` backend.
 
-The contestant's parameters and moments, as the timed steps left them, are copied into one flat array each; reference
-takes one step from there (it computes every element by itself, so the layout does not matter), the contestant another.
-For FusedRAdam the bits must be equal. A contestant that moves nothing passes nothing.
+The candidate's parameters and moments, as the timed steps left them, are copied into one flat array each. Reference
+takes one step from there; it computes every element independently, so the layout does not matter. The candidate takes
+the same step. For FusedRAdam the bits must be equal. A candidate whose step changes nothing fails.
 
-Of more than `MOST` elements, whole tensors from both ends are compared: the copies of the largest cases would not fit.
+Of more than `MOST` elements, whole tensors from both ends are compared: copies of the largest cases would not fit.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu.candidates import Runner
 from bench.optimizers.baselines import HYPERPARAMETERS
+from bench.optimizers.candidates import Runner
 from radam_fused import FusedRAdam
 
 TOLERANCE = 1e-5
-"""For peers in fp32: the largest difference relative to the largest parameter, which a step moves by 1e-3 and more."""
+"""For baselines in fp32: largest difference relative to the largest parameter; a step moves it by 1e-3 and more."""
 
 MOST = 2**31
-"""Elements; Llama-3.2-1B is compared whole."""
+"""Elements; all of Llama-3.2-1B is compared."""
 
 
 @dataclass
 class Check:
-    """What the comparison found.
+    """The result of the comparison.
 
     Attributes:
         step: the step that was compared.
-        moved: the part of the parameters that the step changed.
-        same_bits: whether parameters and moments are reference's, bit by bit.
+        moved: the share of the parameters that the step changed.
+        same_bits: whether parameters and moments have reference's bits.
         difference: the largest difference of parameters relative to the largest.
     """
 
@@ -45,18 +45,18 @@ class Check:
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """One array with every element, in the order of memory within each tensor; a copy."""
+    """A copy of all elements as one array, each tensor in its order in memory."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Equal bits; there is no NaN to make exceptions for."""
+    """Whether the bits are equal; the values contain no NaN."""
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
     return a.dtype == b.dtype and torch.equal(a.view(integer), b.view(integer))
 
 
 def compared(params: Sequence[Tensor], most: int = MOST) -> list[Tensor]:
-    """All parameters, or those that come first from either end, in turns, as long as they have `most` elements."""
+    """All parameters; of more than `most` elements, whole tensors alternately from both ends up to that number."""
     left, right = 0, len(params)
     room = most
     while left < right:
@@ -74,7 +74,7 @@ def _moments(runner: Runner, params: Iterable[Tensor], name: str) -> Tensor:
 
 @torch.no_grad()
 def _expected(runner: Runner, params: Sequence[Tensor]) -> tuple[int, Tensor, dict[str, Tensor]]:
-    """Which step comes next, the parameters before it, and what reference makes of parameters and moments."""
+    """The number of the next step, the parameters before it, and reference's parameters and moments after it."""
     before = _flat(params)
     param = torch.nn.Parameter(before.clone())
     grads = [p.grad for p in params if p.grad is not None]
@@ -93,7 +93,7 @@ def _expected(runner: Runner, params: Sequence[Tensor]) -> tuple[int, Tensor, di
 
 @torch.no_grad()
 def against_reference(runner: Runner) -> Check:
-    """Takes one more step of the contestant and of reference."""
+    """Takes one more step with the candidate and with reference, and compares them."""
     params = compared(runner.params)
     step, before, expected = _expected(runner, params)
     runner.step()

@@ -1,14 +1,14 @@
-"""Clocks: how long a step keeps the GPU busy, how long the host, and how long it takes in a loop.
+"""Clocks: how long a step keeps the GPU busy, how long it keeps the host busy, and how long it takes in a loop.
 
-GPU time lies between two CUDA events. The host may need longer to start a step than the GPU to do it, and the events
-would then measure the host; so the GPU is first sent to sleep, for longer than the host needs, and finds everything in
-its queue when it wakes. A sample counts only if the GPU still sleeps when all is queued. A queue holds about a thousand
-launches: a step of more cannot be timed this way, and is reported.
+GPU time is measured between two CUDA events. The host may need longer to launch a step than the GPU to execute it; the
+events would then measure the host. So a kernel first makes the GPU sleep for longer than the host needs, and when it
+wakes, its queue holds the whole step. A sample counts only if the GPU still sleeps when everything is queued. A queue
+holds about a thousand launches: a step with more cannot be timed this way, and the report says so.
 
-Before each timed step several times the L2 cache is read and written, so that nothing of the step's arrays is in it,
-and what is there is dirty, as after a backward pass.
+Before each timed step, several times the size of the L2 cache is read and written. None of the step's arrays is then
+cached, and the cached lines are dirty, as after a backward pass.
 
-`HostClock` stands in where there is no GPU, for the tests. Times are in seconds.
+`HostClock` replaces the GPU's clock in tests. Times are in seconds.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import torch
 Step = Callable[[], object]
 
 LONGEST_SLEEP = 0.25
-"""Seconds of sleep after which a step counts as one that cannot be queued ahead."""
+"""Seconds of sleep after which a step counts as too long to be queued ahead."""
 
 
 class Clock(Protocol):
-    """What the measurements ask of a device."""
+    """A device's clock."""
 
     device: str
 
     def synchronize(self) -> None:
-        """Waits for everything that was started."""
+        """Waits until the device has finished all work."""
 
     def busy(self, step: Step, count: int, host_takes: float) -> list[float]:
-        """GPU seconds of `count` single steps, each of so many seconds on the host; empty where they don't show."""
+        """GPU seconds of `count` single steps, which each keep the host for `host_takes`; empty if it is impossible."""
 
 
 def host(clock: Clock, step: Step, count: int) -> list[float]:
-    """Seconds that ``step()`` keeps the host, over `count` steps, each with nothing queued before it."""
+    """Seconds until ``step()`` returns, for `count` steps, each started with an empty queue."""
     taken = []
     for _ in range(count):
         clock.synchronize()
@@ -50,7 +50,7 @@ def host(clock: Clock, step: Step, count: int) -> list[float]:
 
 
 def looped(clock: Clock, step: Step, count: int, repeats: int) -> list[float]:
-    """Seconds a step in loops of `count` steps, host and GPU at work side by side; one value a loop."""
+    """Seconds per step in loops of `count` steps, where host and GPU overlap; one value per loop."""
     taken = []
     for _ in range(repeats):
         clock.synchronize()
@@ -71,14 +71,14 @@ class CudaClock:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._other = torch.zeros(4 * max(cache, 32 * 2**20) // 4, device="cuda")
         self._awake, self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-        for _ in range(1000):  # so that the clocks are up; a fifth of a second
+        for _ in range(1000):  # a fifth of a second, which raises the clocks
             self._other.add_(1.0)
         self._start.record()
         torch.cuda._sleep(20_000_000)
         self._end.record()
         self._end.synchronize()
         self._cycles = 20_000_000 / (1e-3 * self._start.elapsed_time(self._end))
-        """A second's, about: how many depends on the clocks of the moment."""
+        """Per second, approximately: the clock rate varies."""
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -106,7 +106,7 @@ class CudaClock:
 
 
 class HostClock:
-    """The CPU in place of a GPU: a step is over when it returns."""
+    """The CPU's clock: a step has finished when it returns."""
 
     device = "cpu"
 
@@ -121,7 +121,7 @@ def current() -> Clock:
     """The clock of this machine's GPU.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: torch sees no GPU.
     """
     if not torch.cuda.is_available():
         raise RuntimeError("torch sees no CUDA GPU")

@@ -1,4 +1,4 @@
-"""Which backends this installation can run, and which it should: ``python -m bench.gpu.installed`` fails over a gap."""
+"""``python -m bench.gpu.installed`` lists the available backends, and fails if one is missing that should run here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 def due(backend: str) -> bool:
-    """Whether a backend has no excuse for not running here.
+    """Whether a backend should run here.
 
-    `cuda` has none where its library was built or nvcc could have built it, `triton` none where Triton is installed,
-    each on a machine with a GPU; the others never have.
+    With a GPU, `cuda` should where its library was built or nvcc is there to build it, and `triton` where Triton is
+    installed. All other backends should run everywhere.
     """
     if backend not in ("cuda", "triton"):
         return True

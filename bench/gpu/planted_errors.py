@@ -1,4 +1,4 @@
-"""A kernel that writes where it must not: a sanitizer that does not notice it is none."""
+"""A planted out-of-bounds access: the negative control of the sanitizer, which must report it."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
 
@@ -10,12 +10,12 @@ import triton.language as tl
 
 
 @triton.jit
-def _stray(pointer, offset):
+def _write_at(pointer, offset):
     tl.store(pointer + offset, 1.0)
 
 
 def write_out_of_bounds() -> None:
-    """Writes a gibibyte behind a tensor of 16 elements, on the GPU."""
+    """Writes one gibibyte beyond a tensor of 16 elements on the GPU."""
     target = torch.zeros(16, device="cuda")
-    _stray[(1,)](target, 1 << 28)
+    _write_at[(1,)](target, 1 << 28)
     torch.cuda.synchronize()

@@ -1,11 +1,11 @@
-"""A short run over small odd layouts, for compute-sanitizer to watch: ``python -m bench.gpu.sanitizer_workload``.
+"""``python -m bench.gpu.sanitizer_workload``: a short run over small, irregular layouts under compute-sanitizer.
 
-Every kernel of a backend runs, and every path: full tiles and ragged ends, misaligned and strided tensors, every pair
-of dtypes, tables by value and in memory, ``flatten``, groups; the norm, rows made on the device, cleared gradients, and
-moments stored in fewer bits. The results are compared with `reference` on the CPU. As few of torch's own kernels as
-possible run, since a sanitizer slows everything down.
+Every kernel and every path of a backend runs: full tiles and tails, misaligned and strided tensors, every pair of
+dtypes, tables by value and in memory, ``flatten``, parameter groups, the gradient norm, scalars computed on the device,
+cleared gradients, and low-precision state. The results are compared with `reference` on the CPU. As few of torch's own
+kernels as possible run, because a sanitizer slows everything down.
 
-``--plant`` does what a sanitizer has to notice (`bench.gpu.planted_errors`).
+``--plant`` makes an error that a sanitizer must report (`bench.gpu.planted_errors`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor
 STEPS = 3
 SHAPES = ((), (1,), (0,), (255,), (257,), (33, 17), (2500,))
 MANY = 900
-"""Tensors enough for tables that no longer fit in a kernel's arguments."""
+"""So many tensors that their table no longer fits into a kernel's arguments."""
 FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 OPTIONS: tuple[dict[str, Any], ...] = (
     {"flatten": True},
     {"capturable": True},
-    {"max_grad_norm": 0.5},  # partial sums and rows, each with memory that threads share
+    {"max_grad_norm": 0.5},  # partial sums and scalars, each with shared memory
     {"zero_grads": True},
 )
-STORED: tuple[dict[str, Any], ...] = (
-    {"state_dtype": torch.int8},  # the kernel whose threads tell each other their largest value
+LOW_PRECISION: tuple[dict[str, Any], ...] = (
+    {"state_dtype": torch.int8},  # the kernel whose threads exchange their largest value
     {"state_dtype": torch.float16, "rounding": "stochastic"},
     {"state_dtype": torch.bfloat16, "master_weights": "split"},
     {"master_weights": "kahan"},
@@ -37,8 +37,8 @@ STORED: tuple[dict[str, Any], ...] = (
 PAIRS = [(torch.float64, torch.float64), *((p, g) for p in FLOAT for g in FLOAT)]
 
 
-def _odd(dtype: torch.dtype) -> list[Tensor]:
-    """Starting values on the CPU, in order: `SHAPES`, misaligned, transposed, strided."""
+def _irregular(dtype: torch.dtype) -> list[Tensor]:
+    """Starting values on the CPU: the shapes of `SHAPES`, then a misaligned, a transposed and a strided tensor."""
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> Tensor:
@@ -48,13 +48,13 @@ def _odd(dtype: torch.dtype) -> list[Tensor]:
 
 
 def _on(device: str, tensor: Tensor) -> Tensor:
-    """A copy on a device with the same strides and misalignment, made by one transfer."""
+    """Copies a tensor to a device in one transfer; strides and misalignment stay."""
     base = tensor._base if tensor._base is not None else tensor
     return base.clone().to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 class Run(NamedTuple):
-    """What is trained."""
+    """Tensors to train, and the optimizer's options."""
 
     starts: list[Tensor]
     grad_dtype: torch.dtype
@@ -65,20 +65,20 @@ class Run(NamedTuple):
 
 
 def runs(timed: bool = False) -> list[Run]:
-    """Everything that is exercised, or only what the benchmarks of a step time."""
-    plain = _odd(torch.float32)
-    half = [*_odd(torch.bfloat16), torch.linspace(-1.0, 1.0, 4099).bfloat16()]  # long enough for moments of 8 bits
+    """All runs, or only those whose kernels the benchmarks time."""
+    plain = _irregular(torch.float32)
+    half = [*_irregular(torch.bfloat16), torch.linspace(-1.0, 1.0, 4099).bfloat16()]  # long enough for 8-bit moments
     pairs = [pair for pair in PAIRS if not timed or pair[0] == pair[1]]
     return [
-        *(Run(_odd(p), g, {}) for p, g in pairs),
+        *(Run(_irregular(p), g, {}) for p, g in pairs),
         *(Run(plain[: len(SHAPES)], torch.float32, options) for options in (OPTIONS[:1] if timed else OPTIONS)),
-        *(Run(half, torch.bfloat16, options) for options in (() if timed else STORED)),
+        *(Run(half, torch.bfloat16, options) for options in (() if timed else LOW_PRECISION)),
         Run([torch.full((5,), float(k % 7)) for k in range(MANY)], torch.float32, {}),
     ]
 
 
 def train(device: str, backend: str, run: Run) -> list[Tensor]:
-    """Parameters after some steps, on the CPU."""
+    """The parameters after `STEPS` steps, on the CPU."""
     starts, grad_dtype, options = run
     from radam_fused import FusedRAdam
 
@@ -92,7 +92,7 @@ def train(device: str, backend: str, run: Run) -> list[Tensor]:
             param.grad_dtype = grad_dtype
     optimizer = FusedRAdam(groups, lr=0.01, backend=backend, **options)
     for step in range(STEPS):
-        # Thousands of transfers would take a sanitizer long, and show nothing new.
+        # Of many tensors only the first step gets gradients: under a sanitizer, thousands of transfers take long.
         for start, param in zip(starts, params, strict=True) if step == 0 or len(starts) < MANY else ():
             generator = torch.Generator().manual_seed(step)
             grad = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(grad_dtype).to(device)
@@ -103,8 +103,8 @@ def train(device: str, backend: str, run: Run) -> list[Tensor]:
     return [param.detach().cpu() for param in params]
 
 
-def exercise(device: str, backend: str, timed: bool = False) -> int:
-    """Trains with a backend on a device and with `reference` on the CPU; returns how many runs were compared.
+def compare_with_reference(device: str, backend: str, timed: bool = False) -> int:
+    """Trains with a backend on a device and with `reference` on the CPU; returns the number of runs.
 
     Raises:
         AssertionError: the bits differ.
@@ -121,8 +121,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.sanitizer_workload", description=__doc__)
     parser.add_argument("--backends", nargs="+", default=["cuda", "triton"], metavar="NAME")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--timed", action="store_true", help="only what the benchmarks of a step time")
-    parser.add_argument("--plant", action="store_true", help="write out of bounds, and nothing else")
+    parser.add_argument("--timed", action="store_true", help="only the kernels that the benchmarks time")
+    parser.add_argument("--plant", action="store_true", help="only write out of bounds")
     options = parser.parse_args(arguments)
     if options.plant:
         from bench.gpu.planted_errors import write_out_of_bounds
@@ -134,9 +134,10 @@ def main(arguments: list[str]) -> int:
     available = available_backends()
     for backend in options.backends:
         if available[backend] is not None:
-            print(f"absent {backend}: {available[backend]}")
+            print(f"skipped {backend}: {available[backend]}")
         else:
-            print(f"exercised {backend}: {exercise(options.device, backend, options.timed)} runs")
+            compared = compare_with_reference(options.device, backend, options.timed)
+            print(f"ran {backend}: {compared} runs")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Runs stages one after the other, each under a time limit, whatever becomes of the others.
+"""Runs stages one after the other, each under a time limit; a stage that fails does not stop the others.
 
-A stage is a list of tasks, a task one process with its own log. A process that outlives its limit is interrupted, so
-that it can say how far it came, and then killed with everything it has started. Nothing here knows what the stages do.
+A stage is a list of tasks; a task is one process with its own log. A process that exceeds its limit is interrupted, so
+that it can report how far it came, and then killed with its children. What the stages do is in `stage_list`.
 
 Times are in seconds.
 """
@@ -19,16 +19,16 @@ from pathlib import Path
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 GRACE = 8.0
-"""How long an interrupted process may take for its last words."""
+"""Seconds that an interrupted process has to end by itself."""
 LOG_BYTES = 2 * 2**20
-"""Of each task's log, the end of which is kept."""
+"""The log's last bytes that are kept, per task."""
 
 Verdict = tuple[str, str]
-"""`PASSED`, `FAILED` or `SKIPPED`, and a line that says why."""
+"""`PASSED`, `FAILED` or `SKIPPED`, and the reason in one line."""
 
 
 def by_status(status: int, log: str) -> Verdict:
-    """The judgement of most tasks."""
+    """Judges a task by its exit status."""
     last = log.strip().splitlines()[-1:]
     return (PASSED, "") if status == 0 else (FAILED, ": ".join([f"exit status {status}", *last])[:300])
 
@@ -39,11 +39,11 @@ class Task:
 
     Attributes:
         name: what reports call it.
-        command: its arguments, with "{seconds}" for the time that it has.
-        environment: what to change in ours; None takes a variable away.
-        judge: what exit status and log mean.
-        limit: seconds it may take at most, where that is less than its stage has.
-        missing: why it cannot run here; it is then skipped.
+        command: its arguments; "{seconds}" stands for its time limit.
+        environment: changes to this process's environment; None removes a variable.
+        judge: the verdict for an exit status and a log.
+        limit: seconds that it may take, if that is less than its stage has.
+        missing: why it cannot run here and is skipped; None if it can.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Stage:
     """Tasks that belong together.
 
     Attributes:
-        limit: seconds the stage may take at most.
-        least: seconds that earlier stages must leave it.
+        limit: seconds that the stage may take.
+        least: seconds that earlier stages must leave to it.
         together: whether its tasks run at the same time.
     """
 
@@ -73,7 +73,7 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """What became of a task."""
+    """The outcome of a task."""
 
     stage: str
     task: str
@@ -84,12 +84,12 @@ class Outcome:
 
 
 def _listen() -> None:
-    """In a child: a shell that runs this in the background has SIGINT ignored, and children would go on doing so."""
+    """Restores SIGINT in a child: a shell that runs this in the background ignores it, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Process:
-    """A task under way, its output in a file."""
+    """A running task; its output goes to a file."""
 
     def __init__(self, task: Task, log: Path, limit: float) -> None:
         self.task, self.log = task, log
@@ -115,12 +115,12 @@ class _Process:
             os.killpg(self._process.pid, number)
 
     def poll(self) -> int | None:
-        """The exit status, once there is one; sees to the time limit."""
+        """The exit status, or None while the process runs; enforces the time limit."""
         status = self._process.poll()
         now = time.monotonic()
         if status is None and self._interrupted is None and now - self.began > self.limit:
             self._interrupted = now
-            # The process itself: were its workers interrupted too, they would have the last word.
+            # Only the process itself: its workers' output would follow its own.
             self._process.send_signal(signal.SIGINT)
         elif status is None and self._interrupted is not None and now - self._interrupted > GRACE:
             self.kill()
@@ -131,7 +131,7 @@ class _Process:
         self._signal(signal.SIGKILL)
 
     def outcome(self, stage: str, status: int) -> Outcome:
-        self._signal(signal.SIGKILL)  # what it may have left running
+        self._signal(signal.SIGKILL)  # children that it left running
         log = self.log.read_bytes()[-LOG_BYTES:].decode(errors="replace")
         seconds = time.monotonic() - self.began
         if self._interrupted is not None:
@@ -142,7 +142,7 @@ class _Process:
 
 
 def run_stage(stage: Stage, limit: float, folder: Path) -> list[Outcome]:
-    """Runs the tasks of a stage, logs in `folder`; one that cannot even start has failed."""
+    """Runs the tasks of a stage, with logs in `folder`; a task that cannot start has failed."""
     found: dict[str, Outcome] = {}
     waiting = list(stage.tasks)
     running: list[_Process] = []
@@ -180,7 +180,7 @@ def run(
     before: Callable[[Stage, float], None] = lambda stage, limit: None,
     after: Callable[[Stage, list[Outcome]], None] = lambda stage, outcomes: None,
 ) -> list[Outcome]:
-    """Runs every stage, all of them in `total` seconds: a slow one never takes what the next need at least."""
+    """Runs all stages within `total` seconds; each stage leaves the later ones the time that they need at least."""
     ends = time.monotonic() + total
     outcomes: list[Outcome] = []
     for index, stage in enumerate(stages):

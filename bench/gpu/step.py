@@ -1,6 +1,6 @@
 """``python -m bench.gpu.step --out FOLDER``: the benchmarks of one optimizer step on this machine's GPU.
 
-Results are written again after every case, so that a run which is cut off leaves what it has.
+The result files are rewritten after every case, so that an interrupted run leaves its results so far.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -20,51 +19,51 @@ from typing import Any
 
 import torch
 
-from bench.gpu import check, clock, machine, measure, plot, report, targets
-from bench.gpu.candidates import CONTESTANTS, Contestant
-from bench.gpu.cases import CASES, DTYPES, SHOWN
+from bench.gpu import check, clock, gpu_info, gpu_plots, gpu_tables, gpu_targets, timing
 from bench.gpu.clock import Clock
-from bench.harness import machine as host_machine
-from bench.workloads.cases import Case
+from bench.harness import machine, results
+from bench.harness.plan import Plan
+from bench.optimizers.candidates import FIRST_STEPS, GPU_CANDIDATES, Candidate
+from bench.workloads.cases import CASES, DTYPES, GPU_DEFAULT, Case
 
 BY_NAME = ("radam-single", "adam-fused", "optimi")
-"""Peers that take part when they are named: each has a faster sibling, and time is short."""
+"""Baselines that only run when they are named: a faster variant of each runs by default."""
 LATER = 0.3
-"""The part of the time that is kept for counting launches and for contestants that compile."""
+"""The part of the time that is reserved for counting launches and for candidates that compile."""
 PLOTTING = 15.0
-"""Seconds that are kept for the plots, and for a step under way when the time is up."""
+"""Seconds that are reserved for the plots, and for the step that runs when the time is up."""
 
 
 @dataclass
 class Suite:
-    """What a run is asked to measure.
+    """What a run measures.
 
     Attributes:
         cases, dtypes: by name.
-        contestants: who takes part.
+        candidates: what is measured.
+        plan: for each time of a candidate and case.
+        seconds: for the whole run.
         out: backends that are not tried, with the reason.
-        plan: how long to measure each.
-        seconds: for everything.
     """
 
     cases: Sequence[str]
     dtypes: Sequence[str]
-    contestants: Sequence[Contestant]
-    plan: measure.Plan
+    candidates: Sequence[Candidate]
+    plan: Plan
     seconds: float
     out: dict[str, str] = field(default_factory=dict)
 
     def run(self, on: Clock, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Measures everything and returns the results; `keep` is called with them as they grow.
 
-        An interrupt, or a GPU that answers nothing any more, ends the run; what was found until then is returned.
+        An interrupt, or a GPU that no longer responds, ends the run; the results so far are returned.
         """
         began = time.monotonic()
         found = self._empty()
         plan = replace(self.plan, ends=began + self.seconds)
-        # Whoever compiles something first comes last: if that takes long, only they are missing.
-        quick = [contestant for contestant in self.contestants if contestant.setup is None]
-        slow = [contestant for contestant in self.contestants if contestant.setup is not None]
+        # Candidates that compile something come last: if that takes long, only they are missing.
+        quick = [candidate for candidate in self.candidates if candidate.setup is None]
+        slow = [candidate for candidate in self.candidates if candidate.setup is not None]
         try:
             self._time(quick, on, replace(plan, ends=began + (1.0 - LATER) * self.seconds), found, keep)
             self._count(quick, on, plan, found)
@@ -78,17 +77,14 @@ class Suite:
 
     def _empty(self) -> dict[str, Any]:
         return {
-            "schema": report.SCHEMA,
-            "suite": "gpu step",
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": host_machine.commit(),
-            "gpu": machine.gpu(),
-            "host": host_machine.machine(),
-            "versions": machine.versions(),
+            **results.about("gpu step", gpu_tables.SCHEMA),
+            "gpu": gpu_info.gpu(),
+            "host": machine.machine(),
+            "versions": gpu_info.versions(),
             "method": {
-                "warmup_steps": measure.WARMUP,
-                "seconds_a_time": self.plan.seconds,
-                "seed": measure.SEED,
+                "first_steps": FIRST_STEPS,
+                "seconds_a_time": self.plan.budget,
+                "seed": self.plan.seed,
                 "tolerance": check.TOLERANCE,
             },
             "cases": {
@@ -104,47 +100,50 @@ class Suite:
 
     def _time(
         self,
-        contestants: Sequence[Contestant],
+        candidates: Sequence[Candidate],
         on: Clock,
-        plan: measure.Plan,
+        plan: Plan,
         found: dict[str, Any],
         keep: Callable[[dict[str, Any]], None],
     ) -> None:
-        """Times these contestants in every case, each between two yardsticks."""
-        timing = measure.Attempts(found["missing"], plan.ends, self.out)
+        """Times these candidates in every case, each case between two copies."""
+        attempts = timing.Attempts(found["missing"], plan.ends, self.out)
 
-        def timed(contestant: Contestant, case: Case, dtype: str) -> dict[str, Any]:
-            return measure.measure(contestant, case, dtype, on, plan)
+        def timed(candidate: Candidate, case: Case, dtype: str) -> dict[str, Any]:
+            return timing.measure(candidate, case, dtype, on, plan)
 
         for dtype, case in product(self.dtypes, map(CASES.__getitem__, self.cases)):
-            if not contestants:
+            if not candidates:
                 return
             if dtype not in case.dtypes:
                 continue
-            found["copies"].append(measure.yardstick(case, dtype, on, plan))
-            rows = [timing.attempt(timed, contestant, case, dtype) for contestant in contestants]
+            found["copies"].append(timing.measure_copy(case, dtype, on, plan))
+            rows = [attempts.attempt(timed, candidate, case, dtype) for candidate in candidates]
             found["rows"] += [row for row in rows if row is not None]
-            found["clocks_under_load"][f"{case.name} {dtype}"] = machine.query("clocks.sm", "clocks.mem", "power.draw")
+            found["clocks_under_load"][f"{case.name} {dtype}"] = gpu_info.query("clocks.sm", "clocks.mem", "power.draw")
             if any(rows):
-                found["copies"].append(measure.yardstick(case, dtype, on, plan))
+                found["copies"].append(timing.measure_copy(case, dtype, on, plan))
             keep(found)
 
-    def _count(self, contestants: Sequence[Contestant], on: Clock, plan: measure.Plan, found: dict[str, Any]) -> None:
-        """Counts what the steps of these contestants start, ours before theirs: for ours the time must suffice."""
-        counting = measure.Attempts(found["uncounted"], plan.ends)
+    def _count(self, candidates: Sequence[Candidate], on: Clock, plan: Plan, found: dict[str, Any]) -> None:
+        """Counts what the steps of these candidates launch; ours come first, as their counts must not be missing."""
+        attempts = timing.Attempts(found["uncounted"], plan.ends)
 
-        def counted(contestant: Contestant, case: Case, dtype: str) -> dict[str, Any]:
-            return measure.count(contestant, case, dtype, on, plan)
+        def counted(candidate: Candidate, case: Case, dtype: str) -> dict[str, Any]:
+            return timing.count(candidate, case, dtype, on, plan)
 
-        by_name = {contestant.name: contestant for contestant in contestants}
+        by_name = {candidate.name: candidate for candidate in candidates}
         for row in sorted(found["rows"], key=lambda row: not row["ours"]):
-            if row["contestant"] in by_name:
-                counts = counting.attempt(counted, by_name[row["contestant"]], CASES[row["case"]], row["dtype"])
-                report.add_counts(row, counts)
+            if row["candidate"] in by_name:
+                counts = attempts.attempt(counted, by_name[row["candidate"]], CASES[row["case"]], row["dtype"])
+                gpu_tables.add_counts(row, counts)
 
 
 def smoke(backends: Sequence[str], device: str) -> dict[str, str]:
-    """Backends whose short exercise fails in a process of its own, with the reason: they would end the run for all."""
+    """Runs the sanitizer workload of each backend in a separate process; returns those that fail, with the reason.
+
+    A backend that crashes would end the run for all candidates.
+    """
     command = [sys.executable, "-m", "bench.gpu.sanitizer_workload", "--timed", "--device", device, "--backends"]
     started = [(backend, subprocess.Popen([*command, backend], stdout=PIPE, stderr=STDOUT)) for backend in backends]
     out = {}
@@ -154,32 +153,34 @@ def smoke(backends: Sequence[str], device: str) -> dict[str, str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            out[backend] = "its exercise, a few small steps, did not end within 90 s"
+            out[backend] = "a few small steps did not end within 90 s"
             continue
         if process.returncode != 0:
             last = said.decode(errors="replace").strip().splitlines()[-1:]
-            out[backend] = f"its exercise, a few small steps, failed: {' '.join(last)}"[:400]
+            out[backend] = f"a few small steps failed: {' '.join(last)}"[:400]
     return out
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
-    """JSON and Markdown; the plots are made once, at the end."""
+    """Writes JSON and Markdown; the plots are drawn once, at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    report.write_json(found, folder / "gpu.json")
-    plots = plot.NAMES if find_spec("matplotlib") else ()
-    (folder / "gpu.md").write_text(report.markdown(found, targets.lines(found), plots))
+    results.write(found, folder / "gpu.json")
+    plots = gpu_plots.NAMES if find_spec("matplotlib") else ()
+    (folder / "gpu.md").write_text(gpu_tables.document(found, gpu_targets.lines(found), plots).markdown())
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.step", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=SHOWN, metavar="NAME", help=", ".join(CASES))
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=GPU_DEFAULT, metavar="NAME", help=", ".join(CASES)
+    )
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    names = list(CONTESTANTS)
+    names = list(GPU_CANDIDATES)
     shown = [name for name in names if name not in BY_NAME]
-    parser.add_argument("--contestants", nargs="+", choices=names, default=shown, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--seconds", type=float, default=220.0, help="for everything (%(default)s)")
-    parser.add_argument("--seconds-a-time", type=float, default=measure.Plan.seconds, help="%(default)s")
+    parser.add_argument("--candidates", nargs="+", choices=names, default=shown, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--seconds", type=float, default=220.0, help="for the whole run (%(default)s)")
+    parser.add_argument("--seconds-a-time", type=float, default=timing.PLAN.budget, help="%(default)s")
     return parser.parse_args(arguments)
 
 
@@ -191,18 +192,20 @@ def main(arguments: Sequence[str], on: Clock | None = None) -> int:
         print(f"nothing was measured: {error}")
         return 1
     began = time.monotonic()
-    contestants = [CONTESTANTS[name] for name in options.contestants]
-    out = smoke(sorted({c.backend for c in contestants if c.backend is not None}), on.device)
+    candidates = [GPU_CANDIDATES[name] for name in options.candidates]
+    out = smoke(sorted({c.backend for c in candidates if c.backend is not None}), on.device)
     seconds = options.seconds - (time.monotonic() - began) - PLOTTING
-    suite = Suite(options.cases, options.dtypes, contestants, measure.Plan(options.seconds_a_time), seconds, out)
+    suite = Suite(
+        options.cases, options.dtypes, candidates, replace(timing.PLAN, budget=options.seconds_a_time), seconds, out
+    )
     with torch.no_grad():
         found = suite.run(on, keep=lambda found: write(found, options.out))
     try:
-        plot.draw(found, options.out)
+        gpu_plots.draw(found, options.out)
     except ImportError as error:
         print(f"no plots: {error}")
-    print(report.terminal(found))
-    wrong = report.wrong(found)
+    print(gpu_tables.document(found).text())
+    wrong = gpu_tables.wrong(found)
     for line in wrong:
         print(f"WRONG: {line}")
     return 1 if wrong else 0

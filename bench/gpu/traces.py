@@ -1,7 +1,7 @@
-"""What a call starts on the GPU, counted by torch.profiler.
+"""Counts the kernels and copies that a call launches on the GPU, with torch.profiler.
 
-The counts come from the exported trace, whose categories tell kernels from copies and from the ranges that profiling
-itself draws; torch's own summaries mix them.
+The counts come from the exported trace, whose categories separate kernels from copies and from the profiler's own
+ranges; torch's own summaries mix them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 
 @dataclass
 class Trace:
-    """What the GPU did.
+    """The work of the GPU.
 
     Attributes:
-        kernels: names, in the order of their start.
+        kernels: names, in the order of their start times.
         copies: "Memcpy HtoD (Pinned -> Device)" and the like.
-        memsets: how many.
-        streams: on which the kernels ran.
-        busy: seconds, the sum over all of the above.
+        memsets: their number.
+        streams: the streams on which the kernels ran.
+        busy: the sum of all durations, in seconds.
     """
 
     kernels: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Trace:
 
 
 def read(events: list[dict[str, Any]]) -> Trace:
-    """The trace in a Chrome trace's events."""
+    """Reads a Chrome trace's events."""
     trace = Trace()
     on_gpu = [event for event in events if event.get("cat") in CATEGORIES and event.get("ph", "X") == "X"]
     for event in sorted(on_gpu, key=lambda event: event["ts"]):
@@ -55,7 +55,7 @@ def read(events: list[dict[str, Any]]) -> Trace:
 
 
 def record(call: Callable[[], object]) -> Trace:
-    """Runs `call` under the profiler. Nothing at all is recorded on a machine without a GPU."""
+    """Runs `call` under the profiler; without a GPU the trace is empty."""
     if not torch.cuda.is_available():
         call()
         return Trace()

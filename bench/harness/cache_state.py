@@ -1,24 +1,24 @@
-"""What lies in the caches when a step begins.
+"""Brings the CPU's caches into a known state before each timed step.
 
-A last-level cache can be larger than the arrays of a case. A step repeated at once over the same arrays then measures
-the cache, which no training loop does: a forward and a backward pass go through it in between. `before_step("cold")`
-does what they do, in small:
+A last-level cache can be larger than a case's arrays. A step that is repeated immediately over the same arrays then
+measures the cache, although in a training loop a forward and a backward pass run in between. `before_step("cold")`
+imitates them:
 
-- it reads and writes `FLUSH_BYTES` of something else, on all threads. None of the contestant's arrays, tables and
-  Python objects is cached any more; what is, is dirty and has to be evicted first, as gradients just written would have
-  to be; and the threads are awake;
-- it runs forward and backward through a small network. The interpreter and torch's dispatcher are cached again, which
-  the flush had thrown out and a training loop would not have: without this, every step begins with some 0.3 ms of
-  fetching code that any training would find in place.
+- It reads and writes `FLUSH_BYTES` of other memory, on all threads. None of the candidate's arrays, tables and Python
+  objects stays cached. The cached lines are dirty and must be evicted first, as freshly written gradients must be. The
+  threads are awake.
+- It runs forward and backward through a small network. This caches the interpreter's and torch's dispatcher's code
+  again, which the flush has evicted and a training loop would have in the cache; otherwise every step begins with about
+  0.3 ms of fetching code.
 
-So everybody finds the same state, whoever had the turn before.
+So every candidate finds the same state, whichever candidate stepped before it.
 
-With thousands of small tensors a step is a walk over Python and C++ objects rather than over arrays, and the backward
-pass that has just made their gradients has touched every one of them. `before_step("used")` stands for that: the
-contestant takes two more steps, untimed, directly before the timed one. Two, as a last-level cache that takes only what
-the others evict does not have everything after the first: FusedRAdam (flatten) needs 1.07, 0.69, 0.44, 0.43 ms for its
-first, second, third and fourth step after another's, and no less later. Cold objects, scattered by the other
-contestants' between them, are the other extreme; such a case is measured both ways.
+With thousands of small tensors a step mostly reads Python and C++ objects instead of arrays, and the backward pass that
+just made their gradients has read every one of them. `before_step("used")` stands for that: the candidate takes two
+untimed steps directly before the timed one. Two, because a last-level cache that only takes what the inner caches evict
+does not hold everything after the first: FusedRAdam (flatten) needs 1.07, 0.69, 0.44, 0.43 ms for its first to fourth
+step after another candidate's, and no less later. The opposite extreme are cold objects with other candidates' objects
+between them; such a case is measured both ways.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from torch import nn
 
 FLUSH_BYTES = 512 * 2**20
 
-
 STATES = ("cold", "used")
-
 
 USED = 2
 """Untimed steps before a timed one."""
@@ -44,7 +42,7 @@ def used(step: Callable[[], object]) -> None:
 
 
 def before_step(caches: str) -> Callable[[Callable[[], object]], None]:
-    """What to call, with a contestant's step, before that step is timed."""
+    """A function to call with a candidate's step before that step is timed."""
     if caches == "used":
         return used
     flush = torch.zeros(FLUSH_BYTES // 4)

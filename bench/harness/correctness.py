@@ -1,10 +1,10 @@
-"""Whether the parameters that the timed steps made are right.
+"""Checks that the parameters which the timed steps made are right.
 
-A step computes every element by itself, so the oracle may take the elements in another order and a few at a time: after
-the rounds, torch.optim.RAdam takes as many steps over one piece of the starting values after the other, and the
-elements of every contestant are compared with it: all of them up to `MOST_PIECES` pieces, and so many pieces drawn at
-random, the first and the last among them, of larger work. On the first and the last piece `FusedRAdam`'s ``reference``
-backend does the same, and FusedRAdam's parameters must have its bits.
+A step computes every element independently, so the check may take the elements in another order and a few at a time.
+After the rounds, torch.optim.RAdam takes as many steps over the starting values, one piece after the other, and every
+candidate's elements are compared with its result: all elements of up to `MOST_PIECES` pieces, and as many randomly
+drawn pieces, always with the first and the last, of larger cases. On the first and the last piece `FusedRAdam`'s
+``reference`` backend does the same, and the candidates that are FusedRAdam must have its bits.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ import torch
 from torch import Tensor
 
 from bench.optimizers.baselines import HYPERPARAMETERS
-from bench.optimizers.candidates import Contestant, Runner
+from bench.optimizers.candidates import Candidate, Runner
 
 TOLERANCE = 1e-6
 """Largest difference of parameters from torch.optim.RAdam's, relative to the largest parameter."""
 PIECE = 2**18
-"""Elements at a time: six arrays of them stay in a core's cache."""
+"""Elements per piece: six arrays of this size stay in a core's cache."""
 MOST_PIECES = 64
-"""16.8 million elements, which take seconds."""
+"""16.8 million elements; comparing them takes seconds."""
 
 
 @dataclass
-class Agreement:
+class CorrectnessCheck:
     """What the comparison with torch.optim.RAdam found.
 
     Attributes:
-        steps: how many steps each contestant had taken.
-        moved: how far torch.optim.RAdam had gone, as `differences`: a tolerance means something only well below it.
-        differences: by contestant, the largest difference relative to the largest parameter.
-        required: the contestants that have to agree; Adams cannot.
-        bits: by form of FusedRAdam, whether the pieces compared had reference's bits.
-        moves: by contestant, whether its parameters have changed and are finite.
+        steps: how many steps each candidate had taken.
+        moved: how far torch.optim.RAdam moved the parameters, in the unit of `differences`. The tolerance must be well
+            below it.
+        differences: by candidate, the largest difference relative to the largest parameter.
+        required: the candidates that must agree; an Adam computes something else.
+        bits: by candidate that is FusedRAdam, whether the compared pieces have reference's bits.
+        moves: by candidate, whether its parameters have changed and are finite.
     """
 
     steps: dict[str, int]
@@ -51,18 +52,18 @@ class Agreement:
 
     @property
     def agrees(self) -> bool | None:
-        """None where nobody had to."""
+        """None where no candidate had to."""
         if not self.required:
             return None
         return (
-            self.moved > 10 * TOLERANCE  # or nothing is shown by being close
+            self.moved > 10 * TOLERANCE  # otherwise standing still would pass
             and all(self.differences[name] <= TOLERANCE for name in self.required)
             and all(self.bits.values())
             and all(self.moves.values())
         )
 
-    def merge(self, other: Agreement) -> None:
-        """Takes in what another heat of the same case found, the worse of the two."""
+    def merge(self, other: CorrectnessCheck) -> None:
+        """Adds the check of another memory group of the same case; the worse result of a candidate stays."""
         self.steps.update(other.steps)
         self.moved = min(self.moved, other.moved) if self.differences else other.moved
         for name, value in other.differences.items():
@@ -89,7 +90,7 @@ def pieces(tensors: list[Tensor], size: int) -> Iterator[Tensor]:
 
 
 def drawn(count: int, most: int) -> set[int]:
-    """Which of so many pieces are compared, the same for the same counts."""
+    """The indices of the pieces that are compared; the same for the same counts."""
     if count <= most:
         return set(range(count))
     between = random.Random(count).sample(range(1, count - 1), most - 2)
@@ -99,7 +100,7 @@ def drawn(count: int, most: int) -> set[int]:
 def stepped(
     make: Callable[..., torch.optim.Optimizer], start: Tensor, grad: Tensor, steps: int, **options: Any
 ) -> Tensor:
-    """What an optimizer makes of parameters in so many steps."""
+    """The parameters after an optimizer has taken so many steps from `start`."""
     param = start.clone().requires_grad_()
     param.grad = grad
     optimizer = make([param], **HYPERPARAMETERS, **options)
@@ -110,7 +111,7 @@ def stepped(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Pieces are small: on a busy machine, threads would wait for each other after each operation."""
+    """Runs on one thread: pieces are small, and threads of a busy machine would wait for each other all the time."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -122,13 +123,15 @@ def one_thread() -> Iterator[None]:
 @torch.no_grad()
 @one_thread()
 def compare(
-    contestants: list[Contestant], runners: dict[str, Runner], start: list[Tensor], grads: list[Tensor]
-) -> Agreement:
-    """Compares the contestants of a heat, all after the same number of steps."""
+    candidates: list[Candidate], runners: dict[str, Runner], start: list[Tensor], grads: list[Tensor]
+) -> CorrectnessCheck:
+    """Compares the candidates of a memory group, which have all taken the same number of steps."""
     from radam_fused import FusedRAdam
 
-    held = [c for c in contestants if c.name in runners and runners[c.name].params]
-    found = Agreement({c.name: runners[c.name].steps for c in held}, required=[c.name for c in held if c.radam])
+    held = [c for c in candidates if c.name in runners and runners[c.name].params]
+    found = CorrectnessCheck(
+        {c.name: runners[c.name].steps for c in held}, required=[c.name for c in held if c.same_update]
+    )
     if not held:
         return found
     steps = max(found.steps.values())
@@ -138,8 +141,8 @@ def compare(
     worst = dict.fromkeys(found.steps, 0.0)
     found.moves = dict.fromkeys(found.steps, False)
     finite = dict.fromkeys(found.steps, True)
-    everybody = (start, grads, *(runners[c.name].params for c in held))
-    for index, (p, g, *found_there) in enumerate(zip(*(pieces(tensors, PIECE) for tensors in everybody), strict=True)):
+    arrays = (start, grads, *(runners[c.name].params for c in held))
+    for index, (p, g, *found_there) in enumerate(zip(*(pieces(tensors, PIECE) for tensors in arrays), strict=True)):
         if index not in compared:
             continue
         with torch.enable_grad():
@@ -147,16 +150,16 @@ def compare(
             reference = stepped(FusedRAdam, p, g, steps, backend="reference") if index in ends else None
         largest = max(largest, float(expected.abs().max()))
         moved = max(moved, float((expected - p).abs().max()))
-        for contestant, end in zip(held, found_there, strict=True):
-            name = contestant.name
+        for candidate, end in zip(held, found_there, strict=True):
+            name = candidate.name
             worst[name] = max(worst[name], float((end - expected).abs().max()))
             found.moves[name] = found.moves[name] or not torch.equal(end, p)
             finite[name] = finite[name] and bool(end.isfinite().all())
-            if contestant.role == "ours" and reference is not None:
+            if candidate.ours and reference is not None:
                 same = torch.equal(end.view(torch.int32), reference.view(torch.int32))
                 found.bits[name] = same and found.bits.get(name, True)
     found.moved = moved / largest
-    # Adams compute something else; how far they are from RAdam says nothing.
-    found.differences = {c.name: worst[c.name] / largest for c in held if c.kind == "radam" or c.radam}
+    # An Adam computes something else, so its distance from RAdam means nothing.
+    found.differences = {c.name: worst[c.name] / largest for c in held if c.kind == "radam" or c.same_update}
     found.moves = {name: moves and finite[name] for name, moves in found.moves.items()}
     return found

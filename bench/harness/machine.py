@@ -1,4 +1,4 @@
-"""What a benchmark ran on, in terms that say nothing of who owns the machine: no host name, no path."""
+"""Describes the machine and the software of a run, without host name or path; waits for a quiet machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from bench.optimizers.bandwidth_ceiling import compiler_version
+from bench import keys
+from bench.optimizers.bandwidth_roofline import compiler_version
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ def _first_value(path: str, key: str) -> str | None:
 
 
 def caches() -> dict[str, str]:
-    """The caches that the first core sees, as in ``{"L1d": "48K", ...}``; empty where the system does not tell."""
+    """The first core's caches, as in ``{"L1d": "48K", ...}``; empty where the system does not report them."""
     found = {}
     for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         level, kind, size = (_read(f"{folder}/{name}") for name in ("level", "type", "size"))
@@ -52,15 +53,15 @@ def _gib(key: str) -> float | None:
 
 
 def available_gib() -> float | None:
-    """Memory that can be had without swapping, or None where the system does not tell."""
+    """Memory that is available without swapping; None where the system does not report it."""
     return _gib("MemAvailable")
 
 
 def free_garbage() -> None:
-    """Gives the system all memory that nobody holds any more.
+    """Returns all unused memory to the system.
 
-    glibc keeps what lies between blocks that are in use, which after a heat over many tensors is most of it: the next
-    heat would find gigabytes less, and leave out who no longer fits.
+    glibc keeps free blocks between blocks in use. After a memory group with many tensors that is most of its memory:
+    the next group would find gigabytes less and leave out the candidates that no longer fit.
     """
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
@@ -82,7 +83,7 @@ def machine() -> dict[str, object]:
     }
 
 
-PEERS = (
+PACKAGES = (
     "apex",
     "bitsandbytes",
     "deepspeed",
@@ -96,27 +97,28 @@ PEERS = (
 )
 
 
+def version(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, Any]:
-    """Of what takes part in a benchmark; None for what is not installed."""
-
-    def of(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
+    """Versions of everything that a benchmark uses; None for a package that is not installed."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "radam_fused": of("radam_fused"),
-        "pytest-benchmark": of("pytest-benchmark"),
+        "radam_fused": version("radam_fused"),
+        "pytest-benchmark": version("pytest-benchmark"),
         "compiler": compiler_version(),
-        "peers": {name: of(name) for name in PEERS},
+        keys.PACKAGES: {name: version(name) for name in PACKAGES},
     }
 
 
 def commit() -> dict[str, object]:
-    """The commit of the checkout, and whether its files differ from it, the benchmarks' own results aside."""
+    """The checkout's commit, and whether any file but the benchmarks' own results differs from it."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -131,9 +133,10 @@ def commit() -> dict[str, object]:
 
 
 def wait_for_quiet(limit: float, calm: float = 0.1, glance: float = 0.05) -> float:
-    """Sleeps until other processes take less than `calm` of the CPUs in a `glance` of seconds; returns seconds slept.
+    """Sleeps until other processes take less than `calm` of the CPUs during `glance` seconds.
 
-    At most `limit` seconds, of which 0 returns at once; it does not know other processes where `Load` does not.
+    Returns the seconds slept, at most `limit`. Returns immediately for 0, and where `Load` cannot see other
+    processes.
     """
     began = time.monotonic()
     while (slept := time.monotonic() - began) < limit:
@@ -146,7 +149,7 @@ def wait_for_quiet(limit: float, calm: float = 0.1, glance: float = 0.05) -> flo
 
 
 class Load:
-    """What other processes take of the CPUs between its making and `others`; Linux only."""
+    """Measures the CPU time of other processes from its construction to the call of `others`; Linux only."""
 
     def __init__(self) -> None:
         self._began = self._now()
@@ -165,7 +168,7 @@ class Load:
         return total / a_second, (total - ticks["idle"] - ticks["iowait"]) / a_second, own.user + own.system
 
     def others(self) -> float | None:
-        """Their part of the machine's CPU time, 0 to 1, time stolen by other guests of the host included."""
+        """Their part of the machine's CPU time, 0 to 1; time that the hypervisor stole counts as theirs."""
         ended = self._now()
         if self._began is None or ended is None:
             return None

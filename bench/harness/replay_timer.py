@@ -1,4 +1,4 @@
-"""pytest-benchmark's statistics and files over times that were taken before."""
+"""Lets pytest-benchmark compute statistics and write files from times that were measured before."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-class Tape:
-    """A timer that plays durations back: read before and after each round, it advances by what the round had taken."""
+class ReplayTimer:
+    """A timer that replays durations: pytest-benchmark reads it before and after a round, and it advances by one."""
 
     __name__ = "interleaved_rounds"
 
@@ -21,10 +21,10 @@ class Tape:
         return next(self._readings)
 
 
-TAPE = Tape()
+REPLAY_TIMER = ReplayTimer()
 
 
-def play(benchmark: Any, durations: Sequence[float]) -> None:
-    """Has pytest-benchmark see these durations as its rounds; the test is marked with ``timer=TAPE``."""
-    TAPE.load(durations)
+def replay(benchmark: Any, durations: Sequence[float]) -> None:
+    """Gives pytest-benchmark these durations as its rounds; the test is marked with ``timer=REPLAY_TIMER``."""
+    REPLAY_TIMER.load(durations)
     benchmark.pedantic(lambda: None, rounds=len(durations))

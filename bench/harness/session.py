@@ -1,4 +1,4 @@
-"""One run of the suite: what it was asked for, what it shows while it works, and what it found."""
+"""One run of the CPU suite under pytest: its options, its progress bar and its results."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Progressbar
 
-from bench.harness.interleave import Measurement, Plan, Progress
+from bench.harness.interleave import Measurement
+from bench.harness.measure import Progress
+from bench.harness.plan import Plan
 from bench.harness.training_steps import SHOWN, Trained
-from bench.optimizers.baselines import PEERS
+from bench.optimizers.baselines import BASELINES
 from bench.workloads.cases import chosen
 
 SUITES = [Path(__file__).with_name(name) for name in ("test_step.py", "test_training.py")]
 
 
 def _console() -> Console:
-    """As wide as the tables where the output is a file."""
+    """A console; where the output is a file, as wide as the tables."""
     console = Console()
     return console if console.is_terminal else Console(width=110)
 
 
 @dataclass(eq=False)
 class Run:
-    """A pytest plugin that carries the options to the suites, and what they find back.
+    """A pytest plugin that passes the options to the suites and collects their results.
 
     Attributes:
-        cases, models, peers: by name.
-        measurements, trained: one a case and one a model, as they come.
+        cases, models, baselines: by name.
+        measurements, trained: one per case and one per model, in the order of measuring.
         skipped: by case or model, why it was not measured.
-        failures: what failed, one text a test.
+        failures: the report of each test that failed.
     """
 
     cases: list[str] = field(default_factory=lambda: chosen(["default"]))
     models: list[str] = field(default_factory=lambda: list(SHOWN))
-    peers: list[str] = field(default_factory=lambda: list(PEERS))
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
     plan: Plan = field(default_factory=Plan)
     console: Console = field(default_factory=_console)
     measurements: list[Measurement] = field(default_factory=list)
@@ -50,7 +52,7 @@ class Run:
 
     @classmethod
     def of(cls, config: pytest.Config) -> Run:
-        """The run that this pytest session belongs to; one with the defaults, where pytest was called by itself."""
+        """This pytest session's run; one with the default options where pytest was not started by `start`."""
         for plugin in config.pluginmanager.get_plugins():
             if isinstance(plugin, cls):
                 return plugin
@@ -61,8 +63,8 @@ class Run:
     def start(self, pytest_arguments: list[str]) -> int:
         """Runs the suites in this process and returns pytest's exit status.
 
-        pytest is to say nothing (the progress bar and the tables are what there is to see) and to leave aside what the
-        project's tests are configured with.
+        pytest prints nothing, as the progress bar and the tables are the output, and ignores the configuration of the
+        project's tests.
         """
         quiet = ["-p", "no:terminal", "-p", "no:cacheprovider", "-p", "no:xdist", "--capture=no", "--benchmark-quiet"]
         plain = ["--override-ini=addopts=", "--noconftest", "--import-mode=importlib"]
@@ -79,7 +81,7 @@ class Run:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """A progress bar over one case."""
+        """A progress bar for one case."""
         columns = (
             TextColumn("{task.description:<34}"),
             TextColumn("{task.fields[doing]:<16}"),
@@ -88,7 +90,7 @@ class Run:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        # No thread of its own, which would draw during a timed step: it is drawn between steps, now and then.
+        # No refresh thread, which would draw during a timed step: the bar is drawn between steps.
         with Progressbar(*columns, console=self.console, auto_refresh=False) as bar:
             task = bar.add_task(title, total=None, doing="")
             drawn, last = 0.0, ""

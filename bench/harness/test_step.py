@@ -1,11 +1,11 @@
-"""The pytest-benchmark suite of one optimizer step: one row a case and contestant.
+"""The pytest-benchmark suite of one optimizer step: one row per case and candidate.
 
-pytest-benchmark would run one contestant after another, and what is wanted are rounds in which they take turns
-(`bench.harness.interleave`). So a fixture measures a case whole, and each test plays its contestant's times back to
-pytest-benchmark through a clock (`bench.harness.replay_timer`): statistics, groups and files (``--benchmark-json``,
-``--benchmark-compare``) are pytest-benchmark's, as of any other suite.
+pytest-benchmark runs one candidate after another; `bench.harness.interleave` measures in rounds in which they take
+turns. So a fixture measures a whole case, and each test replays its candidate's times to pytest-benchmark
+(`bench.harness.replay_timer`). Statistics, groups and files (``--benchmark-json``, ``--benchmark-compare``) are then
+pytest-benchmark's, as in any other suite.
 
-``python -m bench`` runs this file with the options of its command line; ``python -m pytest bench`` with the defaults.
+``python -m bench`` runs this file with the options of its command line; ``python -m pytest bench`` uses the defaults.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 
 from bench.harness.interleave import Measurement, measure
 from bench.harness.memory_groups import NotEnoughMemory
-from bench.harness.replay_timer import TAPE, play
+from bench.harness.replay_timer import REPLAY_TIMER, replay
 from bench.harness.session import Run
-from bench.optimizers.candidates import ALWAYS, with_peers
+from bench.optimizers.candidates import ALWAYS, with_baselines
 from bench.workloads.cases import CASES
 
 
@@ -26,8 +26,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     run = Run.of(metafunc.config)
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", run.cases, scope="module")
-    if "contestant" in metafunc.fixturenames:
-        metafunc.parametrize("contestant", [*ALWAYS, *run.peers])
+    if "candidate" in metafunc.fixturenames:
+        metafunc.parametrize("candidate", [*ALWAYS, *run.baselines])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def measured(case: str, pytestconfig: pytest.Config) -> Measurement:
     run = Run.of(pytestconfig)
     try:
         with run.progress(CASES[case].title) as progress:
-            result = measure(CASES[case], with_peers(run.peers), run.plan, progress)
+            result = measure(CASES[case], with_baselines(run.baselines), run.plan, progress)
     except NotEnoughMemory as reason:
         run.skipped[case] = str(reason)
         pytest.skip(str(reason))
@@ -43,13 +43,13 @@ def measured(case: str, pytestconfig: pytest.Config) -> Measurement:
     return result
 
 
-@pytest.mark.benchmark(timer=TAPE)
-def test_step(benchmark: Any, measured: Measurement, case: str, contestant: str) -> None:
-    if contestant in measured.absent:
-        pytest.skip(measured.absent[contestant])
+@pytest.mark.benchmark(timer=REPLAY_TIMER)
+def test_step(benchmark: Any, measured: Measurement, case: str, candidate: str) -> None:
+    if candidate in measured.skipped:
+        pytest.skip(measured.skipped[candidate])
     benchmark.group = measured.case.title
-    play(benchmark, measured.seconds(contestant))
+    replay(benchmark, measured.seconds(candidate))
 
 
 def test_parameters_are_right(measured: Measurement, case: str) -> None:
-    assert measured.agreement.agrees, measured.agreement
+    assert measured.correctness.agrees, measured.correctness

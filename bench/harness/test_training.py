@@ -1,4 +1,4 @@
-"""The pytest-benchmark suite of whole training steps: one row a model and optimizer, as `bench.harness.test_step`."""
+"""The pytest-benchmark suite of whole training steps: one row per model and optimizer (see test_step.py)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bench.harness.replay_timer import TAPE, play
+from bench.harness.replay_timer import REPLAY_TIMER, replay
 from bench.harness.session import Run
-from bench.harness.training_steps import MODELS, OURS, PEERS_TRAINED, Trained, train
+from bench.harness.training_steps import MODELS, OURS, TRAINED_BASELINES, Trained, train
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -16,24 +16,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model" in metafunc.fixturenames:
         metafunc.parametrize("model", run.models, scope="module")
     if "optimizer" in metafunc.fixturenames:
-        metafunc.parametrize("optimizer", [*OURS, *(name for name in run.peers if name in PEERS_TRAINED)])
+        metafunc.parametrize("optimizer", [*OURS, *(name for name in run.baselines if name in TRAINED_BASELINES)])
 
 
 @pytest.fixture(scope="module")
 def trained(model: str, pytestconfig: pytest.Config) -> Trained:
     run = Run.of(pytestconfig)
     with run.progress(MODELS[model].title) as progress:
-        result = train(MODELS[model], run.peers, run.plan, progress)
+        result = train(MODELS[model], run.baselines, run.plan, progress)
     run.trained.append(result)
     return result
 
 
-@pytest.mark.benchmark(timer=TAPE)
+@pytest.mark.benchmark(timer=REPLAY_TIMER)
 def test_training_step(benchmark: Any, trained: Trained, model: str, optimizer: str) -> None:
-    if optimizer in trained.absent:
-        pytest.skip(trained.absent[optimizer])
+    if optimizer in trained.skipped:
+        pytest.skip(trained.skipped[optimizer])
     benchmark.group = trained.model.title
-    play(benchmark, trained.trainings[optimizer].whole)
+    replay(benchmark, trained.trainings[optimizer].whole)
 
 
 def test_losses_are_those_of_torch(trained: Trained, model: str) -> None:

@@ -1,9 +1,9 @@
-"""The peers, one small adapter each, for the CPU and the GPU suite alike.
+"""The baselines: other optimizers, one small adapter each, for the CPU and the GPU suite.
 
-All get the same parameters and gradients, lr = 1e-3, betas = (0.9, 0.999), eps = 1e-8 and no weight decay. A peer that
-is not installed or does not serve the device raises `Absent` with the reason, which is reported in its place. What can
-be installed from the package index is in requirements/peers.txt; a checkout under ``peers/`` that imports counts as
-installed (``peers/apex``, built in place).
+All get the same parameters and gradients, lr = 1e-3, betas = (0.9, 0.999), eps = 1e-8 and no weight decay. A baseline
+that is not installed or does not support the device raises `Skipped`, and the report shows the reason in its place.
+requirements/baselines.txt lists those on the package index; a checkout under ``baselines/`` that imports counts as
+installed (``baselines/apex``, built in place).
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from typing import Any
 import torch
 
 HYPERPARAMETERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-CHECKOUTS = Path(__file__).parents[2] / "peers"
+CHECKOUTS = Path(__file__).parents[2] / "baselines"
 
 Make = Callable[[list[Any]], torch.optim.Optimizer]
 """Called with parameters or groups of them."""
 
 
-class Absent(Exception):
-    """Why a contestant cannot run here."""
+class Skipped(Exception):
+    """A candidate cannot run here; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Peer:
-    """One row of the tables.
+class Baseline:
+    """An optimizer that FusedRAdam is compared with.
 
     Attributes:
-        name: what ``--peers`` calls it.
+        name: what ``--baselines`` calls it.
         label: what tables and plots call it.
-        make: the optimizer; raises `Absent`.
+        make: the optimizer; raises `Skipped`.
         kind: "radam", "adam" or "schedule-free": what it computes.
-        devices: what it serves.
-        state_bytes: of one element's whole state: 8 for two moments in fp32. None for moments in the parameter's dtype.
-        arrays: in fp32, how many arrays of the size of the parameters it holds at its largest, temporaries included.
+        devices: what it supports.
+        state_bytes: per element: 8 for two fp32 moments. None for two moments in the parameter's dtype.
+        arrays: in fp32, how many arrays of the parameters' size it holds at most, temporaries included.
         compiled: whether its step runs under torch.compile.
-        most_tensors: by device, above so many it is not tried: it compiles, or launches dozens of kernels, for each.
+        most_tensors: by device, the most tensors it is tried with: it compiles or launches dozens of kernels for each.
         setup: by device, seconds that its first steps may take, where they compile something.
-        same_update: whether its parameters have to be torch.optim.RAdam's.
-        writes_grads: whether it needs gradients of its own, because its step leaves something else in them.
+        same_update: whether its parameters must agree with torch.optim.RAdam's.
+        writes_grads: whether a step changes the gradients, so that it needs its own copy.
     """
 
     name: str
@@ -64,44 +64,40 @@ class Peer:
     def from_torch(self) -> bool:
         return self.label.startswith("torch ")
 
-    def bytes_per_element(self) -> int:
-        """Bytes of a step in fp32: g read, p and the state read and written."""
-        return 12 + 2 * (8 if self.state_bytes is None else self.state_bytes)
-
     def check(self, tensors: int, device: str) -> None:
-        """Raises `Absent` where it would be no use to try."""
+        """Raises `Skipped` where the baseline does not support the device or so many tensors."""
         if device not in self.devices:
-            raise Absent(f"serves {' and '.join(self.devices)} alone")
+            raise Skipped(f"supports {' and '.join(self.devices)} only")
         most = (self.most_tensors or {}).get(device)
         if most is not None and tensors > most:
-            raise Absent(f"not tried beyond {most:,} tensors")
+            raise Skipped(f"not tried beyond {most:,} tensors")
 
     def step(self, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
-        """What is timed; a peer that compiles takes its first step here."""
+        """The call that is timed. A baseline that runs under torch.compile takes its first step here."""
         if not self.compiled:
             return optimizer.step
-        optimizer.step()  # makes the state, which is then no part of what is compiled
+        optimizer.step()  # creates the state outside of the compiled graph
         torch._dynamo.reset()
         return torch.compile(lambda: optimizer.step())
 
 
 def reason(error: BaseException) -> str:
-    """An exception in a line."""
+    """An exception as one line."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
 
 
 def find(module: str) -> Any:
-    """A module, installed or in a checkout under ``peers/``.
+    """A module, installed or in a checkout under ``baselines/``.
 
     Raises:
-        Absent: it does not import.
+        Skipped: the import fails.
     """
     folders = [CHECKOUTS, *sorted(CHECKOUTS.glob("*/"))] if CHECKOUTS.is_dir() else []
     sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
     try:
         return importlib.import_module(module)
-    except Exception as error:  # whatever a half-installed package throws when it is imported
-        raise Absent(reason(error)) from error
+    except Exception as error:  # half-installed packages raise anything
+        raise Skipped(reason(error)) from error
 
 
 def _torch(optimizer: Callable[..., torch.optim.Optimizer], **options: object) -> Make:
@@ -113,14 +109,14 @@ def _elsewhere(module: str, name: str, **options: object) -> Make:
         optimizer = getattr(find(module), name)
         try:
             return optimizer(params, **HYPERPARAMETERS, **options)
-        except Exception as error:  # the part that was not built shows here
-            raise Absent(reason(error)) from error
+        except Exception as error:  # a package whose extension was not built raises here
+            raise Skipped(reason(error)) from error
 
     return make
 
 
 def _radam_to_compile(params: list[Any]) -> torch.optim.Optimizer:
-    """On a GPU the step counts have to be on the device too."""
+    """On a GPU, capturable=True keeps the step counts on the device, as compiling requires."""
     first = params[0]["params"][0] if isinstance(params[0], dict) else params[0]
     return torch.optim.RAdam(params, **HYPERPARAMETERS, foreach=True, capturable=first.is_cuda)
 
@@ -135,13 +131,13 @@ _RADAM, _ADAM, _ADAMW = torch.optim.RAdam, torch.optim.Adam, torch.optim.AdamW
 _SLOW = {"cuda": 1000}
 _COMPILES = {"cpu": 200, "cuda": 200}
 
-PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer(
+BASELINES = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline(
             "radam-foreach", "torch RAdam, foreach", _torch(_RADAM, foreach=True), "radam", arrays=6, same_update=True
         ),
-        Peer(
+        Baseline(
             "radam-single",
             "torch RAdam, single",
             _torch(_RADAM, foreach=False),
@@ -150,10 +146,10 @@ PEERS = {
             most_tensors=_SLOW,
             same_update=True,
         ),
-        Peer("adamw-fused", "torch AdamW, fused", _torch(_ADAMW, fused=True), "adam", arrays=3),
-        Peer("adam-fused", "torch Adam, fused", _torch(_ADAM, fused=True), "adam", arrays=3),
-        Peer("apex", "apex FusedAdam", _elsewhere("apex.optimizers", "FusedAdam"), "adam", ("cuda",), 8),
-        Peer(
+        Baseline("adamw-fused", "torch AdamW, fused", _torch(_ADAMW, fused=True), "adam", arrays=3),
+        Baseline("adam-fused", "torch Adam, fused", _torch(_ADAM, fused=True), "adam", arrays=3),
+        Baseline("apex", "apex FusedAdam", _elsewhere("apex.optimizers", "FusedAdam"), "adam", ("cuda",), 8),
+        Baseline(
             "deepspeed",
             "DeepSpeed FusedAdam",
             _elsewhere("deepspeed.ops.adam", "FusedAdam"),
@@ -161,7 +157,7 @@ PEERS = {
             arrays=3,
             setup={"cpu": 240.0, "cuda": 60.0},
         ),
-        Peer(
+        Baseline(
             "deepspeed-cpu",
             "DeepSpeed CPUAdam",
             _elsewhere("deepspeed.ops.adam", "DeepSpeedCPUAdam"),
@@ -170,7 +166,7 @@ PEERS = {
             arrays=3,
             setup={"cpu": 240.0},
         ),
-        Peer(
+        Baseline(
             "transformer-engine",
             "TransformerEngine FusedAdam",
             _elsewhere("transformer_engine.pytorch.optimizers", "FusedAdam"),
@@ -178,9 +174,11 @@ PEERS = {
             ("cuda",),
             8,
         ),
-        Peer("optimi-triton", "optimi RAdam, Triton", _elsewhere("optimi", "RAdam", triton=True), "radam", ("cuda",)),
-        Peer("optimi", "optimi RAdam", _elsewhere("optimi", "RAdam", triton=False), "radam", arrays=6),
-        Peer(
+        Baseline(
+            "optimi-triton", "optimi RAdam, Triton", _elsewhere("optimi", "RAdam", triton=True), "radam", ("cuda",)
+        ),
+        Baseline("optimi", "optimi RAdam", _elsewhere("optimi", "RAdam", triton=False), "radam", arrays=6),
+        Baseline(
             "pytorch-optimizer",
             "pytorch_optimizer RAdam",
             _elsewhere("pytorch_optimizer", "RAdam", degenerated_to_sgd=True),
@@ -188,8 +186,8 @@ PEERS = {
             arrays=6,
             most_tensors=_SLOW,
         ),
-        Peer("schedule-free", "schedule_free RAdam", _schedule_free, "schedule-free", arrays=7, writes_grads=True),
-        Peer(
+        Baseline("schedule-free", "schedule_free RAdam", _schedule_free, "schedule-free", arrays=7, writes_grads=True),
+        Baseline(
             "bitsandbytes",
             "bitsandbytes Adam8bit",
             _elsewhere("bitsandbytes.optim", "Adam8bit"),
@@ -198,9 +196,9 @@ PEERS = {
             arrays=7,
             most_tensors=_SLOW,
         ),
-        Peer("flashoptim", "flashoptim AdamW", _elsewhere("flashoptim", "FlashAdamW"), "adam", ("cuda",), 2),
-        # Last: compiling may take long, and then only these are missing.
-        Peer(
+        Baseline("flashoptim", "flashoptim AdamW", _elsewhere("flashoptim", "FlashAdamW"), "adam", ("cuda",), 2),
+        # Last: if compiling takes long, only these are missing.
+        Baseline(
             "torchao",
             "torchao AdamW8bit",
             _elsewhere("torchao.optim", "AdamW8bit"),
@@ -210,7 +208,7 @@ PEERS = {
             most_tensors=_COMPILES,
             setup={"cpu": 180.0, "cuda": 60.0},
         ),
-        Peer(
+        Baseline(
             "radam-compiled",
             "torch RAdam, compiled",
             _radam_to_compile,
@@ -225,16 +223,18 @@ PEERS = {
 
 
 def chosen(names: list[str]) -> list[str]:
-    """The peers that names stand for, "torch" for torch's and "all" for everybody, each once, in the order of `PEERS`.
+    """The baselines that names stand for, each once, in the order of `BASELINES`.
+
+    "torch" stands for torch's own, "all" for all, "none" for none.
 
     Raises:
-        ValueError: a name that is no peer's.
+        ValueError: a name is neither.
     """
     for name in names:
-        if name not in PEERS and name not in ("all", "torch", "none"):
-            raise ValueError(f"no peer {name!r}: all, torch, none, {', '.join(PEERS)}")
+        if name not in BASELINES and name not in ("all", "torch", "none"):
+            raise ValueError(f"no baseline {name!r}: all, torch, none, {', '.join(BASELINES)}")
     return [
         name
-        for name, peer in PEERS.items()
-        if name in names or "all" in names or ("torch" in names and peer.from_torch)
+        for name, baseline in BASELINES.items()
+        if name in names or "all" in names or ("torch" in names and baseline.from_torch)
     ]

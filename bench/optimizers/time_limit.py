@@ -1,4 +1,4 @@
-"""A time limit for what may compile for minutes."""
+"""A time limit for calls that may compile for minutes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import FrameType
 
 
 class TimeUp(Exception):
-    """Something took longer than it was given."""
+    """A call took longer than its limit."""
 
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raises `TimeUp` in the main thread when the time is up; what runs in C is interrupted when it returns."""
+    """Raises `TimeUp` in the main thread when the time is up; code that runs in C is interrupted when it returns."""
     if seconds is None:
         yield
         return

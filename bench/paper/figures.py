@@ -180,7 +180,7 @@ def _early(records: dict[str, Any], path: Path) -> str:
         for panel, name in zip(axes[0], names, strict=True):
             for key, rows in early.by_method(records, name).items():
                 colour, line = METHOD[key]
-                width = 3.0 if key == "adam" else 1.4  # Adam-eps may lie on it
+                width = 3.0 if key == "adam" else 1.4  # Adam-eps may cover it
                 label = early.METHODS[key].label
                 panel.plot(*_mean_curve(rows), color=colour, linestyle=line, linewidth=width, label=label)
             panel.set(title=f"Training loss, {early.TASKS[name]}", xlabel="step")

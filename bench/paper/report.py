@@ -110,7 +110,7 @@ def _short(parts: dict[str, Records]) -> list[str]:
             rows.append(
                 [
                     f"RAdam is less sensitive to the learning rate: {task}",
-                    "the curves of four rates lie close together",
+                    "the curves of four rates are close together",
                     found,
                 ]
             )

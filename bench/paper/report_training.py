@@ -118,7 +118,7 @@ def learning_rates(records: Records, picture: Picture) -> list[str]:
         *prose(
             "The paper: CIFAR10 (ResNet-20) SGD 91.51 %, Adam 90.54 %, RAdam 91.38 %; ImageNet (ResNet-18) 69.86,",
             "66.54, 67.62; One Billion Word perplexity Adam 36.92, RAdam 35.70; and RAdam's curves over the learning",
-            "rates 0.1, 0.03, 0.01 and 0.003 lie close together where Adam's and SGD's do not.",
+            "rates 0.1, 0.03, 0.01 and 0.003 are close together where Adam's and SGD's do not.",
         ),
         *prose(
             f"Here: β2 = {robustness.BETA2:g}, so that RAdam's warm-up, some {2 / (1 - robustness.BETA2):.0f} steps,",

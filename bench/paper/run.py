@@ -129,6 +129,6 @@ def _one_thread() -> Iterator[None]:
 
 
 def results_folder(sizes: Sizes) -> Path:
-    """Where results are kept unless somebody says otherwise: the full form's are in the repository."""
+    """The default folder of results: for the full sizes, the one in the repository."""
     root = Path(__file__).parents[2]
     return root / "bench" / "results" / "paper" if sizes.name == "full" else root / "build" / f"paper-{sizes.name}"

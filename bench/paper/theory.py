@@ -2,7 +2,7 @@
 
 ψ = sqrt((1 - β2^t) / ((1 - β2) Σ β2^(t-i) g_i²)) is Adam's adaptive learning rate. The paper takes the weighted sum
 (EMA) for a plain one (SMA) over ρ_t gradients, whose ψ² is scaled-inverse-χ² with ρ_t degrees of freedom. `ema_moments`
-does without: it integrates the EMA itself, so that a simulation has something exact to be held against.
+does without: it integrates the EMA itself, so that a simulation can be compared with an exact value.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Unit:
     Attributes:
         part: the module that does it.
         name: its own within the part.
-        settings: what the module's `run` is called with, and what tells whether a result is this unit's.
+        settings: the arguments of the module's `run`; a stored result belongs to this unit if its settings are equal.
         seconds: about how long it takes on one core.
     """
 

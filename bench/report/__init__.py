@@ -1,0 +1,1 @@
+"""What is made from saved results: tables, Markdown, plots, performance targets, the README's numbers."""

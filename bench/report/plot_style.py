@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, a title, a footer."""
+"""The style of all pictures: colours, title, footer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,31 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from bench import keys
+
 INK = "#22262e"
 QUIET = "#6c757d"
-# By role; the ceiling is not a contestant to be beaten, and is hatched.
-COLOURS = {"ours": "#d1495b", "peer": "#8d99ae", "ceiling": "#ffffff"}
-# Lines and points need telling apart where bars have names beside them.
+# By role; the roofline's bar is hatched.
+COLOURS = {"ours": "#d1495b", keys.BASELINE: "#8d99ae", keys.ROOFLINE: "#ffffff"}
+# Lines and points need different colours, as they have no name beside them.
 OURS = {"fused-flat": "#d1495b", "fused": "#e9949f"}
-PEERS = ("#30638e", "#edae49", "#00798c", "#7b5ea7", "#6a994e", "#bc6c25", "#457b9d", "#9a8c98", "#2a9d8f", "#c9ada7")
+BASELINES = (
+    "#30638e",
+    "#edae49",
+    "#00798c",
+    "#7b5ea7",
+    "#6a994e",
+    "#bc6c25",
+    "#457b9d",
+    "#9a8c98",
+    "#2a9d8f",
+    "#c9ada7",
+)
 MARKERS = "osD^v<>PX*ph"
 
 
 def pyplot() -> Any:
-    """matplotlib's, without a display; imported late, because it takes a second."""
+    """matplotlib's, without a display; imported late because that takes a second."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,32 +40,31 @@ def pyplot() -> Any:
 
 
 def looks(names: list[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each contestant, the same for the same list."""
-    peers = [name for name in names if name not in OURS]
+    """A colour and a marker per candidate; the same for the same list."""
+    baselines = [name for name in names if name not in OURS]
     found = {name: (colour, "o") for name, colour in OURS.items()}
-    for place, name in enumerate(peers):
-        found[name] = (PEERS[place % len(PEERS)], MARKERS[1 + place % (len(MARKERS) - 1)])
+    for place, name in enumerate(baselines):
+        found[name] = (BASELINES[place % len(BASELINES)], MARKERS[1 + place % (len(MARKERS) - 1)])
     return found
 
 
-def labels(found: dict[str, Any], cases: list[dict[str, Any]]) -> dict[str, str]:
-    """The contestants of these cases, with their labels."""
-    return {name: row["label"] for case in cases for name, row in case["contestants"].items()}
-
-
 def clean(panel: Any, *sides: str) -> None:
-    """Without the frame's sides that say nothing."""
+    """Removes the frame's sides that carry no axis."""
     for side in ("top", "right", *sides):
         panel.spines[side].set_visible(False)
     panel.spines["bottom"].set_color(QUIET)
     panel.tick_params(labelsize=8, colors=QUIET)
 
 
-def finish(figure: Any, title: str, found: dict[str, Any], footer: str, path: Path) -> None:
-    """Title, footer, file."""
+def cpu_footer(found: dict[str, Any]) -> str:
+    """The machine of a CPU run."""
     on = found["machine"]
+    return f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32."
+
+
+def finish(figure: Any, title: str, machine: str, footer: str, path: Path) -> None:
+    """Adds the title and the footer, of which the machine is the first line, and writes the file."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-    machine = f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32."
     wide = int(17 * figure.get_size_inches()[0])  # characters of the footer's size
     figure.supxlabel("\n".join([machine, *textwrap.wrap(footer, wide)]), x=0.01, ha="left", fontsize=7.5, color=QUIET)
     figure.savefig(path, dpi=150)

@@ -1,0 +1,1 @@
+"""Measurements that answer one question each and stand outside `python -m bench`. Each is a command of its own."""

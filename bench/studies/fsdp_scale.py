@@ -1,13 +1,13 @@
 """``python -m bench.studies.fsdp_scale``: a step of Llama-3-70B on 512 ranks as one of them sees it.
 
-Two parts, which docs/scale.md keeps apart:
+docs/scale.md separates two parts:
 
-- *By simulation*: FSDP2 spreads the model's real shapes over a process group whose collectives do nothing, on fake
-  tensors, which have sizes and no memory. The optimizer then takes its steps on this rank's shards, and what it
-  allocates, launches and communicates is counted.
-- *Measured*: the host's time of a step over as many DTensors, whose shards have four elements each, so that next to
-  nothing is left but the host's part. Contestants take turns, in an order drawn anew for each round, on gradients
-  wrapped as FSDP2 wraps them.
+- *By simulation*: FSDP2 shards the model's real shapes over a process group whose collectives do nothing, on fake
+  tensors, which have sizes and no memory. The optimizer then takes its steps on this rank's shards, and its
+  allocations, launches and collectives are counted.
+- *Measured*: the host time of a step over as many DTensors, whose shards have four elements each, so that nearly all
+  time is the host's. Candidates take turns, in a new random order in each round, on gradients wrapped as FSDP2 wraps
+  them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LAYERS, WIDTH, KEYS, HIDDEN, VOCABULARY = 80, 8192, 1024, 28_672, 128_256
 """Llama-3-70B: 64 heads of 128, 8 of them for keys and values."""
 ENDS: list[tuple[int, ...]] = [(VOCABULARY, WIDTH), (WIDTH,), (VOCABULARY, WIDTH)]
 SMALL = 4096
-"""Tensors of up to so many elements are real: step counts and tables, which the host reads."""
+"""Tensors of up to this many elements are real: step counts and tables, which the host reads."""
 DEFAULT_OUT = Path(__file__).parents[1] / "results" / "scale" / "llama-3-70b.json"
 LAUNCHES = {"squares": "grad_norm", "rows": "scalars", "step": "step"}
 """The operators that are counted, by their keys in the results."""
@@ -63,12 +63,12 @@ class Shapes(nn.Module):
 
 
 def llama() -> nn.Module:
-    """All 723 parameters, a module a layer."""
+    """All 723 parameters, one module per layer."""
     return nn.Sequential(*(Shapes(layer_shapes()) for _ in range(LAYERS)), Shapes(ENDS))
 
 
 class LargeAreFake(FakeTensorMode):
-    """Fake tensors, but for small ones that are made of nothing fake; a number read from a fake one is 1."""
+    """Makes tensors fake, except small ones that depend on no fake tensor; a number read from a fake tensor is 1."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -85,7 +85,7 @@ class LargeAreFake(FakeTensorMode):
 
 
 class Seen(TorchDispatchMode):
-    """Notes the operators that run."""
+    """Records the operators that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,13 +107,13 @@ def ranks(world: int, rank: int = 0) -> Iterator[None]:
 
 
 def give_gradients(params: list[Any]) -> None:
-    """Fresh ones, wrapped as FSDP2 does: with the parameter's own specification."""
+    """New gradients, wrapped as FSDP2 does: with the parameter's own specification."""
     for p in params:
         p.grad = DTensor(torch.ones_like(p._local_tensor), p._spec, requires_grad=False)
 
 
 def simulated(world: int, rank: int = 0) -> dict[str, Any]:
-    """What a step of the model takes on a rank."""
+    """Counts what a step of the model allocates, launches and communicates on one rank."""
     with ranks(world, rank), LargeAreFake(allow_non_fake_inputs=True):
         model = llama()
         mesh = init_device_mesh("cpu", (world,))
@@ -144,7 +144,7 @@ def simulated(world: int, rank: int = 0) -> dict[str, Any]:
 
 
 def computed(world: int, rank: int) -> dict[str, int]:
-    """This rank's elements, empty shards and bytes of state by FSDP2's rule: ceil(rows / ranks) rows each, in turn."""
+    """A rank's elements, empty shards and state bytes by FSDP2's rule: ceil(rows / ranks) rows per rank, in order."""
     shapes = [shape for _ in range(LAYERS) for shape in layer_shapes()] + ENDS
     local = []
     for shape in shapes:
@@ -155,7 +155,7 @@ def computed(world: int, rank: int) -> dict[str, int]:
     return {"elements": sum(local), "empty shards": local.count(0), "state bytes": 8 * length + 12 * len(local)}
 
 
-CONTESTANTS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+CANDIDATES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "FusedRAdam": lambda params: FusedRAdam(params),
     "FusedRAdam, max_grad_norm": lambda params: FusedRAdam(params, max_grad_norm=1.0),
     "torch.optim.AdamW(fused=True)": lambda params: torch.optim.AdamW(params, fused=True),
@@ -164,18 +164,18 @@ CONTESTANTS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def measured(world: int, tensors: int, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of the host a step, by contestant, one a round."""
+    """Milliseconds of host time per step, by candidate, one for each round."""
     order = random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    times: dict[str, list[float]] = {name: [] for name in CANDIDATES}
     with ranks(world):
         mesh = init_device_mesh("cpu", (world,))
-        entrants = {}
-        for name, make in CONTESTANTS.items():
+        runners = {}
+        for name, make in CANDIDATES.items():
             params = [_parameter(mesh, world) for _ in range(tensors)]
-            entrants[name] = params, make(params)
+            runners[name] = params, make(params)
         for turn in range(-7, rounds):
-            for name in order.sample(list(entrants), len(entrants)):
-                params, optimizer = entrants[name]
+            for name in order.sample(list(runners), len(runners)):
+                params, optimizer = runners[name]
                 give_gradients(params)
                 began = time.perf_counter()
                 optimizer.step()
@@ -202,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     for line in found:
         arithmetic = computed(line["world"], line["rank"])
         if any(line[key] != value for key, value in arithmetic.items()):
-            raise SystemExit(f"what is computed is not what is found: {arithmetic} and {line}")
+            raise SystemExit(f"computed {arithmetic}, but the simulation found {line}")
     lines = [{"world": w, "rank": r, **computed(w, r)} for w in (8, 64, 512, 1024, 4096, 8192) for r in (0, w - 1)]
     for line in [*found, *lines]:
         print(", ".join(f"{key} {value}" for key, value in line.items()))

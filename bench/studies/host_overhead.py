@@ -1,14 +1,14 @@
-"""What a step costs the host, by the number of tensors: ``python -m bench.studies.host_overhead``, under a minute.
+"""Host time of a step by the number of tensors: ``python -m bench.studies.host_overhead``, under a minute.
 
-CPU tensors of one element, so that nearly nothing is left but the host's part, and a fresh gradient for each before
-every step, as a backward pass leaves them. Contestants take turns; the result is held against what is promised. The
-fewest tensors are stepped once more with cold caches, as a training loop leaves them: `bench.harness.cache_state`.
+The tensors are on the CPU and have one element, so that nearly all time is the host's. Each gets a new gradient before
+every step, as from a backward pass. Candidates take turns, and the result is compared with performance targets. The
+smallest number of tensors is also measured with cold caches, as a training loop leaves them
+(`bench.harness.cache_state`).
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import sys
@@ -19,32 +19,35 @@ from typing import Any
 
 import torch
 
+from bench import keys
 from bench.harness.cache_state import before_step
 from bench.harness.machine import commit, machine, versions
+from bench.harness.measure import no_collection
+from bench.report.targets import at_least, at_most, verdict
 from radam_fused import FusedRAdam
 
 TENSORS = (10, 1000, 10_000)
 ROUNDS, FIRST = 30, 7
-"""Steps that are timed, and those before: RAdam rectifies from the sixth on."""
-CONTESTANTS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
+"""Timed steps, and untimed ones before them: RAdam is rectified from step 6 on."""
+CANDIDATES: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
     "FusedRAdam": lambda params: FusedRAdam(params, backend="cpu"),
     "FusedRAdam, max_grad_norm": lambda params: FusedRAdam(params, backend="cpu", max_grad_norm=1.0),
     "FusedRAdam, flatten": lambda params: FusedRAdam(params, backend="cpu", flatten=True),
     "torch AdamW, fused": lambda params: torch.optim.AdamW(params, fused=True),
     "torch RAdam, foreach": lambda params: torch.optim.RAdam(params, foreach=True),
 }
-OURS, FLAT, PEER = "FusedRAdam", "FusedRAdam, flatten", "torch AdamW, fused"
+OURS, FLAT, BASELINE = "FusedRAdam", "FusedRAdam, flatten", "torch AdamW, fused"
 TIMES_FASTER = 15
-"""Than the peer, with as many tensors as here at most."""
+"""The target ratio to the baseline, for the largest number of tensors."""
 
 
 class Runner:
-    """One contestant over tensors of its own."""
+    """One candidate with its own tensors."""
 
     def __init__(self, name: str, tensors: int) -> None:
         self.params = [torch.nn.Parameter(torch.full((1,), float(k))) for k in range(tensors)]
-        self.optimizer = CONTESTANTS[name](self.params)
-        self.flat = name == FLAT  # its gradients stay, and are written in place
+        self.optimizer = CANDIDATES[name](self.params)
+        self.flat = name == FLAT  # its gradients stay and are written in place
         self.seconds: list[float] = []
 
     def prepare(self) -> None:
@@ -62,60 +65,67 @@ class Runner:
 
 
 def measure(tensors: int, rounds: int, caches: str = "warm") -> dict[str, Any]:
-    """Microseconds a step of each contestant, median and quartiles, and the peer's over ours round by round.
+    """Microseconds per step of each candidate, and the median ratio of the baseline to ours within a round.
 
     Args:
-        caches: "warm", or what `bench.harness.cache_state` empties before every step.
+        caches: "warm", or one of `bench.harness.cache_state.STATES`.
     """
     before = (lambda _: None) if caches == "warm" else before_step(caches)
-    runners = {name: Runner(name, tensors) for name in CONTESTANTS}
-    gc.collect()
-    gc.disable()
-    try:
+    runners = {name: Runner(name, tensors) for name in CANDIDATES}
+    with no_collection():
         for _ in range(FIRST + rounds):
             for runner in runners.values():
                 runner.prepare()
             for runner in runners.values():
                 runner.step(before)
-    finally:
-        gc.enable()
     taken = {name: [1e6 * s for s in runner.seconds[FIRST:]] for name, runner in runners.items()}
-    ratios = [peer / ours for peer, ours in zip(taken[PEER], taken[OURS], strict=True)]
+    ratios = [baseline / ours for baseline, ours in zip(taken[BASELINE], taken[OURS], strict=True)]
     return {
         "tensors": tensors,
         "caches": caches,
         "us": {name: statistics.median(us) for name, us in taken.items()},
         "quartiles": {name: statistics.quantiles(us, n=4)[::2] for name, us in taken.items()},
-        "peer_over_ours": statistics.median(ratios),
+        keys.BASELINE_OVER_OURS: statistics.median(ratios),
     }
 
 
-def claims(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What is promised, and whether it was kept."""
+def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The performance targets with their verdicts."""
     cold, *warm = rows
     least, most = warm[0], warm[-1]
-    faster, cold_faster = most["peer_over_ours"], cold["peer_over_ours"]
+    faster, cold_faster = most[keys.BASELINE_OVER_OURS], cold[keys.BASELINE_OVER_OURS]
     more = (most["us"][FLAT] - least["us"][FLAT]) / (most["tensors"] - least["tensors"])
     return [
-        f"{'PASS' if faster >= TIMES_FASTER else 'MISS'} {most['tensors']:,} tensors: {PEER} takes {TIMES_FASTER} "
-        f"times as long: {faster:.1f}",
-        f"{'PASS' if cold_faster > 1 else 'MISS'} {cold['tensors']} tensors, cold caches: {PEER} takes longer: "
-        f"{cold_faster:.2f} times as long",
-        f"{'PASS' if more <= 0.1 else 'MISS'} {FLAT}: nothing a tensor but its 64 elements with their padding, "
-        f"0.1 µs at most: {more:.3f} µs",
+        verdict(
+            f"{most['tensors']:,} tensors: {BASELINE} takes {TIMES_FASTER} times as long",
+            {"": faster},
+            at_least(TIMES_FASTER),
+        ),
+        verdict(
+            f"{cold['tensors']} tensors, cold caches: {BASELINE} takes longer",
+            {"": cold_faster},
+            lambda ratio: ratio > 1,
+            " times as long",
+        ),
+        verdict(
+            f"{FLAT}: at most 0.1 µs per further tensor, for its 64 padded elements",
+            {"": more},
+            at_most(0.1),
+            " µs",
+        ),
     ]
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a contestant, a column a number of tensors."""
-    heading = f"{'µs a step':<28}" + "".join(f"{row['tensors']:>10,}" for row in rows)
+    """One line per candidate, one column per number of tensors."""
+    heading = f"{'µs per step':<28}" + "".join(f"{row['tensors']:>10,}" for row in rows)
     heading += f"\n{'caches':<28}" + "".join(f"{row['caches']:>10}" for row in rows)
-    lines = [f"{name:<28}" + "".join(f"{row['us'][name]:>10.1f}" for row in rows) for name in CONTESTANTS]
-    return "\n".join([heading, *lines, *claims(rows)])
+    lines = [f"{name:<28}" + "".join(f"{row['us'][name]:>10.1f}" for row in rows) for name in CANDIDATES]
+    return "\n".join([heading, *lines, *targets(rows)])
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures, prints a table and saves the rows; the status is 1 where a promise was not kept."""
+    """Measures, prints a table and saves the rows; the status is 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--tensors", type=int, nargs="+", default=TENSORS)
@@ -125,9 +135,9 @@ def main(arguments: Sequence[str]) -> int:
     rows += [measure(tensors, options.rounds) for tensors in options.tensors]
     about = {"machine": machine(), "threads": torch.get_num_threads(), "versions": versions(), "commit": commit()}
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps({**about, "rows": rows, "claims": claims(rows)}, indent=1) + "\n")
+    options.results.write_text(json.dumps({**about, "rows": rows, "claims": targets(rows)}, indent=1) + "\n")
     print(text(rows))
-    return int(any(claim.startswith("MISS") for claim in claims(rows)))
+    return int(any(target.startswith("MISS") for target in targets(rows)))
 
 
 if __name__ == "__main__":

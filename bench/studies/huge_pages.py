@@ -1,8 +1,8 @@
 """``python -m bench.studies.huge_pages``: what huge pages bring FusedRAdam's own buffers (`radam_fused.state.memory`).
 
-Half of the optimizers get theirs without; all take turns, and ratios are those of a round
-(`bench.harness.interleave`). Linux only, and only where the system's transparent huge pages are set to "madvise": under
-"always" everybody has them, under "never" nobody.
+Half of the optimizers get their buffers without huge pages. All take turns, and ratios are taken within a round
+(`bench.harness.interleave`). Linux only, with transparent huge pages set to "madvise": under "always" all buffers have
+huge pages, under "never" none.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 import torch
 
 from bench.harness.cache_state import before_step
-from bench.harness.results import quartiles
+from bench.harness.measure import quartiles
 from bench.optimizers.baselines import HYPERPARAMETERS
 from bench.optimizers.candidates import FIRST_STEPS
 from radam_fused import FusedRAdam
 from radam_fused.state import memory
 
-FORMS = {"tensors": False, "flatten": True}
+LAYOUTS = {"tensors": False, "flatten": True}
 
 
 @contextmanager
 def no_huge_pages() -> Iterator[None]:
-    """In here, new buffers are left to torch's allocator."""
+    """Inside the block, torch's allocator makes new buffers."""
     advice, memory.HUGE_PAGE = memory.HUGE_PAGE, None
     try:
         yield
@@ -38,13 +38,13 @@ def no_huge_pages() -> Iterator[None]:
 
 
 def huge_mib() -> float:
-    """MiB of this process in huge pages."""
+    """This process's MiB in huge pages."""
     with open("/proc/self/smaps_rollup") as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith("AnonHugePages:"))
 
 
 def optimizer(elements: int, tensors: int, flatten: bool) -> tuple[Callable[[], object], float]:
-    """A step, after the first ones, and the seconds of the very first, which lays out and touches the buffers."""
+    """An optimizer's step, and the seconds of its first one, which allocates and touches the buffers."""
     params = [torch.nn.Parameter(torch.full((elements // tensors,), 0.02)) for _ in range(tensors)]
     for param in params:
         param.grad = torch.full_like(param, 0.01)
@@ -58,14 +58,14 @@ def optimizer(elements: int, tensors: int, flatten: bool) -> tuple[Callable[[], 
 
 
 def compare(elements: int, tensors: int, rounds: int) -> tuple[float, dict[str, dict[str, Any]]]:
-    """MiB in huge pages, and by form: milliseconds without and with them, the ratio of a round, the first step's."""
+    """MiB in huge pages, and by layout: times without and with them, ratios within a round, first steps."""
     before = huge_mib()
     steps: dict[tuple[str, bool], Callable[[], object]] = {}
     first: dict[tuple[str, bool], float] = {}
-    for form, flatten in FORMS.items():
+    for layout, flatten in LAYOUTS.items():
         with no_huge_pages():
-            steps[form, False], first[form, False] = optimizer(elements, tensors, flatten)
-        steps[form, True], first[form, True] = optimizer(elements, tensors, flatten)
+            steps[layout, False], first[layout, False] = optimizer(elements, tensors, flatten)
+        steps[layout, True], first[layout, True] = optimizer(elements, tensors, flatten)
     seconds: dict[tuple[str, bool], list[float]] = {key: [] for key in steps}
     prepare, order = before_step("cold"), list(steps)
     for _ in range(rounds):
@@ -76,12 +76,12 @@ def compare(elements: int, tensors: int, rounds: int) -> tuple[float, dict[str, 
             steps[key]()
             seconds[key].append(time.perf_counter() - began)
     return huge_mib() - before, {
-        form: {
-            "ms": [quartiles([1e3 * value for value in seconds[form, huge]]) for huge in (False, True)],
-            "ratio": quartiles([b / a for a, b in zip(seconds[form, False], seconds[form, True], strict=True)]),
-            "first_ms": [1e3 * first[form, huge] for huge in (False, True)],
+        layout: {
+            "ms": [quartiles([1e3 * value for value in seconds[layout, huge]]) for huge in (False, True)],
+            "ratio": quartiles([b / a for a, b in zip(seconds[layout, False], seconds[layout, True], strict=True)]),
+            "first_ms": [1e3 * first[layout, huge] for huge in (False, True)],
         }
-        for form in FORMS
+        for layout in LAYOUTS
     }
 
 
@@ -93,10 +93,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     mib, found = compare(options.elements, options.tensors, options.rounds)
     print(f"{options.tensors} x {options.elements // options.tensors} elements, {mib:.0f} MiB in huge pages")
-    for form, row in found.items():
+    for layout, row in found.items():
         (plain, huge), ratio = row["ms"], row["ratio"]
         print(
-            f"{form}: {plain['median']} ms, huge pages {huge['median']} ms, {ratio['median']} times as long "
+            f"{layout}: {plain['median']} ms, huge pages {huge['median']} ms, {ratio['median']} times as long "
             f"({ratio['q1']} to {ratio['q3']}); first step {row['first_ms'][0]:.0f} and {row['first_ms'][1]:.0f} ms"
         )
     return 0

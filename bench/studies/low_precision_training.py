@@ -1,9 +1,9 @@
 """Learning with state stored in fewer bits: ``python -m bench.studies.low_precision_training``, in six minutes.
 
-The demo's GPT and a bfloat16 copy of it, over several seeds, in the forms of state that docs/precision.md describes.
-Whole runs give losses. Short ones, at a rate at which training does not yet magnify every difference, give the cosine
-between the weights' total change and that of the first form. Raw results go to bench/results/precision.json, and the
-tables into docs/precision.md.
+The demo's GPT and a bfloat16 copy of it are trained over several seeds, with the state formats that docs/precision.md
+describes. Whole runs give losses. Short runs, at a learning rate at which training does not yet magnify every
+difference, give the cosine between the weights' total change and that with the first format. Raw results go to
+bench/results/precision.json, and the tables into docs/precision.md.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from training import Settings, Training  # noqa: E402
 RESULTS = ROOT / "bench" / "results" / "precision.json"
 REPORT = ROOT / "docs" / "precision.md"
 STEPS, LR, LAST = 400, 1e-3, 50
-"""Of a whole run; and how many losses at its end are averaged. The demo's own rate is four times this one."""
+"""Of a whole run; `LAST` is how many losses at its end are averaged. The demo's own rate is four times this one."""
 SHORT_STEPS = 100
 COMPARED = (25, 50, 100)
-"""After how many steps of a short run the weights' change is compared."""
+"""Steps of a short run after which the weights' change is compared."""
 
 WHOLE: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -45,7 +45,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "int8 moments": {"state_dtype": torch.int8},
     "Adam": {"rectification": "none"},
 }
-"""Of the float32 model; the last is the negative control of the cosines."""
+"""Of the float32 model; the last format is the negative control of the cosines."""
 HALF: dict[str, dict[str, Any]] = {
     "fp32 master": {"master_weights": "fp32"},
     "split": {"master_weights": "split"},
@@ -55,9 +55,9 @@ HALF: dict[str, dict[str, Any]] = {
     "stochastic, int8 moments": {"rounding": "stochastic", "state_dtype": torch.int8},
     "nearest": {},
 }
-"""Of the bfloat16 model; the last is the control that is worse."""
+"""Of the bfloat16 model; the last format is the negative control, which must be worse."""
 LONG = ("fp32", "int8 moments", "fp32 master", "split", "kahan", "stochastic", "nearest")
-"""Those that whole runs are made of."""
+"""The formats that also get whole runs."""
 MODELS = {"float32 model": ("float32", WHOLE), "bfloat16 model": ("bfloat16", HALF)}
 
 
@@ -66,13 +66,13 @@ def weights(training: Training) -> Tensor:
 
 
 def run(model: str, form: str, seed: int, steps: int, lr: float) -> dict[str, Any]:
-    """One training: its losses, and where its weights went."""
+    """Trains once; returns the losses and the change of the weights."""
     torch.set_num_threads(1)
-    dtype, forms = MODELS[model]
+    dtype, formats = MODELS[model]
     settings = Settings(steps=steps, lr=lr, seed=seed, dtype=dtype, validations=1)
     training = Training(
         form,
-        lambda groups, **given: FusedRAdam(groups, seed=seed, **given, **forms[form]),
+        lambda groups, **given: FusedRAdam(groups, seed=seed, **given, **formats[form]),
         settings,
         Corpus.load("cpu"),
     )
@@ -94,7 +94,7 @@ def run(model: str, form: str, seed: int, steps: int, lr: float) -> dict[str, An
 
 
 def cosines(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows with, in place of their weights, cosines against the first form of the same model and seed."""
+    """The rows with cosines to the first format of the same model and seed in place of their weights."""
     exact = {(row["model"], row["seed"]): row["changes"] for row in rows if row["form"] in ("fp32", "fp32 master")}
     for row in rows:
         theirs = exact[row["model"], row["seed"]]
@@ -111,7 +111,7 @@ def markdown(head: list[str], body: list[list[str]]) -> str:
 
 
 def losses_table(rows: list[dict[str, Any]], model: str) -> str:
-    """Whole runs of a model: means over the seeds, and how they differ from the first form's, seed by seed."""
+    """Whole runs of a model: means over the seeds, and the difference from the first format's, seed by seed."""
     mine = {form: [row for row in rows if row["form"] == form] for form in MODELS[model][1] if form in LONG}
     first = next(iter(mine.values()))
     body = []
@@ -132,7 +132,7 @@ def losses_table(rows: list[dict[str, Any]], model: str) -> str:
 
 
 def cosines_table(rows: list[dict[str, Any]], model: str) -> str:
-    """Short runs of a model: the worst seed's cosines."""
+    """Short runs of a model: the lowest cosine of all seeds."""
     body = []
     for form in MODELS[model][1]:
         mine = [row for row in rows if row["form"] == form]
@@ -142,7 +142,7 @@ def cosines_table(rows: list[dict[str, Any]], model: str) -> str:
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
-    """All of them, in the order of the text that they go into."""
+    """All tables, in the order of docs/precision.md."""
     found = []
     for table, steps in ((losses_table, False), (cosines_table, True)):
         for model in MODELS:
@@ -161,7 +161,7 @@ def write(rows: list[dict[str, Any]], report: Path) -> None:
 
 
 def main() -> None:
-    """Runs what was asked for, saves it, and prints the tables."""
+    """Trains, saves the rows, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -174,8 +174,8 @@ def main() -> None:
         (model, form, seed, steps, lr)
         for steps, lr in ((arguments.steps, arguments.lr), (SHORT_STEPS, LR))
         for seed in range(arguments.seeds)
-        for model, (_, forms) in MODELS.items()
-        for form in forms
+        for model, (_, formats) in MODELS.items()
+        for form in formats
         if form in LONG or steps == SHORT_STEPS
     ]
     with ProcessPoolExecutor(arguments.workers) as pool:

@@ -1,7 +1,7 @@
-"""Which 8-bit codes for moments: ``python -m bench.studies.quantization_codes``, a few minutes.
+"""Compares 8-bit codes for the moments: ``python -m bench.studies.quantization_codes``, a few minutes.
 
-The demo's GPT is trained with float32 moments that are put through a code after every step, each candidate in turn; the
-cosine between the weights' total change and that without a code says what it costs. The table goes into
+The demo's GPT is trained with float32 moments, which are encoded and decoded after every step. The loss of a code is
+measured by the cosine between the weights' total change with it and without any code. The table goes into
 docs/precision.md.
 """
 
@@ -37,7 +37,7 @@ CODES: dict[str, tuple[Companding, Companding]] = {
     "square root": (torch.sqrt, lambda c: c * c),
     "softsign": (lambda a: 2 * a / (1 + a), lambda c: c / (2 - c)),
 }
-"""How a magnitude from 0 to 1 becomes a code from 0 to 1, and back."""
+"""Functions from a magnitude in 0 to 1 to a code in 0 to 1, and back."""
 
 CANDIDATES: dict[str, tuple[tuple[str, str, bool] | None, tuple[str, bool] | None]] = {
     "m linear": (("m", "linear", False), None),
@@ -53,21 +53,21 @@ CANDIDATES: dict[str, tuple[tuple[str, str, bool] | None, tuple[str, bool] | Non
     "sqrt(v) square root, stochastic": (None, ("square root", True)),
     "both as chosen": (("ratio", "linear", True), ("square root", True)),
 }
-"""Of each moment: what is coded, by which code, and whether rounding is stochastic. None is float32."""
+"""For each moment: what is encoded, with which code, and whether rounding is stochastic. None is float32."""
 
 
 def coded(x: Tensor, code: str, limit: int, generator: torch.Generator | None) -> Tensor:
-    """Blocks of magnitudes put through a code with a scale each; stochastic rounding with a generator."""
+    """Encodes and decodes blocks of magnitudes, each with a scale; with a generator, rounding is stochastic."""
     to, back = CODES[code]
     scale = x.amax(1, keepdim=True)
     c = to(torch.where(scale > 0, x / scale, 0.0)) * limit
-    draw = 0.5 if generator is None else torch.rand(c.shape, generator=generator)
-    whole = (c + draw).floor().clamp(max=limit)
+    offset = 0.5 if generator is None else torch.rand(c.shape, generator=generator)
+    whole = (c + offset).floor().clamp(max=limit)
     return back(torch.where((x > 0) & (whole < 1) & (limit == 255), 1.0, whole) / limit) * scale
 
 
 def put_through(m: Tensor, v: Tensor, candidate: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Both moments as they come back from a candidate's codes."""
+    """Both moments after encoding and decoding by a candidate."""
     first, second = CANDIDATES[candidate]
     root = blocks(v.reshape(-1).sqrt())
     if second is not None:
@@ -88,7 +88,7 @@ def large(training: Training) -> list[dict[str, Tensor]]:
 
 
 def change(candidate: str | None, steps: int) -> Tensor:
-    """Where the weights have gone."""
+    """The total change of the weights."""
     torch.set_num_threads(1)
     corpus, settings = Corpus.load("cpu"), Settings(steps=400, lr=1e-3)
     training = Training("codes", lambda groups, **given: FusedRAdam(groups, **given), settings, corpus)

@@ -1,7 +1,8 @@
-"""A step in every stored form, by its bytes: ``python -m bench.studies.state_formats``, half a minute.
+"""A step with every state format, by its bytes: ``python -m bench.studies.state_formats``, half a minute.
 
-The forms of docs/precision.md over one tensor, in turns, and for each the bytes that an element has to move, its time,
-and that time against what the bytes say of the float32 step's. On the CPU and on a GPU (``--device cuda``).
+The formats of docs/precision.md take turns over one tensor. The table has, for each, the bytes that a step moves per
+element, its time, and that time divided by the float32 step's time scaled by the bytes. Runs on the CPU and on a GPU
+(``--device cuda``).
 """
 
 from __future__ import annotations
@@ -17,20 +18,21 @@ from typing import Any
 
 import torch
 
+from bench import keys
 from bench.gpu.clock import Clock, HostClock, current, host
 from bench.harness.machine import commit, machine, versions
 from radam_fused import FusedRAdam, available_backends
 from radam_fused.numerics.layout import ALIGNMENT
 
 ROUNDS, FIRST = 30, 7
-"""Steps that are timed, and those before: RAdam rectifies from the sixth on."""
+"""Timed steps, and untimed ones before them: RAdam is rectified from step 6 on."""
 ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
-"""More than any cache holds; on a GPU all forms together take 12 GB."""
+"""More than any cache holds; on a GPU all formats together take 12 GB."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """Parameters and gradients of a dtype, and the options that store the rest."""
+class StateFormat:
+    """The dtype of parameters and gradients, and the optimizer's options for its state."""
 
     name: str
     dtype: torch.dtype
@@ -38,67 +40,67 @@ class Form:
 
     @property
     def bytes(self) -> float:
-        """Of an element: parameter, moments and residue read and written, the gradient read; scales counted in."""
+        """Per element: parameter, moments with their scales and master buffer read and written, the gradient read."""
         state = self.options.get("state_dtype", torch.float32)
-        residue = {"fp32": 4, "split": 2, "kahan": 2}.get(self.options.get("master_weights", ""), 0)
+        master = {"fp32": 4, "split": 2, "kahan": 2}.get(self.options.get("master_weights", ""), 0)
         scales = 2 * 4 / ALIGNMENT if state == torch.int8 else 0
-        return 3 * self.dtype.itemsize + 2 * (2 * state.itemsize + residue + scales)
+        return 3 * self.dtype.itemsize + 2 * (2 * state.itemsize + master + scales)
 
 
 HALF = torch.bfloat16
-FORMS = (
-    Form("fp32", torch.float32),
-    Form("fp32, bf16 moments", torch.float32, {"state_dtype": HALF}),
-    Form("fp32, int8 moments", torch.float32, {"state_dtype": torch.int8}),
-    Form("bf16", HALF),
-    Form("bf16, bf16 moments", HALF, {"state_dtype": HALF}),
-    Form("bf16, fp16 moments", HALF, {"state_dtype": torch.float16}),
-    Form("bf16, int8 moments", HALF, {"state_dtype": torch.int8}),
-    Form("bf16 stochastic", HALF, {"rounding": "stochastic"}),
-    Form("bf16 stochastic, int8 moments", HALF, {"rounding": "stochastic", "state_dtype": torch.int8}),
-    Form("bf16 kahan", HALF, {"master_weights": "kahan"}),
-    Form("bf16 split", HALF, {"master_weights": "split"}),
-    Form("bf16 split, int8 moments", HALF, {"master_weights": "split", "state_dtype": torch.int8}),
-    Form("bf16 fp32 master", HALF, {"master_weights": "fp32"}),
+FORMATS = (
+    StateFormat("fp32", torch.float32),
+    StateFormat("fp32, bf16 moments", torch.float32, {"state_dtype": HALF}),
+    StateFormat("fp32, int8 moments", torch.float32, {"state_dtype": torch.int8}),
+    StateFormat("bf16", HALF),
+    StateFormat("bf16, bf16 moments", HALF, {"state_dtype": HALF}),
+    StateFormat("bf16, fp16 moments", HALF, {"state_dtype": torch.float16}),
+    StateFormat("bf16, int8 moments", HALF, {"state_dtype": torch.int8}),
+    StateFormat("bf16 stochastic", HALF, {"rounding": "stochastic"}),
+    StateFormat("bf16 stochastic, int8 moments", HALF, {"rounding": "stochastic", "state_dtype": torch.int8}),
+    StateFormat("bf16 kahan", HALF, {"master_weights": "kahan"}),
+    StateFormat("bf16 split", HALF, {"master_weights": "split"}),
+    StateFormat("bf16 split, int8 moments", HALF, {"master_weights": "split", "state_dtype": torch.int8}),
+    StateFormat("bf16 fp32 master", HALF, {"master_weights": "fp32"}),
 )
 
 
-def optimizer(form: Form, elements: int, device: str, backend: str) -> FusedRAdam:
-    """One tensor of a form, which has taken its first steps."""
+def optimizer(chosen: StateFormat, elements: int, device: str, backend: str) -> FusedRAdam:
+    """An optimizer over one tensor that has taken its first steps."""
     generator = torch.Generator(device).manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(elements, generator=generator, device=device).to(form.dtype))
-    p.grad = torch.randn(elements, generator=generator, device=device).to(form.dtype)
-    opt = FusedRAdam([p], backend=backend, **form.options)
+    p = torch.nn.Parameter(torch.randn(elements, generator=generator, device=device).to(chosen.dtype))
+    p.grad = torch.randn(elements, generator=generator, device=device).to(chosen.dtype)
+    opt = FusedRAdam([p], backend=backend, **chosen.options)
     for _ in range(FIRST):
         opt.step()
     return opt
 
 
 def measure(on: Clock, backend: str, elements: int, rounds: int) -> list[dict[str, Any]]:
-    """A row a form, all measured in turns, so that what disturbs one disturbs its neighbours."""
-    optimizers = [optimizer(form, elements, on.device, backend) for form in FORMS]
+    """One row per format; they take turns, so that other load on the machine affects all alike."""
+    optimizers = [optimizer(one, elements, on.device, backend) for one in FORMATS]
     host_takes = [statistics.median(host(on, opt.step, 5)) for opt in optimizers]
-    times: list[list[float]] = [[] for _ in FORMS]
+    times: list[list[float]] = [[] for _ in FORMATS]
     for _ in range(rounds):
         for opt, taken, first in zip(optimizers, times, host_takes, strict=True):
             taken += [1e3 * seconds for seconds in on.busy(opt.step, 1, first)]
     medians = [statistics.median(taken) for taken in times]
     return [
         {
-            "form": form.name,
+            "form": one.name,
             "backend": backend,
-            "bytes": form.bytes,
+            "bytes": one.bytes,
             "ms": ms,
             "quartiles": statistics.quantiles(taken, n=4)[::2],
-            "against_bytes": ms / (medians[0] * form.bytes / FORMS[0].bytes),
+            "against_bytes": ms / (medians[0] * one.bytes / FORMATS[0].bytes),
         }
-        for form, taken, ms in zip(FORMS, times, medians, strict=True)
+        for one, taken, ms in zip(FORMATS, times, medians, strict=True)
     ]
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:
-    """A line a row."""
-    heading = f"{'form':<32}{'backend':<9}{'bytes':>6}{'ms':>9}{'against its bytes':>19}"
+    """One line per row."""
+    heading = f"{'format':<32}{'backend':<9}{'bytes':>6}{'ms':>9}{'against its bytes':>19}"
     return "\n".join(
         [heading]
         + [
@@ -109,7 +111,7 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measures, prints a table and saves the rows; the status is 1 where a backend that was asked for cannot run."""
+    """Measures, prints a table and saves the rows; the status is 1 if a requested backend cannot run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", choices=list(ELEMENTS), default="cpu")
     parser.add_argument("--backends", nargs="+", default=None)
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     elements = options.elements or ELEMENTS[options.device]
     rows: list[dict[str, Any]] = []
-    absent = {}
+    skipped = {}
     about = {"machine": machine(), "versions": versions(), "commit": commit(), "elements": elements}
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for backend in options.backends or (["cpu"] if options.device == "cpu" else ["cuda", "triton"]):
@@ -132,11 +134,11 @@ def main(arguments: Sequence[str]) -> int:
         if reason is None:
             rows += measure(on, backend, elements, options.rounds)
         else:
-            absent[backend] = reason
+            skipped[backend] = reason
             print(f"{backend} was not measured: {reason}")
-        options.results.write_text(json.dumps({**about, "absent": absent, "rows": rows}, indent=1) + "\n")
+        options.results.write_text(json.dumps({**about, keys.SKIPPED: skipped, "rows": rows}, indent=1) + "\n")
     print(text(rows))
-    return int(bool(absent))
+    return int(bool(skipped))
 
 
 if __name__ == "__main__":

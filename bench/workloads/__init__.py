@@ -1,0 +1,1 @@
+"""What a benchmark steps: lists of parameter shapes."""

@@ -18,26 +18,29 @@ pytest.importorskip("pytest_benchmark")
 
 import torch
 
+from bench import keys
 from bench.__main__ import main
-from bench.harness import machine, memory_groups, results
+from bench.harness import machine, memory_groups, step_results
 from bench.harness.cache_state import STATES, USED
-from bench.harness.interleave import WARMUP, Measurement, Plan, measure
+from bench.harness.interleave import WARMUP, Measurement
+from bench.harness.interleave import measure as measure_case
+from bench.harness.plan import Plan
 from bench.harness.training_steps import SHOWN, chosen
-from bench.optimizers import bandwidth_ceiling, baselines
-from bench.optimizers.baselines import PEERS
-from bench.optimizers.candidates import ALWAYS, CONTESTANTS, FIRST_STEPS, with_peers
+from bench.optimizers import bandwidth_roofline, baselines
+from bench.optimizers.baselines import BASELINES
+from bench.optimizers.candidates import ALWAYS, CPU_CANDIDATES, FIRST_STEPS, with_baselines
 from bench.workloads import cases
 from bench.workloads.cases import CASES
 
 QUICK = ["radam-foreach", "adamw-fused", "optimi", "apex"]
-"""Peers that compile nothing, and one that serves no CPU."""
+"""Baselines that compile nothing, and one that serves no CPU."""
 
 
 def test_gpt2_has_the_published_shapes():
     case = CASES["gpt2"]
     assert case.tensors == 148
     assert case.elements == 124_439_808
-    assert case.step_bytes == 28 * 124_439_808
+    assert case.step_bytes() == 28 * 124_439_808
 
 
 def test_other_cases_have_the_size_of_their_titles():
@@ -45,7 +48,7 @@ def test_other_cases_have_the_size_of_their_titles():
     assert (CASES["small"].tensors, CASES["small"].elements) == (10_000, 640_000)
 
 
-needs_compiler = pytest.mark.skipif(bandwidth_ceiling.compiler_version() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(bandwidth_roofline.compiler_version() is None, reason="no C++ compiler")
 
 
 def lists(lengths):
@@ -61,7 +64,7 @@ def test_ceiling_adds_g_to_each_of_the_others(lengths, threads):
     p, g, m, v = lists(lengths)
     expected = [[a + b for a, b in zip(values, g, strict=True)] for values in (p, m, v)]
     untouched = [value.clone() for value in g]
-    bandwidth_ceiling.prepare(p, g, m, v, threads)()
+    bandwidth_roofline.prepare(p, g, m, v, threads)()
     for found, wanted in zip((p, m, v, g), (*expected, untouched), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
@@ -69,14 +72,14 @@ def test_ceiling_adds_g_to_each_of_the_others(lengths, threads):
 def test_ceiling_refuses_lists_that_do_not_match():
     p, g, m, v = lists([3, 4])
     with pytest.raises(ValueError, match="differ"):
-        bandwidth_ceiling.prepare(p, g[:1], m, v, 1)
+        bandwidth_roofline.prepare(p, g[:1], m, v, 1)
 
 
 @needs_compiler
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_ceiling_runs_on_the_threads_of_torch():
     p, g, m, v = lists([100_000])
-    add = bandwidth_ceiling.prepare(p, g, m, v, torch.get_num_threads())
+    add = bandwidth_roofline.prepare(p, g, m, v, torch.get_num_threads())
     torch.ones(1_000_000).add_(1.0)
     before = len(os.listdir("/proc/self/task"))
     add()
@@ -84,16 +87,16 @@ def test_ceiling_runs_on_the_threads_of_torch():
 
 
 def test_rounds_fit_the_budget_within_bounds():
-    assert Plan(rounds=3).rounds_for(100.0) == 3
-    assert Plan(budget=40).rounds_for(2.0) == 20
-    assert Plan(budget=40, least=7).rounds_for(30.0) == 7
-    assert Plan(budget=40, most=60).rounds_for(0.01) == 60
+    assert Plan(samples=3).count(100.0) == 3
+    assert Plan(budget=40).count(2.0) == 20
+    assert Plan(budget=40, least=7).count(30.0) == 7
+    assert Plan(budget=40, most=60).count(0.01) == 60
 
 
 def test_rounds_end_when_they_take_longer_than_planned():
     calls = []
-    plan = Plan(budget=0.05, least=2, most=10**6, patience=0, caches="used")
-    found = measure(CASES["tiny"], [CONTESTANTS["radam-single"]], plan, lambda *now: calls.append(now))
+    plan = Plan(budget=0.05, least=2, most=10**6, quiet_timeout=0, caches="used")
+    found = measure_case(CASES["tiny"], [CPU_CANDIDATES["radam-single"]], plan, lambda *now: calls.append(now))
     assert len(found.seconds("radam-single")) >= 2
     steps = [(done, total) for doing, done, total in calls if doing == "rounds"]
     assert steps[-1][0] == steps[-1][1]
@@ -126,93 +129,95 @@ print(held - resident())
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="of glibc alone")
-def test_a_heat_leaves_its_memory_to_the_next():
+def test_a_memory_group_leaves_its_memory_to_the_next():
     done = subprocess.run([sys.executable, "-c", GARBAGE], check=True, capture_output=True, text=True)
-    assert int(done.stdout) > 300 * 2**20  # which nobody held any more, and the process had kept
+    assert int(done.stdout) > 300 * 2**20  # unused memory that the process had kept
 
 
-def test_ratios_are_taken_within_rounds_and_heats():
-    heats = [{"a": [2.0, 30.0], "b": [1.0, 10.0]}, {"b": [7.0], "c": [14.0]}]
-    found = Measurement(CASES["tiny"], "cold", heats)
+def test_ratios_are_taken_within_rounds_and_memory_groups():
+    memory_groups = [{"a": [2.0, 30.0], "b": [1.0, 10.0]}, {"b": [7.0], "c": [14.0]}]
+    found = Measurement(CASES["tiny"], "cold", memory_groups)
     assert found.ratios("a", "b") == [2.0, 3.0]
     assert found.ratios("c", "b") == [2.0]
     assert found.ratios("c", "a") == []
     assert found.seconds("b") == [1.0, 10.0, 7.0]
-    assert found.contestants == ["a", "b", "c"]
+    assert found.candidates == ["a", "b", "c"]
 
 
-def test_peers_come_in_heats_where_memory_is_short(monkeypatch):
-    case, everybody = CASES["16M"], with_peers(list(PEERS))
-    free = memory_groups.bytes_needed(case, everybody) / 2**30 / 2
+def test_baselines_are_divided_into_memory_groups_where_memory_is_short(monkeypatch):
+    case, everything = CASES["16M"], with_baselines(list(BASELINES))
+    free = memory_groups.bytes_needed(case, everything) / 2**30 / 2
     monkeypatch.setattr(memory_groups, "available_gib", lambda: free)
-    divided, left_out = memory_groups.divide(case, everybody)
+    divided, left_out = memory_groups.divide(case, everything)
     assert not left_out
     assert len(divided) > 1
-    for heat in divided:
-        assert [c.name for c in heat if c.role != "peer"] == ALWAYS
-        assert memory_groups.bytes_needed(case, heat) <= free * 2**30
-    assert [c.name for heat in divided for c in heat if c.role == "peer"] == list(PEERS)
+    for group in divided:
+        assert [c.name for c in group if c.role != keys.BASELINE] == ALWAYS
+        assert memory_groups.bytes_needed(case, group) <= free * 2**30
+    assert [c.name for group in divided for c in group if c.role == keys.BASELINE] == list(BASELINES)
 
-    constant = memory_groups.bytes_needed(case, with_peers([])) / 2**30
+    constant = memory_groups.bytes_needed(case, with_baselines([])) / 2**30
     monkeypatch.setattr(memory_groups, "available_gib", lambda: (constant + 0.001) / (1 - memory_groups.SPARE))
-    divided, left_out = memory_groups.divide(case, everybody)
+    divided, left_out = memory_groups.divide(case, everything)
     assert [c.name for c in divided[0]] == ALWAYS
-    assert left_out.keys() == PEERS.keys()
+    assert left_out.keys() == BASELINES.keys()
     monkeypatch.setattr(memory_groups, "available_gib", lambda: 0.1)
     with pytest.raises(memory_groups.NotEnoughMemory, match="needs about"):
-        memory_groups.divide(case, everybody)
+        memory_groups.divide(case, everything)
 
 
-def test_a_case_in_heats_is_one_measurement(monkeypatch):
+def test_a_case_in_memory_groups_is_one_measurement(monkeypatch):
     monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
-    monkeypatch.setattr("bench.harness.interleave.divide", lambda *_: ([with_peers([name]) for name in QUICK], {}))
-    found = measure(CASES["tiny"], with_peers(QUICK), Plan(rounds=2, patience=0))
-    assert len(found.heats) == len(QUICK)
-    assert found.absent["apex"] == "serves cuda alone"
-    assert found.absent.keys() <= {"apex", "optimi"}  # which is not here where there are no peers
+    monkeypatch.setattr("bench.harness.interleave.divide", lambda *_: ([with_baselines([name]) for name in QUICK], {}))
+    found = measure_case(CASES["tiny"], with_baselines(QUICK), Plan(samples=2, quiet_timeout=0))
+    assert len(found.memory_groups) == len(QUICK)
+    assert found.skipped["apex"] == "supports cuda only"
+    assert found.skipped.keys() <= {"apex", "optimi"}  # which is not here where there are no baselines
     assert len(found.seconds("fused")) == 2 * len(QUICK)
     for name in QUICK:
-        if name not in found.absent:
+        if name not in found.skipped:
             assert len(found.ratios(name, "fused")) == len(found.seconds(name)) == 2
-    assert found.agreement.agrees is True
+    assert found.correctness.agrees is True
 
 
 @pytest.mark.parametrize("caches", STATES)
 def test_radams_agree_after_the_rounds(caches, monkeypatch):
     monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
-    radams = with_peers(["radam-foreach", "radam-single", "optimi"])
+    radams = with_baselines(["radam-foreach", "radam-single", "optimi"])
     calls = []
-    plan = Plan(rounds=3, patience=0, caches=caches)
-    found = measure(CASES["tiny"], radams, plan, lambda *now: calls.append(now))
-    agreement = found.agreement
-    assert agreement.agrees
+    plan = Plan(samples=3, quiet_timeout=0, caches=caches)
+    found = measure_case(CASES["tiny"], radams, plan, lambda *now: calls.append(now))
+    correctness = found.correctness
+    assert correctness.agrees
     steps = FIRST_STEPS + (WARMUP + 3) * (1 + USED if caches == "used" else 1)
-    assert agreement.steps == {c.name: steps for c in radams if c.name in found.contestants and c.role != "ceiling"}
-    assert agreement.bits == {"fused": True, "fused-flat": True}
-    assert all(len(heat[name]) == 3 and min(heat[name]) > 0 for heat in found.heats for name in heat)
-    total = (WARMUP + 3) * len(found.contestants)
+    assert correctness.steps == {
+        c.name: steps for c in radams if c.name in found.candidates and c.role != keys.ROOFLINE
+    }
+    assert correctness.bits == {"fused": True, "fused-flat": True}
+    assert all(len(group[name]) == 3 and min(group[name]) > 0 for group in found.memory_groups for name in group)
+    total = (WARMUP + 3) * len(found.candidates)
     assert [now for now in calls if now[0] == "rounds"][-1] == ("rounds", total, total)
-    assert {*found.contestants, *found.absent} == {contestant.name for contestant in radams}
+    assert {*found.candidates, *found.skipped} == {candidate.name for candidate in radams}
 
 
 def test_a_wrong_update_does_not_agree(monkeypatch):
     monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
-    impostor = dataclasses.replace(CONTESTANTS["adamw-fused"], radam=True)
-    found = measure(CASES["tiny"], [impostor, CONTESTANTS["radam-single"]], Plan(rounds=1, patience=0))
-    assert found.agreement.agrees is False
+    impostor = dataclasses.replace(CPU_CANDIDATES["adamw-fused"], same_update=True)
+    found = measure_case(CASES["tiny"], [impostor, CPU_CANDIDATES["radam-single"]], Plan(samples=1, quiet_timeout=0))
+    assert found.correctness.agrees is False
 
 
-def test_names_stand_for_cases_models_and_peers():
+def test_names_stand_for_cases_models_and_baselines():
     assert cases.chosen(["small", "16M"]) == ["16M", "small"]
-    assert set(cases.chosen(["growth"])) == {name for name, case in CASES.items() if case.series}
+    assert set(cases.chosen(["scaling"])) == {name for name, case in CASES.items() if case.series}
     assert "llama" not in cases.chosen(["default"])
     assert chosen(["default", "train-tiny"]) == ([*SHOWN, "train-tiny"], ["default"])
     assert chosen(["16M"]) == ([], ["16M"])
-    assert baselines.chosen(["torch"]) == [name for name in PEERS if "radam-" in name or name.endswith("-fused")]
+    assert baselines.chosen(["torch"]) == [name for name in BASELINES if "radam-" in name or name.endswith("-fused")]
     assert baselines.chosen(["none"]) == []
     with pytest.raises(ValueError, match="no case 'oh'"):
         cases.chosen(["oh"])
-    with pytest.raises(ValueError, match="no peer 'oh'"):
+    with pytest.raises(ValueError, match="no baseline 'oh'"):
         baselines.chosen(["oh"])
 
 
@@ -220,38 +225,38 @@ def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stands still under xdist
     own = tmp_path / "pytest-benchmark.json"
-    options = ["--rounds", "3", "--patience", "0", "--out", str(tmp_path), f"--benchmark-json={own}"]
-    command = ["--cases", "tiny", "elements-6400", "elements-64000", "train-tiny", "--peers", *QUICK, *options]
+    options = ["--rounds", "3", "--quiet-timeout", "0", "--out", str(tmp_path), f"--benchmark-json={own}"]
+    command = ["--cases", "tiny", "elements-6400", "elements-64000", "train-tiny", "--baselines", *QUICK, *options]
     assert main(command) == 0, capsys.readouterr().out
 
     found = json.loads((tmp_path / "step.json").read_text())
-    assert found["schema"] == results.SCHEMA
+    assert found["schema"] == step_results.SCHEMA
     assert found["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"] == torch.__version__
     assert {"cpu", "cores", "caches"} <= found["machine"].keys()
     assert {"hash", "modified"} == found["commit"].keys()
     *_, case = found["cases"]
     assert [c["name"] for c in found["cases"]] == ["elements-6400", "elements-64000", "tiny"]
-    assert (case["tensors"], case["elements"], case["heats"], case["agrees"]) == (3, 1346, 1, True)
-    assert case["contestants"].keys() | case["absent"].keys() == {*ALWAYS, *QUICK}
-    assert case["absent"]["apex"] == "serves cuda alone"
-    for name, row in case["contestants"].items():
+    assert (case["tensors"], case["elements"], case[keys.MEMORY_GROUPS], case["agrees"]) == (3, 1346, 1, True)
+    assert case[keys.CANDIDATES].keys() | case[keys.SKIPPED].keys() == {*ALWAYS, *QUICK}
+    assert case[keys.SKIPPED]["apex"] == "supports cuda only"
+    for name, row in case[keys.CANDIDATES].items():
         ms = row["ms"]
         assert 0 < ms["min"] <= ms["q1"] <= ms["median"] <= ms["q3"] <= ms["max"]
         assert len(row["all_ms"]) == row["rounds"] == 3
         assert math.isclose(row["gb_per_s"], 28 * 1346 / ms["median"] / 1e6, rel_tol=1e-3)
-        assert row["times_ours"].keys() == {ours for ours in results.OURS if ours in case["contestants"]}
-        if name == "ceiling":
+        assert row["times_ours"].keys() == {
+            ours for ours in step_results.OUR_CANDIDATES if ours in case[keys.CANDIDATES]
+        }
+        if name == keys.ROOFLINE:
             assert row["share_of_floor"]["median"] == 1.0
 
     # pytest-benchmark saw the same times.
     rows = json.loads(own.read_text())["benchmarks"]
-    theirs = {
-        row["params"]["contestant"]: row["stats"]["median"] for row in rows if row["params"].get("case") == "tiny"
-    }
-    assert theirs.keys() == case["contestants"].keys()
+    theirs = {row["params"]["candidate"]: row["stats"]["median"] for row in rows if row["params"].get("case") == "tiny"}
+    assert theirs.keys() == case[keys.CANDIDATES].keys()
     for name, median in theirs.items():
-        assert math.isclose(1e3 * median, case["contestants"][name]["ms"]["median"], rel_tol=1e-3)
+        assert math.isclose(1e3 * median, case[keys.CANDIDATES][name]["ms"]["median"], rel_tol=1e-3)
 
     [trained] = found["training"]
     assert trained["agrees"] is True
@@ -261,7 +266,7 @@ def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
 
     text = (tmp_path / "step.md").read_text()
     assert "| torch RAdam, foreach |" in text
-    for name in ("step.png", "roofline.png", "growth.png"):
+    for name in ("step.png", "roofline.png", "scaling.png"):
         assert f"({name})" in text
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert "FusedRAdam" in capsys.readouterr().out
@@ -269,7 +274,7 @@ def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
 
 def test_a_case_too_large_for_the_machine_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.harness.memory_groups.available_gib", lambda: 0.1)
-    assert main(["--cases", "tiny", "--peers", "none", "--rounds", "1", "--out", str(tmp_path)]) == 0
+    assert main(["--cases", "tiny", "--baselines", "none", "--rounds", "1", "--out", str(tmp_path)]) == 0
     assert "needs about" in capsys.readouterr().out
 
 

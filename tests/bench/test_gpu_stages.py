@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import plan, plot
+from bench.gpu import gpu_plots, stage_list
 from bench.gpu.stages import FAILED, PASSED, SKIPPED, Outcome, Stage, Task, run, run_stage
 
 
@@ -58,7 +58,7 @@ def test_one_that_does_not_listen_is_killed_with_its_children(tmp_path, monkeypa
     (outcome,) = run_stage(Stage("s", [deaf], 9, 0), 1.5, tmp_path)
     assert outcome.status == FAILED
     child = int(children.read_text())
-    for _ in range(600):  # the kernel ends it soon after it was told to
+    for _ in range(600):  # the kernel ends it soon after the signal
         if not is_running(child):
             break
         time.sleep(0.1)
@@ -82,7 +82,7 @@ def test_a_stage_leaves_the_next_what_they_need(tmp_path):
 
 
 def test_nothing_starts_without_time_and_what_is_missing_is_skipped(tmp_path):
-    tasks = [python("late", "1"), python("absent", "1", missing="no such tool"), Task("none", ["/no/such/program"])]
+    tasks = [python("late", "1"), python("skipped", "1", missing="no such tool"), Task("none", ["/no/such/program"])]
     outcomes = run_stage(Stage("s", tasks, 60, 0), 0.0, tmp_path)
     assert [o.status for o in outcomes] == [FAILED, SKIPPED, FAILED]
     assert outcomes[1].reason == "no such tool"
@@ -113,10 +113,10 @@ def test_environment_and_seconds_reach_the_task(tmp_path, monkeypatch):
     ],
 )
 def test_tests_are_judged(status, log, verdict):
-    assert plan.judge_pytest(status, log) == verdict
+    assert stage_list.judge_pytest(status, log) == verdict
 
 
-CLEAN = "exercised cuda: 12 runs\nexercised triton: 12 runs\n========= ERROR SUMMARY: 0 errors\n"
+CLEAN = "ran cuda: 12 runs\nran triton: 12 runs\n========= ERROR SUMMARY: 0 errors\n"
 
 
 @pytest.mark.parametrize(
@@ -128,54 +128,57 @@ CLEAN = "exercised cuda: 12 runs\nexercised triton: 12 runs\n========= ERROR SUM
             CLEAN.replace("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"),
             PASSED,
         ),
-        (0, "exercised triton: 12 runs\nabsent cuda: not built\n========= ERROR SUMMARY: 0 errors\n", PASSED),
+        (0, "ran triton: 12 runs\nskipped cuda: not built\n========= ERROR SUMMARY: 0 errors\n", PASSED),
         (9, CLEAN.replace("0 errors", "3 errors"), FAILED),
         (9, CLEAN, FAILED),
         (0, "========= ERROR SUMMARY: 0 errors\n", FAILED),
-        (0, "absent cuda: no\nabsent triton: no\n========= ERROR SUMMARY: 0 errors\n", SKIPPED),
+        (0, "skipped cuda: no\nskipped triton: no\n========= ERROR SUMMARY: 0 errors\n", SKIPPED),
         (1, "AssertionError: cuda: tensor 3\n========= ERROR SUMMARY: 0 errors\n", FAILED),
-        (0, "exercised triton: 12 runs\n", FAILED),
+        (0, "ran triton: 12 runs\n", FAILED),
         (255, "========= Error: Device not supported. Please refer to the documentation\n", SKIPPED),
         (1, "", FAILED),
     ],
 )
 def test_sanitizers_are_judged(status, log, expected):
-    assert plan.judge_sanitizer(status, log)[0] == expected
+    assert stage_list.judge_sanitizer(status, log)[0] == expected
 
 
 def test_the_planted_error_is_judged():
-    assert plan.judge_planted(9, "========= Invalid __global__ write of size 4 bytes\n")[0] == PASSED
-    assert plan.judge_planted(0, CLEAN)[0] == FAILED
-    assert plan.judge_planted(255, "========= Error: Device not supported\n")[0] == SKIPPED
+    assert stage_list.judge_planted(9, "========= Invalid __global__ write of size 4 bytes\n")[0] == PASSED
+    assert stage_list.judge_planted(0, CLEAN)[0] == FAILED
+    assert stage_list.judge_planted(255, "========= Error: Device not supported\n")[0] == SKIPPED
 
 
 def test_builds_and_backends_are_judged():
-    assert plan.judge_build(0, "") == (PASSED, "")
-    assert "nvcc fatal error: oh" in plan.judge_build(1, "fine\nnvcc fatal error: oh\n")[1]
-    assert plan.judge_backends(0, "triton: runs here\n") == (PASSED, "triton: runs here")
-    assert plan.judge_backends(1, "cpu: runs here\nMISSING cuda: not built\n") == (FAILED, "MISSING cuda: not built")
-    assert plan.judge_backends(1, "ImportError: no\n") == (FAILED, "ImportError: no")
+    assert stage_list.judge_build(0, "") == (PASSED, "")
+    assert "nvcc fatal error: oh" in stage_list.judge_build(1, "fine\nnvcc fatal error: oh\n")[1]
+    assert stage_list.judge_backends(0, "triton: runs here\n") == (PASSED, "triton: runs here")
+    assert stage_list.judge_backends(1, "cpu: runs here\nMISSING cuda: not built\n") == (
+        FAILED,
+        "MISSING cuda: not built",
+    )
+    assert stage_list.judge_backends(1, "ImportError: no\n") == (FAILED, "ImportError: no")
 
 
 @pytest.mark.parametrize("xdist", [True, False], ids=["with_xdist", "without_xdist"])
 def test_every_file_of_the_suite_is_run_once(xdist, monkeypatch):
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: xdist or None)
-    monkeypatch.setattr(plan.os, "cpu_count", lambda: 16)
-    *suite, gpu = plan._tests()
+    monkeypatch.setattr(stage_list.importlib.util, "find_spec", lambda name: xdist or None)
+    monkeypatch.setattr(stage_list.os, "cpu_count", lambda: 16)
+    *suite, gpu = stage_list._tests()
     assert gpu.command[-1] == "tests/gpu"
     assert len(suite) == (1 if xdist else 12)
     assert all("--continue-on-collection-errors" in task.command for task in (*suite, gpu))
     named = [part for task in suite for part in task.command if part.startswith("tests")]
-    files = {path.relative_to(plan.ROOT).as_posix() for path in plan.ROOT.glob("tests/**/test_*.py")}
+    files = {path.relative_to(stage_list.ROOT).as_posix() for path in stage_list.ROOT.glob("tests/**/test_*.py")}
     expected = ["tests"] if xdist else sorted(name for name in files if not name.startswith("tests/gpu/"))
     assert sorted(named) == expected
     assert "tests/bench/test_gpu_stages.py" in files
 
 
 def test_the_plan_fits_its_time():
-    stages = plan.stages(Path("results"))
-    assert list(stages)[:5] == list(plan.DEFAULT)
-    assert sum(stages[name].least for name in plan.DEFAULT) < plan.TOTAL < 540
+    stages = stage_list.stages(Path("results"))
+    assert list(stages)[:5] == list(stage_list.DEFAULT)
+    assert sum(stages[name].least for name in stage_list.DEFAULT) < stage_list.TOTAL < 540
     assert all(stage.least <= stage.limit for stage in stages.values())
 
 
@@ -183,9 +186,9 @@ def fake(failing: bool):
     """Stages, one of which leaves all the files that there may be."""
 
     def stages(folder: Path) -> dict[str, Stage]:
-        names = ["gpu.md", *plot.NAMES, "forms.json", "tune.json"]
+        names = ["gpu.md", *gpu_plots.NAMES, "formats.json", "tune.json"]
         write = f"import pathlib; [pathlib.Path({str(folder)!r}, n).write_text('[1]') for n in {names}]"
-        fine = f"print({str(plan.ROOT)!r}); {write}"
+        fine = f"print({str(stage_list.ROOT)!r}); {write}"
         tasks = [python("fine", fine), python("bad", f"raise SystemExit({int(failing)})")]
         return {"build": Stage("build", tasks, 60, 0), "bench": Stage("bench", [], 60, 0)}
 
@@ -204,11 +207,11 @@ def test_command(failing, tmp_path, monkeypatch, capsys):
     assert kept["gpu"]["name"] == "NVIDIA X 1"
     assert [stage["task"] for stage in kept["stages"]] == ["fine", "bad"]
     log = (tmp_path / "log.txt").read_text()
-    assert str(plan.ROOT) not in log
+    assert str(stage_list.ROOT) not in log
     assert "##### build fine: passed" in log
-    assert kept["forms"] == kept["tune"] == [1]
+    assert kept["formats"] == kept["tune"] == [1]
     files = {path.name for path in tmp_path.iterdir()} | {"gpu.json"}
-    assert files == {"gpu.json", "gpu.md", *plot.NAMES, "stages.json", "log.txt"}
+    assert files == {"gpu.json", "gpu.md", *gpu_plots.NAMES, "stages.json", "log.txt"}
     assert len(files) <= 8
 
 
@@ -216,7 +219,7 @@ def test_command_refuses_unknown_stages(capsys):
     with pytest.raises(SystemExit):
         command.parse(["--stages", "built"])
     assert "invalid choice" in capsys.readouterr().err
-    assert command.parse([]).stages == ["build", "test", "sanitize", "forms", "bench"]
+    assert command.parse([]).stages == ["build", "test", "sanitize", "formats", "bench"]
     assert command.parse(["--stages", "tune"]).stages == ["tune"]
 
 

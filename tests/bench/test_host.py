@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench import keys
 from bench.studies import host_overhead
 
 
@@ -16,14 +17,14 @@ def test_a_run_saves_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixt
     found = json.loads((tmp_path / "host.json").read_text())
     assert [(row["tensors"], row["caches"]) for row in found["rows"]] == [(2, "cold"), (2, "warm"), (20, "warm")]
     for row in found["rows"]:
-        assert row["us"].keys() == host_overhead.CONTESTANTS.keys()
+        assert row["us"].keys() == host_overhead.CANDIDATES.keys()
         assert all(low <= row["us"][name] <= high for name, (low, high) in row["quartiles"].items())
     assert "torch AdamW, fused" in capsys.readouterr().out
-    assert found["claims"] == host_overhead.claims(found["rows"])
+    assert found["claims"] == host_overhead.targets(found["rows"])
 
 
 def row(tensors: int, flat: float, ratio: float) -> dict[str, Any]:
-    return {"tensors": tensors, "us": {host_overhead.FLAT: flat}, "peer_over_ours": ratio}
+    return {"tensors": tensors, "us": {host_overhead.FLAT: flat}, keys.BASELINE_OVER_OURS: ratio}
 
 
 @pytest.mark.parametrize(
@@ -38,4 +39,4 @@ def row(tensors: int, flat: float, ratio: float) -> dict[str, Any]:
 )
 def test_claims(cold: float, ratio: float, flat: float, kept: list[str]) -> None:
     rows = [row(10, 60.0, cold), row(10, 20.0, 1.0), row(10_000, flat, ratio)]
-    assert [claim[:4] for claim in host_overhead.claims(rows)] == kept
+    assert [target[:4] for target in host_overhead.targets(rows)] == kept

@@ -1,4 +1,4 @@
-"""The experiment with huge pages changes where memory lies, and nothing else."""
+"""The experiment with huge pages changes where memory is allocated, and nothing else."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ def test_the_command(monkeypatch, capsys):
     assert huge_pages.main(["--elements", "30000", "--tensors", "3", "--rounds", "3"]) == 0
     said = capsys.readouterr().out
     assert "3 x 10000 elements" in said
-    assert said.count("times as long") == len(huge_pages.FORMS)
+    assert said.count("times as long") == len(huge_pages.LAYOUTS)

@@ -26,7 +26,7 @@ FIGURES = ("lengths", "figure8", "figure9", "approximation", "early", "gradients
 
 
 def made(folder: Path) -> str:
-    """The report of the results in a folder, as if it lay beside the committed one."""
+    """The report of the results in a folder, as if it stood beside the committed one."""
     return report.markdown(Store(folder), [f"{name}.png" for name in FIGURES], "../bench/results/paper")
 
 

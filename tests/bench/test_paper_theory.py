@@ -61,14 +61,14 @@ def test_figure8_against_the_vectors() -> None:
     for v in rectified:
         for kind in ("exact", "first_order"):
             assert rectification.variance(v["rho_t"], kind) == pytest.approx(v[f"var_{kind}"], rel=1e-12)
-    # Between the vectors: each curve lies where its neighbours' says, as both fall with ν.
+    # Between the vectors, each curve is between its neighbours' values, as both fall with ν.
     for kind in ("exact", "first_order"):
         curve = dict(zip(found["nu"], found[kind], strict=True))
         known = sorted((v["rho_t"], v[f"var_{kind}"]) for v in rectified if 5 <= v["rho_t"] <= 500)
         assert len(known) > 40
         for length, value in known:
             assert curve[math.ceil(length)] <= value <= curve[math.floor(length)]
-        # Negative control: the other curve lies elsewhere, where a degree is a small part of the length.
+        # Negative control: the other curve is elsewhere, where a degree is a small part of the length.
         wrong = "exact" if kind == "first_order" else "first_order"
         elsewhere = {v["rho_t"]: v[f"var_{wrong}"] for v in rectified}
         assert not all(curve[math.ceil(x)] <= elsewhere[x] <= curve[math.floor(x)] for x, _ in known)

@@ -1,4 +1,4 @@
-"""What `low_precision_training` recorded is what the project promises of learning, and what the docs say."""
+"""What `low_precision_training` recorded is what the project targets of learning, and what the docs say."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("rich")
 
+from bench import keys
 from bench.report import readme
 
 
@@ -21,16 +22,16 @@ def test_the_readme_is_what_the_files_say() -> None:
 
 
 def case(name: str, **rows: float) -> dict:
-    contestants = {
-        contestant: {
-            "label": contestant,
-            "role": {"ceiling": "ceiling", "fused": "ours"}.get(contestant, "peer"),
-            "bytes_per_element": 16 if contestant == "eight" else 28,
+    candidates = {
+        candidate: {
+            "label": candidate,
+            "role": {keys.ROOFLINE: keys.ROOFLINE, "fused": "ours"}.get(candidate, keys.BASELINE),
+            "bytes_per_element": 16 if candidate == "eight" else 28,
             "ms": {"median": ms},
         }
-        for contestant, ms in rows.items()
+        for candidate, ms in rows.items()
     }
-    return {"name": name, "title": name.upper(), "contestants": contestants}
+    return {"name": name, "title": name.upper(), keys.CANDIDATES: candidates}
 
 
 FOUND = {
@@ -38,7 +39,7 @@ FOUND = {
     "versions": {"torch": "2.0"},
     "date": "2026-01-02T00:00:00",
     "machine": {"cores": 2, "cpu": "CPU", "vector": "AVX"},
-    "cases": [case("16M", peer=1.5, ceiling=1.0, fused=2.0), case("small", fused=0.1, eight=1234.5)],
+    "cases": [case("16M", baseline=1.5, ceiling=1.0, fused=2.0), case("small", fused=0.1, eight=1234.5)],
 }
 
 
@@ -49,7 +50,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_rows_where_a_peer_wins_stay(results: Path) -> None:
+def test_rows_where_a_baseline_wins_stay(results: Path) -> None:
     text = readme.rewritten("a\n<!-- bench cpu -->\nstale\n<!-- end cpu -->\nz\n", results)
     assert text.startswith("a\n<!-- bench cpu -->\nMilliseconds")
     assert text.endswith("\n<!-- end cpu -->\nz\n")
@@ -57,11 +58,11 @@ def test_rows_where_a_peer_wins_stay(results: Path) -> None:
     assert '`make bench CASES="16M small"` reproduces it (0123456789ab with changes, torch 2.0, 2026-01-02)' in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows == [
-        "| ms a step | 16M | SMALL |",
+        "| ms per step | 16M | SMALL |",
         "| :-- | --: | --: |",
-        "| ceiling | 1 | – |",
-        "| fused | 2 | **0.1** |",
-        "| peer | **1.5** | – |",
+        "| roofline (adds only) | 1 | – |",
+        "| FusedRAdam | 2 | **0.1** |",
+        "| baseline | **1.5** | – |",
         "| eight (8-bit moments) | – | 1,234 |",
     ]
     assert readme.rewritten(text, results) == text

@@ -44,7 +44,7 @@ def test_measures_and_writes(monkeypatch, tmp_path, capsys):
     finally:
         torch.set_num_threads(threads)
     numbers = json.loads((tmp_path / "new" / "scale.json").read_text())
-    assert {name: len(times) for name, times in numbers["host ms"].items()} == dict.fromkeys(fsdp_scale.CONTESTANTS, 3)
+    assert {name: len(times) for name, times in numbers["host ms"].items()} == dict.fromkeys(fsdp_scale.CANDIDATES, 3)
     assert "torch.optim.AdamW(fused=True): " in capsys.readouterr().out
 
 

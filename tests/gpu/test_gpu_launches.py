@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.gpu import traces
-from bench.gpu.cases import CASES
+from bench.workloads.cases import CASES
 from tests.gpu import on_gpu
 
 MODELS = {

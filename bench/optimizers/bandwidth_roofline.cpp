@@ -1,11 +1,11 @@
-// The ceiling: the same four arrays as a RAdam step, read and written the same way (28 bytes an element in fp32), and
-// no arithmetic but one addition an array. No step that moves these bytes through these cores can be faster.
+// The bandwidth roofline: reads and writes the same four arrays as a RAdam step in the same way (28 bytes per element
+// in fp32), with only one addition per array. No step that moves these bytes through these cores can be faster.
 //
-// The plain loop is the fastest form found. Tried against it, interleaved, on the machine of results/cpu with a cold
-// cache: non-temporal stores (28 % slower at 16M elements, up to 5 times when the arrays fit the cache: the lines are
-// there already, having just been read, so no read for ownership is saved); software prefetch 4 to 64 lines ahead (-1
-// to +2 %); one array at a time in tiles of 4 and 16 KB (5 to 7 % slower); tiles of 64 and 256 KB handed out
-// dynamically, loads before stores, unrolling, 256-bit vectors (all within 1 %).
+// The plain loop is the fastest variant found. Compared with it, interleaved, on the machine of results/cpu with a cold
+// cache: non-temporal stores (28 % slower at 16M elements, up to 5 times when the arrays fit into the cache: each line
+// has just been read, so the store saves no read for ownership); software prefetch 4 to 64 lines ahead (-1 to +2 %);
+// one array at a time in tiles of 4 and 16 KB (5 to 7 % slower); tiles of 64 and 256 KB assigned dynamically, loads
+// before stores, unrolling, 256-bit vectors (all within 1 %).
 #include <algorithm>
 #include <cstdint>
 
@@ -19,7 +19,7 @@
 
 namespace {
 
-// Threads split the elements at cache lines.
+// Elements per cache line; threads split the elements at its multiples.
 constexpr int64_t kLine = 16;
 
 FOR_EVERY_ISA
@@ -34,9 +34,9 @@ void add_span(float* __restrict p, const float* __restrict g, float* __restrict 
 }  // namespace
 
 // p += g, m += g and v += g over `count` quadruples of arrays, array i of numel[i] elements. One parallel region for
-// all of them; each thread walks its share of the elements, as a fused step does.
-extern "C" void radam_bench_ceiling(float* const* p, const float* const* g, float* const* m, float* const* v,
-                                    const int64_t* numel, int64_t count, int threads) {
+// all of them; each thread takes its share of the elements, as in a fused step.
+extern "C" void radam_bench_roofline(float* const* p, const float* const* g, float* const* m, float* const* v,
+                                     const int64_t* numel, int64_t count, int threads) {
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) total += numel[i];
   const int64_t lines = (total + kLine - 1) / kLine;

@@ -1,4 +1,4 @@
-"""What the stages of ``make gpu`` do: their commands, their time, and how their outcome is judged."""
+"""The stages of ``make gpu``: their commands, their time limits, and how their outcome is judged."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bench.gpu.stages import FAILED, PASSED, SKIPPED, Stage, Task, Verdict
 ROOT = Path(__file__).resolve().parents[2]
 TOTAL = 530.0
 """Seconds for all stages together."""
-DEFAULT = ("build", "test", "sanitize", "forms", "bench")
+DEFAULT = ("build", "test", "sanitize", "formats", "bench")
 SANITIZERS = ("memcheck", "initcheck", "racecheck")
-# What compute-sanitizer says where the machine does not let it work.
+# What compute-sanitizer prints on a machine where it cannot run.
 CANNOT = (
     "Device not supported",
     "Internal Sanitizer Error",
@@ -28,7 +28,7 @@ CANNOT = (
 
 
 def judge_pytest(status: int, log: str) -> Verdict:
-    """Tests must have passed; that none ran is a failure, whatever pytest's status."""
+    """Passes if tests ran and passed; if none ran it fails, whatever pytest's status."""
     ends = re.findall(r"^=*\s*((?:\d+ \w+, )*\d+ \w+(?:, \d+ \w+)*) in [\d.]+s", log, re.MULTILINE)
     summary = ends[-1] if ends else "no summary"
     if status != 0:
@@ -40,7 +40,7 @@ def judge_pytest(status: int, log: str) -> Verdict:
 
 
 def judge_build(status: int, log: str) -> Verdict:
-    """pip's own last line says what went wrong."""
+    """The reason is the first line of the log with an error."""
     if status == 0:
         return PASSED, ""
     errors = re.findall(r"^.*\berror\b.*$", log, re.MULTILINE | re.IGNORECASE)
@@ -48,7 +48,7 @@ def judge_build(status: int, log: str) -> Verdict:
 
 
 def judge_backends(status: int, log: str) -> Verdict:
-    """Whether everything that should run here does."""
+    """Passes if every backend that should run here does."""
     if status == 0:
         return PASSED, "; ".join(line for line in log.splitlines() if ": " in line)[:300]
     lines = [line for line in log.splitlines() if line.startswith("MISSING")] or log.strip().splitlines()[-1:]
@@ -56,27 +56,27 @@ def judge_backends(status: int, log: str) -> Verdict:
 
 
 def _cannot(log: str) -> str | None:
-    """The line in which a sanitizer says that it cannot work here."""
+    """The line of the log which says that a sanitizer cannot run here."""
     return next((line.strip("= ") for line in log.splitlines() if any(text in line for text in CANNOT)), None)
 
 
 def judge_sanitizer(status: int, log: str) -> Verdict:
-    """Clean only if the tool gives its summary with no error in it, and the exercise has run under it."""
+    """Passes only if the sanitizer's summary has no error and the workload has run under it."""
     found = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", log)
-    exercised = re.findall(r"^exercised (\w+)", log, re.MULTILINE)
-    absent = re.findall(r"^absent (\w+)", log, re.MULTILINE)
-    if status == 0 and found and found[1] == "0" and exercised:
-        return PASSED, f"{', '.join(exercised)} clean" + (f"; not there: {', '.join(absent)}" if absent else "")
+    ran = re.findall(r"^ran (\w+)", log, re.MULTILINE)
+    skipped = re.findall(r"^skipped (\w+)", log, re.MULTILINE)
+    if status == 0 and found and found[1] == "0" and ran:
+        return PASSED, f"{', '.join(ran)} clean" + (f"; not there: {', '.join(skipped)}" if skipped else "")
     reason = _cannot(log)
     if reason is not None:
         return SKIPPED, f"cannot run on this machine: {reason}"[:300]
-    if status == 0 and found and found[1] == "0" and absent:
-        return SKIPPED, f"no backend to exercise: {', '.join(absent)} not there"
+    if status == 0 and found and found[1] == "0" and skipped:
+        return SKIPPED, f"no backend to run: {', '.join(skipped)} not there"
     return FAILED, found[0] if found else f"exit status {status}, no summary"
 
 
 def judge_planted(status: int, log: str) -> Verdict:
-    """The negative control of the sanitizer: a write out of bounds has to be found."""
+    """The negative control of the sanitizer: it must find the planted write out of bounds."""
     if "Invalid __global__ write" in log:
         return PASSED, "a planted write out of bounds was found"
     reason = _cannot(log)
@@ -97,7 +97,7 @@ def _sanitizer() -> str | None:
 def _sanitize() -> list[Task]:
     tool = _sanitizer()
     missing = None if tool else "compute-sanitizer is not installed"
-    # Every tensor gets an allocation of its own, so that running over its end shows.
+    # Every tensor gets its own allocation, so that an access beyond its end is an error.
     environment: dict[str, str | None] = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITON_INTERPRET": None}
 
     def task(name: str, check: str, judge: Callable[[int, str], Verdict], *options: str) -> Task:
@@ -111,23 +111,23 @@ def _sanitize() -> list[Task]:
     ]
 
 
-def _dealt(workers: int) -> list[list[str]]:
-    """The files of the ordinary suite, dealt out: the longest first, as those mostly take the longest."""
+def _split(workers: int) -> list[list[str]]:
+    """The ordinary suite's files, split among workers; the longest files first, as most of them take the longest."""
     paths = [path for path in ROOT.glob("tests/**/test_*.py") if path.parent.name != "gpu"]
     files = [path.relative_to(ROOT).as_posix() for path in sorted(paths, key=lambda path: -path.stat().st_size)]
     return [files[k::workers] for k in range(min(workers, len(files)))]
 
 
 def _tests() -> list[Task]:
-    """The ordinary suite as on a machine without a GPU, and beside it the GPU's own tests."""
+    """The ordinary suite, run as on a machine without a GPU, and the GPU's own tests beside it."""
     cores = os.cpu_count() or 1
-    # A file that does not import, for want of what it tests with, must not keep the others from running.
+    # A test file whose imports fail must not stop the others.
     flags = ["-q", "--durations=10", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     pytest = [sys.executable, "-m", "pytest", *flags]
     workers = max(1, min(12, cores - 4))
     xdist = importlib.util.find_spec("xdist") is not None
-    by_file = ["-n", "3", "--dist", "loadfile"] if xdist else []  # the tests that fill the memory are in one file
-    shares = [["-n", str(workers), "tests", "--ignore=tests/gpu"]] if xdist else _dealt(workers)
+    by_file = ["-n", "3", "--dist", "loadfile"] if xdist else []  # the tests that fill the GPU's memory are in one file
+    shares = [["-n", str(workers), "tests", "--ignore=tests/gpu"]] if xdist else _split(workers)
     environment: dict[str, str | None] = {
         "CUDA_VISIBLE_DEVICES": "",
         "TRITON_INTERPRET": "1",
@@ -158,13 +158,13 @@ def stages(results: Path) -> dict[str, Stage]:
         Stage("test", _tests(), limit=210.0, least=90.0, together=True),
         Stage("sanitize", _sanitize(), limit=90.0, least=40.0, together=True),
         Stage(
-            "forms",
+            "formats",
             [
                 Task(
-                    "forms",
+                    "formats",
                     [
                         *(python, "-m", "bench.studies.state_formats", "--device", "cuda"),
-                        *("--results", str(results / "forms.json")),
+                        *("--results", str(results / "formats.json")),
                     ],
                     compiled,
                 )

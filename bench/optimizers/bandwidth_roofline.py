@@ -1,4 +1,4 @@
-"""Compiles bandwidth_ceiling.cpp, when a benchmark first needs it, and calls it on lists of tensors."""
+"""Compiles bandwidth_roofline.cpp, when a benchmark first needs it, and calls it on lists of tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("bandwidth_ceiling.cpp")
+SOURCE = Path(__file__).with_name("bandwidth_roofline.cpp")
 FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC"]
 
 
@@ -38,19 +38,19 @@ def compiler_version() -> str | None:
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled ceiling.
+    """The compiled roofline.
 
     torch must have been imported before: its OpenMP runtime is then the one that the dynamic linker binds this library
-    to, and the ceiling runs on torch's own pool of threads instead of a second one that gets in its way.
+    to, and the roofline runs on torch's own pool of threads instead of a second one that gets in its way.
     """
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "ceiling.so"
+        built = Path(folder) / "roofline.so"
         command = [*compiler(), *FLAGS, str(SOURCE), "-o", str(built)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode != 0:
             raise RuntimeError(f"the compiler refused {SOURCE.name}: {made.stderr.strip()[-400:]}")
         loaded = ctypes.CDLL(str(built))  # stays mapped when the file goes
-    loaded.radam_bench_ceiling.restype = None
+    loaded.radam_bench_roofline.restype = None
     return loaded
 
 
@@ -72,4 +72,4 @@ def prepare(
         ctypes.c_int64(len(numel)),
         ctypes.c_int(threads),
     )
-    return functools.partial(library().radam_bench_ceiling, *arguments)
+    return functools.partial(library().radam_bench_roofline, *arguments)

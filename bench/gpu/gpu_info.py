@@ -1,11 +1,10 @@
-"""The GPU and the software around it, in terms that say nothing of who owns the machine.
+"""Describes the GPU and the software around it, without host name or path.
 
-``python -m bench.gpu.machine`` prints it as JSON, so that whoever must not touch the GPU itself can ask.
+``python -m bench.gpu.gpu_info`` prints the description as JSON, for a process that must not use the GPU itself.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import shutil
@@ -28,7 +27,7 @@ def _output(*command: str) -> str | None:
 
 
 def query(*fields: str) -> dict[str, str]:
-    """What nvidia-smi says of the GPU that torch calls 0; empty where there is no nvidia-smi."""
+    """What nvidia-smi reports of the GPU that torch calls 0; empty where there is no nvidia-smi."""
     if not torch.cuda.is_available():
         return {}
     base = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
@@ -45,15 +44,8 @@ def nvcc_version() -> str | None:
     return found[1] if found else None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def gpu() -> dict[str, Any]:
-    """The GPU as torch and nvidia-smi describe it; the name alone ("cpu") where there is none."""
+    """The GPU as torch and nvidia-smi describe it; without a GPU only the name "cpu"."""
     if not torch.cuda.is_available():
         return {"name": "cpu", "driver": None, "clocks": {}}
     properties = torch.cuda.get_device_properties(0)
@@ -70,9 +62,10 @@ def gpu() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
+    """Those of `bench.harness.machine`, and what a GPU needs."""
     return {
         **machine.versions(),
-        "triton": _version("triton"),
+        "triton": machine.version("triton"),
         "cuda": torch.version.cuda,
         "nvcc": nvcc_version(),
     }
