@@ -39,17 +39,21 @@ from .state.per_param import SeparatePlacement
 from .state.transaction import Transaction
 from .step import compiled
 from .step.differentiable import step as differentiable_step
-from .step.grad_norm import GlobalNorm, partial_sums
+from .step.grad_norm import partial_sums
 from .step.grad_scaler import asked_of_another
-from .step.launch import Launch
 from .step.parts import WHOLE, sharing_group
 from .step.parts import given as given_to
-from .step.profiling import NOTHING, RectificationState, observable, rectification_state, span
+from .step.profiling import RectificationState, observable, rectification_state
 from .step.run import collect, launch
-from .step.scalars import DeviceScalars, DeviceTables, Scalars, choose_scalars
+from .step.scalars import DeviceTables, choose_scalars
 
 if TYPE_CHECKING:
     from .gradient_release import Hooks
+
+
+def _loss_of(closure: Callable[[], Any]) -> Any:
+    with torch.enable_grad():
+        return closure()
 
 
 class FusedRAdam(Optimizer):
@@ -214,7 +218,18 @@ class FusedRAdam(Optimizer):
             if self._in_backward is not None:
                 self._in_backward.follow(self)
 
-    @observable
+    def _traced_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """What torch.compile traces in place of `step`."""
+        loss = None if closure is None else _loss_of(closure)
+        with torch.set_grad_enabled(self._differentiable):
+            if self._differentiable:
+                self._check_keys()
+                differentiable_step(self.param_groups, self.state, self._zero_grads)
+            else:
+                compiled.run(self)
+        return loss
+
+    @observable(traced=_traced_step)
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient.
 
@@ -229,14 +244,7 @@ class FusedRAdam(Optimizer):
                 another device), a parameter that has changed under its state, or a value in ``param_groups`` that is
                 not allowed (but a learning rate on a device, which is not waited for), before anything is written.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if torch.compiler.is_compiling() and not self._differentiable:
-            with torch.no_grad():
-                compiled.run(self)
-            return loss
+        loss = None if closure is None else _loss_of(closure)
         if (self._fake_mode is not None or torch.is_inference_mode_enabled()) and not self._differentiable:
             self._step_in_own_modes()
             return loss
@@ -281,40 +289,29 @@ class FusedRAdam(Optimizer):
         placement = self._current_placement()
         clips = self._max_grad_norm is not None
         norm = placement.global_norm(self.grad_norm_group, self._made_with) if clips else None
-        with NOTHING if norm is None else norm.taking_part():
+        amp = self.__dict__  # where GradScaler leaves what it knows while it calls `step`
+        grad_scale, found_inf = amp.get("grad_scale"), amp.get("found_inf")
+        if norm is None:
             launches = collect(placement, sure=clips)
-            sums = partial_sums(launches, placement.ops, placement.names, norm) if clips else None
-        if norm is not None:  # also on a rank that has nothing to step
-            sums = norm.total(sums)
-        if launches:
-            scalars = self._scalars(placement, launches, sums, norm)
-            # Gradients that hooks have stepped are freed. GradScaler's scale is None or missing without one.
-            zero_grads = self._zero_grads and self._in_backward is None
-            launch(
-                placement, launches, scalars, zero_grads, None if self._zero_grads else self.__dict__.get("grad_scale")
-            )
-            if isinstance(scalars, DeviceScalars):
-                self.last_grad_norm = scalars.grad_norm
-        elif norm is not None and sums is not None:
-            self.last_grad_norm = norm.of(sums, self.__dict__.get("grad_scale"))
-        if self._in_backward is not None:
-            self._in_backward.after_step(self, launches)
-
-    def _scalars(
-        self, placement: Placement, launches: list[Launch], sums: Tensor | None, norm: GlobalNorm | None
-    ) -> Scalars:
-        """Who computes the scalars of this step; GradScaler leaves what it knows in two attributes."""
-        given = self.__dict__
-        grad_scale, found_inf = given.get("grad_scale"), given.get("found_inf")
-        if norm is not None and sums is not None:
+            sums = partial_sums(launches, placement.ops, placement.names) if clips else None
+        else:
+            with norm.taking_part():
+                launches = collect(placement, sure=True)
+                counted = partial_sums(launches, placement.ops, placement.names, norm)
+            sums = norm.total(counted)  # also on a rank that has nothing to step
             found_inf = norm.joined(sums, found_inf)
-        with span("scalars"):
+        if launches:
             scalars = choose_scalars(
                 placement.buckets, self.param_groups, self._tables, self._max_grad_norm, sums, grad_scale, found_inf
             )
-            if len(launches) > 1:
-                scalars.prepare([(launch.bucket, launch.plan) for launch in launches])
-        return scalars
+            # Gradients that hooks have stepped are freed.
+            zero_grads = self._zero_grads and self._in_backward is None
+            launch(placement, launches, scalars, zero_grads, None if self._zero_grads else grad_scale)
+            self.last_grad_norm = scalars.grad_norm
+        elif norm is not None and sums is not None:
+            self.last_grad_norm = norm.of(sums, grad_scale)
+        if self._in_backward is not None:
+            self._in_backward.after_step(self, launches)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

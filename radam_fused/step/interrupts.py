@@ -37,8 +37,8 @@ class Deferred:
         if threading.get_ident() != threading.main_thread().ident:
             return self
         try:
-            for number in DEFERRED:
-                handler = _signal.getsignal(number)
+            # SIG_DFL and SIG_IGN are 0 and 1 here; most often only SIGINT has a handler.
+            for number, handler in zip(DEFERRED, map(_signal.getsignal, DEFERRED), strict=True):
                 if callable(handler):
                     self._handlers.append((number, handler))
                     _signal.signal(number, self._note)
@@ -50,7 +50,8 @@ class Deferred:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        if self._handlers:
+            self._restore()
         for number, frame in self._arrived:
             handler = _signal.getsignal(number)
             if callable(handler):

@@ -63,6 +63,8 @@ def launch(
     if len(launches) == 1 and first.addresses is not None and not first.plan.first and type(scalars) is HostScalars:
         run(placement, first, scalars, zero_grads)
         return
+    if len(launches) > 1:
+        scalars.prepare([(one.bucket, one.plan) for one in launches])
     with Deferred():
         for one in launches:
             run(placement, one, scalars, zero_grads)
@@ -70,50 +72,52 @@ def launch(
             unscale(launches, grad_scale)
 
 
-def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool) -> None:
-    """One bucket's step: its rows, the step operator, and the counts.
+def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool, repair: bool = True) -> None:
+    """One bucket's step: its scalars, the step operator, and the counts.
 
     Where the pointer path does not fit, the step goes through the dispatcher; where the operator then fails for a
     reason that can be repaired, it is tried once more.
 
+    Args:
+        placement: the buckets.
+        launch: of `collect`.
+        scalars: makes the scalars.
+        zero_grads: whether to leave zeros in the gradients.
+        repair: whether a failed call may be repaired; False once one has been.
+
     Raises:
         RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
     """
-    attempt: Launch | None = launch
-    for repair in (True, False) if launch.addresses is None else (True, True, False):
-        if attempt is None or _attempt(placement, attempt, scalars, zero_grads, repair):
-            return
-        attempt = placement.collect(launch.bucket, pointers=False)
-
-
-def _attempt(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool, repair: bool) -> bool:
-    """Whether the step was taken; False where it may be taken through the dispatcher, with nothing done yet."""
-    bucket, plan = launch.bucket, launch.plan
+    bucket, plan, pointers = launch.bucket, launch.plan, launch.addresses
     ops = placement.ops[bucket]
-    with span("rows"):
+    with span("scalars"):
         rows = scalars.rows(bucket, plan, ops)
     try:
         with span("step"):
-            stepped = _call(launch, ops, rows, zero_grads)
+            if pointers is not None:
+                stepped = pointers.step(rows, zero_grads, bucket.counting(plan))
+            else:
+                stepped = _step_lists(launch, ops, rows, zero_grads)
     except BaseException as error:
         scalars.undo(bucket, plan)
-        if isinstance(error, Exception):
-            check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
-            if repair and repair_layout(bucket):
-                return False
-        raise
-    if stepped:
-        placement.stepped(launch)
+        if not isinstance(error, Exception):
+            raise
+        check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
+        if not (repair and repair_layout(bucket)):
+            raise
     else:
+        if stepped:
+            placement.stepped(launch)
+            return
         scalars.undo(bucket, plan)
-    return stepped
+    again = placement.collect(bucket, pointers=False)
+    if again is not None:
+        run(placement, again, scalars, zero_grads, repair=pointers is not None)
 
 
-def _call(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> bool:
-    """The step operator, and the version counters of what it writes; False where it takes lists, nothing done."""
-    bucket, plan, params, grads, segments, row_of, origins, addresses = launch
-    if addresses is not None:
-        return addresses.step(rows, zero_grads, bucket.counting(plan))
+def _step_lists(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> bool:
+    """The step operator on lists of tensors, and the version counters of what it writes; True."""
+    bucket, plan, params, grads, segments, row_of, origins, _ = launch
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
     forms = bucket.scales, bucket.residue, bucket.stochastic, origins

@@ -28,6 +28,9 @@ Groups = list[dict[str, Any]]
 class Scalars(Protocol):
     """Makes the rows of one step."""
 
+    grad_norm: Tensor | None
+    """The norm of the unscaled gradients, a float64 scalar, once `rows` was called; None where none is clipped."""
+
     def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
 
@@ -44,6 +47,8 @@ class Scalars(Protocol):
 
 class HostScalars:
     """Rows from Python numbers."""
+
+    grad_norm: Tensor | None = None
 
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
@@ -96,6 +101,11 @@ class DeviceTables:
         self._captured.extend(tensors)
 
 
+def _moved(given: Tensor, device: torch.device) -> Tensor:
+    """A number on another device; the operators of the host read it at once, so there the copy is waited for."""
+    return given.to(device, non_blocking=device.type != "cpu")
+
+
 def on_device(lr: Any) -> bool:
     """Whether the host would have to wait for a learning rate."""
     return isinstance(lr, Tensor) and lr.device.type != "cpu"
@@ -107,6 +117,8 @@ def _lies_on(lr: Any, device: torch.device) -> bool:
 
 
 def _host_rate(lr: Any, device: torch.device) -> float:
+    if type(lr) is float:
+        return lr
     if _lies_on(lr, device):
         return 0.0
     if isinstance(lr, Tensor) and capturing(device):
@@ -122,7 +134,7 @@ def _host_rate(lr: Any, device: torch.device) -> float:
 def _rates(groups: Groups, device: torch.device) -> Tensor | None:
     """The groups' learning rates as one tensor of the device, or None where none lies there."""
     rates = [group["lr"] for group in groups]
-    if not any(_lies_on(lr, device) for lr in rates):
+    if not [lr for lr in rates if isinstance(lr, Tensor) and lr.device == device]:
         return None
     first = rates[0]
     if all(lr is first for lr in rates) and first.dtype in (torch.float32, torch.float64):
@@ -191,10 +203,9 @@ class DeviceScalars:
         device = bucket.state_device
         hypers = self._tables.group_scalars(self._groups, device)
         pairs, counted = bucket.tables(plan)
-        waits = device.type == "cpu"  # the host's operators read at once
-        squares, grad_scale, found_inf = (
-            None if given is None else given.to(device, non_blocking=not waits) for given in self._given
-        )
+        squares, grad_scale, found_inf = [
+            given if given is None or given.device == device else _moved(given, device) for given in self._given
+        ]
         if capturing(device):
             self._tables.keep(hypers, pairs, counted)
         self._rows, norm = ops.scalars(
@@ -236,9 +247,8 @@ def choose_scalars(
     Raises:
         ValueError: a group that lacks a hyperparameter.
     """
-    known = max_grad_norm is None and grad_scale is None and found_inf is None
-    for bucket in buckets:
-        known = known and not bucket.counts.on_device
+    on_host = [bucket for bucket in buckets if not bucket.counts.on_device]
+    known = max_grad_norm is None and grad_scale is None and found_inf is None and len(on_host) == len(buckets)
     try:
         for group in groups:
             known = known and not (group["capturable"] or on_device(group["lr"]))
@@ -247,8 +257,8 @@ def choose_scalars(
         raise
     if known:
         return HostScalars(groups)
-    if not all(bucket.counts.on_device for bucket in buckets):
+    if on_host:
         check_capture(buckets, groups)
-        for bucket in buckets:
+        for bucket in on_host:
             bucket.count_on_device()
     return DeviceScalars(groups, tables, partial_sums, max_grad_norm or 0.0, grad_scale, found_inf)

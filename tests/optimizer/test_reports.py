@@ -28,7 +28,7 @@ def test_rectification_state(capturable: bool) -> None:
     ]
 
 
-SPANS = {"radam_fused.collect", "radam_fused.scalars", "radam_fused.rows", "radam_fused.step"}
+SPANS = {"radam_fused.collect", "radam_fused.scalars", "radam_fused.step"}
 
 
 def clipped() -> FusedRAdam:
