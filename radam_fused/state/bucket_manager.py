@@ -63,7 +63,7 @@ class Placement:
         backend: what `radam_fused.backends.check_name` returned.
         flatten: make parameters and gradients views of flat buffers, at once.
         attach: under ``flatten``, give parameters without a gradient a zero one.
-        offload: keep moments on the CPU, and step there (offload.py).
+        offload: keep moments on the CPU, and step there (backends/offload.py).
         storage: how the state is stored.
         before: what has stored the state until now, if anything: it knows exact step counts.
         within: the transaction that this is a part of, if any.

@@ -120,7 +120,7 @@ def _fairscale(params: Sequence[Any]) -> Tensor | None:
 
 
 def _zero3(params: Sequence[Any]) -> Tensor | None:
-    """deepspeed/runtime/zero/partition_parameters.py, and the flat partitions of stage3.py."""
+    """deepspeed/runtime/zero/partition_parameters.py, and the flat partitions of deepspeed/runtime/zero/stage3.py."""
     return next((p for p in params if hasattr(p, "ds_id")), None)
 
 

@@ -1,4 +1,4 @@
-// AVX-512 intrinsics, for functions compiled for them (cpu_capability.h).
+// AVX-512 intrinsics, for functions compiled for them (cpu/cpu_capability.h).
 #pragma once
 
 // GCC 12 warns about values that its own header leaves undefined on purpose.
