@@ -1,4 +1,4 @@
-"""The loops over parameters that every step makes: in C, or in Python where the extension was not built."""
+"""The loops over parameters that every step makes: in C++, or in Python if the extension was not built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 POINTER_TABLE = "RADAM_FUSED_POINTER_TABLE"
-"""The environment variable that switches the pointer path off, with 0; read when the package is imported."""
+"""Environment variable, read at import: ``0`` switches the pointer path off; ``1`` is the default."""
 
 
 def _pointer_table_allowed() -> bool:
@@ -38,7 +38,7 @@ try:
         write_scalars,
     )
 
-    with _disable_current_modes():  # a FakeTensorMode around this import would make tensors without memory
+    with _disable_current_modes():  # under a FakeTensorMode the samples would have no memory
         _SAMPLES = [torch.empty(n, dtype=torch.float32, device="cpu") for n in (3, 5)]
         _SAMPLES[1] = torch.nn.Parameter(_SAMPLES[1])
         HAS_POINTER_PATH = _ALLOWED and find_tensor_offset(
@@ -60,7 +60,7 @@ try:
     same bits and the same errors, in several times the host's time (docs/performance.md).
     """
     HAS_LOOPS = True
-    """Whether the loops below are there in C."""
+    """Whether the extension was built, with the loops in C++."""
 except ImportError:
     HAS_POINTER_PATH = HAS_LOOPS = False
 
@@ -71,23 +71,23 @@ except ImportError:
     pairs_unmoved = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
     def write_scalars(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
-        """False: `radam_fused.numerics.scalars.compute_scalars` makes them."""
+        """Returns False: `radam_fused.numerics.scalars.compute_scalars` has to compute them."""
         return False
 
     def share_no_memory(tensors: list[Tensor]) -> bool:
-        """False: `radam_fused.numerics.overlaps.layers` has to look."""
+        """Returns False, for unknown: `radam_fused.numerics.overlaps.layers` has to find out."""
         return False
 
     def gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int]]:
-        """The gradients of parameters, and the indices of those that have none."""
+        """The gradients of the parameters that have one, and the indices of those that have none."""
         grads = [p.grad for p in params]
         return [g for g in grads if g is not None], [i for i, g in enumerate(grads) if g is None]
 
 
 NATIVE_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-"""``param_dtype`` of ``step_from_pointers``: csrc/numerics/dtypes.h."""
+"""``param_dtype`` of ``step_from_pointers``; must match csrc/numerics/dtypes.h."""
 NATIVE_DEVICE = {"cpu": 0, "cuda": 1}
-"""``device_type`` of `read_pairs`: torch's own numbers."""
+"""``device_type`` of `read_pairs`; torch's own numbers."""
 
 __all__ = [
     "HAS_LOOPS",

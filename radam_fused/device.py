@@ -1,13 +1,13 @@
-"""What goes to a device, and CUDA graphs: what a step may do while one is captured, and what the capture leaves behind.
+"""Uploads tables to a device, and says what a step may do while a CUDA graph is captured.
 
-A capture runs nothing. What it records is done in every replay, and not before the first one:
+A capture runs nothing. It records work, which each replay does again. Hence:
 
-- A table that a capture uploads is filled by the replays of that graph alone, so nothing else may find it. The pinned
-  memory that it is copied from is read in every replay, so it stays.
-- New state would be zeroed again, step counts uploaded again and moments laid out again in every replay, so a step that
-  needs any of this is refused, with the reason, before it records anything.
-- Eager steps and other graphs' replays may be taken between two replays, so a captured step has a row of scalars for
-  each parameter, made from that parameter's own count (`Bucket.captured_plan`).
+- A table that a capture uploads is filled only by that graph's replays, so no other launch may use it. Every replay
+  reads the pinned memory that the table is copied from, so that memory is kept.
+- A step that needs new state is refused, with the reason, before anything is recorded. Every replay would zero the
+  state, upload the step counts or lay out the moments again.
+- Between two replays, user code may take eager steps or replay other graphs. A captured step therefore has its own
+  scalars for each parameter, computed from that parameter's own step count (`Bucket.captured_plan`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor
 from .tensor_kinds import is_fake
 
 _kept: list[Any] = []
-"""What graphs refer to. A graph does not report when it is destroyed, so this stays."""
+"""Tensors that captured graphs read. torch does not say when a graph is destroyed, so they are kept permanently."""
 
 
 def may_capture(device: torch.device) -> bool:
-    """Whether graphs that record steps on this device exist at all."""
+    """Whether steps on this device can be captured: CUDA graphs exist for CUDA devices only."""
     return device.type == "cuda"
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether the current stream of the device records a CUDA graph."""
+    """Whether the current stream is capturing a CUDA graph."""
     try:
         return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     except RuntimeError:  # a fake tensor's device, where torch has no CUDA
@@ -37,15 +37,15 @@ def capturing(device: torch.device) -> bool:
 
 
 def keep(*tensors: Tensor | None) -> None:
-    """Keeps what a graph that is being captured refers to."""
+    """Keeps tensors alive that the graph being captured reads."""
     _kept.extend(tensor for tensor in tensors if tensor is not None)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device, through pinned memory so that nothing waits; itself where it is there."""
+    """Copies a CPU tensor to a device, through pinned memory so that the host does not wait; returns it for the CPU."""
     if device.type == "cpu":
         return tensor
-    if device.type != "cuda" or is_fake(tensor):  # of the meta device, say
+    if device.type != "cuda" or is_fake(tensor):  # the meta device, for example
         return tensor.to(device)
     pinned = tensor.pin_memory()
     there = pinned.to(device, non_blocking=True)  # the allocator keeps pinned memory until the copy is done

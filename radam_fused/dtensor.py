@@ -1,9 +1,9 @@
-"""DTensor parameters (FSDP2's ``fully_shard``, tensor parallel): the step runs on what this rank holds of them.
+"""DTensor parameters (FSDP2's ``fully_shard``, tensor parallel): the step updates their local tensors.
 
-A DTensor is a wrapper around this rank's local tensor. Every operation on the wrapper goes through a dispatcher that
-works out placements, tens of microseconds a call and at times a collective; an elementwise step needs none of that.
-So the step sees local tensors alone, and only ``optimizer.state`` shows DTensors again: views of the flat buffers,
-wrapped with the parameter's own mesh and placements, as checkpoints expect them.
+A DTensor wraps the local tensor of this rank. Every operation on the wrapper goes through DTensor's dispatcher, which
+computes placements: tens of microseconds per call, and sometimes a collective. An elementwise step needs neither, so
+the step works on local tensors. Only ``optimizer.state`` has DTensors: views of the flat buffers, wrapped with the
+parameter's own mesh and placements, as checkpoints expect them.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether this is a DTensor, without importing them for those who have none."""
+    """Whether this is a DTensor; the class comes from ``sys.modules``, so that asking imports nothing."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def is_fsdp1(param: Any) -> bool:
-    """Whether FSDP1 (`FullyShardedDataParallel`) has this rank's part of several parameters in this plain tensor."""
+    """Whether this is a flat parameter of FSDP1 (`FullyShardedDataParallel`): a plain tensor with several shards."""
     return bool(getattr(param, "_fsdp_flattened", False))
 
 
 def local(tensor: Any) -> Tensor:
-    """What this rank holds of a DTensor, sharing its memory; any other tensor as it is."""
+    """The local tensor of a DTensor, which shares its memory; any other tensor unchanged."""
     return tensor._local_tensor if is_sharded(tensor) else tensor
 
 
 def check_placed(param: Any, name: str) -> None:
-    """Raises for a DTensor parameter that cannot be stepped where it is stored.
+    """Raises for a DTensor parameter whose local tensors cannot be stepped.
+
+    Args:
+        param: a parameter, DTensor or not.
+        name: what the error calls it.
 
     Raises:
-        ValueError: a parameter whose value is a pending sum over ranks (``Partial``).
+        ValueError: a placement is ``Partial``, that is, the value is a sum over ranks that was not taken yet.
     """
     if is_sharded(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
@@ -48,19 +52,20 @@ def check_placed(param: Any, name: str) -> None:
 def stretches(
     shape: Sequence[int], mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]
 ) -> list[tuple[int, int]] | None:
-    """Of each dimension of a tensor the first index and the number of those that a rank holds, by torch.chunk's rule.
+    """The range of indices that a rank holds of each dimension of a tensor, split as ``torch.chunk`` splits.
 
-    FSDP2 over tensor parallel splits a dimension by a mesh dimension to the right before one to the left, which a
-    ``_StridedShard`` says by how many parts there were before.
+    FSDP2 over tensor parallel splits a dimension by a mesh dimension further right first. Its ``_StridedShard`` gives,
+    as ``split_factor``, the number of parts into which the dimension was already split.
 
     Args:
-        shape: the whole tensor's.
-        mesh: how many ranks there are along each of the mesh's dimensions.
-        coordinate: the rank's place in the mesh.
-        placements: as many as the mesh has dimensions.
+        shape: of the whole tensor.
+        mesh: the number of ranks along each dimension of the mesh.
+        coordinate: the rank's index along each dimension of the mesh.
+        placements: one for each dimension of the mesh.
 
     Returns:
-        None where a dimension is split into parts that are no stretches of it.
+        The first index and the number of indices, for each dimension of the tensor; None if the rank's indices of
+        some dimension are not contiguous.
     """
     splits: list[list[tuple[int, int]]] = [[] for _ in shape]
     for parts, index, placement in reversed(list(zip(mesh, coordinate, placements, strict=True))):
@@ -86,13 +91,13 @@ def stretches(
 
 
 def shard_of(param: Any) -> tuple[int, list[tuple[int, int]] | None]:
-    """The number of a DTensor's part among the shards, the same for replicas, and the part's `stretches`.
+    """The index of this rank's shard among a DTensor's shards, and the shard's `stretches`.
 
-    Found from the DTensor's mesh and placements, without communication. None for stretches that the local tensor does
-    not have, as of parts that were not made by torch.chunk's rule.
+    Replicas of a shard have its index. Both are computed from mesh and placements, without communication. The
+    stretches are None if they do not fit the local tensor's shape, because it was not split as ``torch.chunk`` does.
     """
     mesh, coordinate = tuple(param.device_mesh.shape), param.device_mesh.get_coordinate()
-    if coordinate is None:  # a rank outside of the mesh holds nothing
+    if coordinate is None:  # a rank outside the mesh has no shard
         return 0, None
     number = 0
     for parts, index, placement in zip(mesh, coordinate, param.placements, strict=True):
@@ -105,9 +110,13 @@ def shard_of(param: Any) -> tuple[int, list[tuple[int, int]] | None]:
 
 
 def wrapped(param: Any, tensor: Tensor) -> Tensor:
-    """A local tensor of this rank's part of a parameter as the parameter is: a DTensor where that is one.
+    """Wraps a local tensor as a DTensor with the parameter's mesh and placements, if the parameter is a DTensor.
 
-    Without `DTensor.from_local`, which would move a state that is kept on the CPU to the mesh's device.
+    `DTensor.from_local` is not used: it would move state that is stored on the CPU to the mesh's device.
+
+    Args:
+        param: the parameter.
+        tensor: of the shape of the parameter's local tensor.
     """
     if not is_sharded(param):
         return tensor
@@ -115,15 +124,15 @@ def wrapped(param: Any, tensor: Tensor) -> Tensor:
     from torch.distributed.tensor._dtensor_spec import TensorMeta
 
     shape, stride = param.shape, param.stride()
-    if tensor.dim() > len(shape):  # of a complex parameter, whose moments in few bits are of real numbers
+    if tensor.dim() > len(shape):  # real low-precision moments of a complex parameter: one more dimension of 2
         shape, stride = torch.Size((*shape, 2)), (*(2 * step for step in stride), 1)
     meta = TensorMeta(shape, stride, tensor.dtype)
-    make: Any = DTensor  # what its metaclass makes of the constructor has no signature
+    make: Any = DTensor  # its metaclass hides the constructor's signature from mypy
     return make(tensor, param._spec.shallow_copy_with_tensor_meta(meta), requires_grad=False)
 
 
 def part_of(param: Any, tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor of the parameter's shape: a DTensor's local one, or a piece of a whole tensor."""
+    """This rank's shard of a tensor with the parameter's global shape, which may be a DTensor or a whole tensor."""
     if not is_sharded(param) or is_sharded(tensor):
         return local(tensor)
     from torch.distributed.tensor import distribute_tensor
@@ -133,10 +142,15 @@ def part_of(param: Any, tensor: Tensor) -> Tensor:
 
 
 def check_part(param: Any, tensor: Any, what: str) -> None:
-    """Raises where a tensor, of the parameter's shape, is not spread over ranks as the parameter is.
+    """Raises for a DTensor that is not distributed as its parameter is. A plain tensor passes: it is the whole one.
+
+    Args:
+        param: the parameter.
+        tensor: a state tensor with the parameter's shape.
+        what: what the error calls the tensor.
 
     Raises:
-        ValueError: another mesh or other placements, or a DTensor for a parameter that is none.
+        ValueError: another mesh or other placements, or a DTensor for a parameter that is no DTensor.
     """
     if not is_sharded(tensor):
         return
@@ -152,16 +166,16 @@ def check_part(param: Any, tensor: Any, what: str) -> None:
 def local_gradients(
     params: Sequence[Any], grads: Sequence[Any], names: Callable[[], dict[Tensor, str]]
 ) -> list[Tensor]:
-    """This rank's part of each gradient.
+    """The local tensor of each gradient.
 
-    A gradient with its parameter's placements is taken as it is; FSDP2 gives no others. Tensor parallel by itself may
-    leave one that is a pending sum (of a norm's weight under sequence parallel, say): it is reduced here, which
-    torch.optim's operators do as well, and ``p.grad`` is then the reduced one.
+    FSDP2's gradients have their parameter's placements and are used as they are. Tensor parallel may give a gradient
+    that is still a sum over ranks (``Partial``), for example of a norm's weight under sequence parallel. This function
+    redistributes it, as torch.optim's operators do, and assigns the result to ``p.grad``.
 
     Args:
         params: DTensors.
-        grads: a gradient of each.
-        names: what errors call each parameter.
+        grads: the gradient of each parameter.
+        names: returns what errors call each parameter; called only for an error.
 
     Raises:
         TypeError: a gradient that is no DTensor.
@@ -169,9 +183,9 @@ def local_gradients(
     """
     result = []
     for p, grad in zip(params, grads, strict=True):
-        if (
-            getattr(grad, "_spec", None) is not p._spec
-        ):  # FSDP2 gives the parameter's own; looking closer would be seen in a step's time
+        # FSDP2 gives a gradient its parameter's own specification object, so comparing identities is enough there.
+        # Comparing meshes and placements would take a noticeable part of a step's time.
+        if getattr(grad, "_spec", None) is not p._spec:
             grad = _as_placed(p, grad, names)
         part = grad._local_tensor
         result.append(part if type(part) is Tensor else _arrived(part))
@@ -200,13 +214,13 @@ def _as_placed(p: Any, grad: Any, names: Callable[[], dict[Tensor, str]]) -> Any
 
 
 def _arrived(part: Any) -> Tensor:
-    """A tensor that a collective may still be filling, complete."""
+    """A local tensor once its collective is complete: an AsyncCollectiveTensor may still be being filled."""
     wait = getattr(part, "wait", None)
     return part if wait is None else wait()
 
 
 def refuse_flatten(names: dict[Tensor, str]) -> None:
-    """Raises ValueError for a DTensor under ``flatten``: FSDP2 gathers from the memory that it gave the parameter."""
+    """Raises ValueError for a DTensor under ``flatten``, which would move it: FSDP2 gathers from its own memory."""
     for p, name in names.items():
         if is_sharded(p):
             raise ValueError(f"flatten=True: {name} is a DTensor, whose memory is FSDP2's: use flatten=False")

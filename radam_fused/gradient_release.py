@@ -1,8 +1,9 @@
-"""Stepping during backward: each parameter takes its step, and loses its gradient, as soon as that is complete.
+"""Steps each parameter during the backward pass and frees its gradient as soon as autograd has completed it.
 
-The gradients of all parameters then never exist at once. A hook of torch's (``register_post_accumulate_grad_hook``)
-launches the step of one parameter over its own bucket (state/per_param.py), at a cost that does not depend on how many
-there are; `FusedRAdam.step` takes what is left and ends the iteration.
+The gradients of all parameters then never exist at once. A hook that torch calls for each complete gradient
+(``register_post_accumulate_grad_hook``) launches the step of that parameter over its own bucket
+(`radam_fused.state.per_param`). The cost of a hook does not depend on the number of parameters. `FusedRAdam.step`
+steps the parameters that still have a gradient and ends the iteration.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from .step.scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, che
 
 
 def step_in_backward(optimizer: FusedRAdam, accumulate: int = 1) -> StepInBackward:
-    """Lets an optimizer step each parameter during the backward pass, and free its gradient, once that is complete.
+    """Makes an optimizer step each parameter in the backward pass, once its gradient is complete, and free that.
 
-    The loop stays as it is: ``optimizer.step()`` ends an iteration, steps the parameters that still hold a gradient,
-    frees these as well, and runs its hooks. Parameters, state and step counts are bit for bit those of the same
-    optimizer stepping after the backward pass::
+    The training loop stays as it is: ``optimizer.step()`` steps the parameters that still have a gradient, frees these
+    gradients as well, runs the optimizer's hooks, and ends the iteration. Parameters, state and step counts are bit for
+    bit those of the same optimizer stepping after the backward pass::
 
         optimizer = FusedRAdam(model.parameters(), lr=1e-3)
         step_in_backward(optimizer)
@@ -44,26 +45,26 @@ def step_in_backward(optimizer: FusedRAdam, accumulate: int = 1) -> StepInBackwa
             scheduler.step()
 
     With ``accumulate=N`` a parameter is stepped in its Nth backward pass since the last ``optimizer.step()`` and keeps
-    its gradient until then; ``optimizer.step()`` steps it earlier. Every gradient that arrives is stepped:
-    ``optimizer.zero_grad()`` can drop only what is being accumulated.
+    its gradient until then; ``optimizer.step()`` steps it earlier. Every complete gradient is stepped:
+    ``optimizer.zero_grad()`` can only drop gradients that are still being accumulated.
 
-    Copies and pickles of the optimizer step in the ordinary way. Turning this on or off copies the moments of
-    parameters that have any. An error in a step comes out of ``backward``; every parameter has then either been
-    stepped or not, and holds its gradient if not.
+    Copies and pickles of the optimizer step in the ordinary way. Turning this on or off copies existing moments into
+    other buffers. An error in a step is raised by ``backward``; each parameter has then either been stepped, or is
+    unchanged and still has its gradient.
 
     Args:
         optimizer: without ``max_grad_norm``, ``flatten``, ``offload`` and ``differentiable``.
-        accumulate: how many backward passes make an iteration.
+        accumulate: the number of backward passes in an iteration.
 
     Returns:
-        A handle: its ``remove()``, or its end as a context manager, gives the optimizer back its ordinary way.
+        A handle. Its ``remove()``, or leaving it as a context manager, makes the optimizer step in the ordinary way.
 
     Raises:
-        TypeError: an optimizer that is no `FusedRAdam`, or a number of passes that is no integer.
-        ValueError: fewer than one pass, or an option of the optimizer that needs all gradients at once.
-        RuntimeError: an optimizer that steps in backward already. Later, out of ``backward``: more than ``accumulate``
-            passes since the last ``optimizer.step()``; out of ``optimizer.step()``: a call by `torch.amp.GradScaler`,
-            or a gradient that something else has put in the place of the one that was stepped.
+        TypeError: an optimizer that is no `FusedRAdam`, or ``accumulate`` is no integer.
+        ValueError: ``accumulate`` below 1, or an option of the optimizer that needs all gradients at once.
+        RuntimeError: an optimizer that steps in backward already. Later, ``backward`` raises it for more than
+            ``accumulate`` passes since the last ``optimizer.step()``; ``optimizer.step()`` raises it when called by
+            `torch.amp.GradScaler`, and for a new gradient of a parameter that was stepped in backward.
     """
     if not isinstance(optimizer, FusedRAdam):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}: must be a FusedRAdam")
@@ -83,7 +84,7 @@ def step_in_backward(optimizer: FusedRAdam, accumulate: int = 1) -> StepInBackwa
     except BaseException:
         hooks.remove()
         optimizer._in_backward = None
-        optimizer._placement = before  # the next step lays it out anew, should the state have been shown elsewhere
+        optimizer._placement = before  # the next step rebuilds it if optimizer.state shows other views by now
         raise
     return StepInBackward(optimizer, hooks)
 
@@ -109,16 +110,16 @@ def _check_options(optimizer: FusedRAdam) -> None:
 
 
 class StepInBackward:
-    """What `step_in_backward` returns."""
+    """The handle that `step_in_backward` returns; also a context manager."""
 
     def __init__(self, optimizer: FusedRAdam, hooks: Hooks) -> None:
         self._optimizer = optimizer
         self._hooks = hooks
 
     def remove(self) -> None:
-        """Lets the optimizer step in its ordinary way from now on; harmless where it does already.
+        """Makes the optimizer step in the ordinary way from now on; does nothing if it already does.
 
-        Gradients that are being accumulated stay, and parameters that this iteration has stepped have none.
+        Gradients that are being accumulated stay. Parameters that were stepped in this iteration have no gradient.
         """
         if self._optimizer._in_backward is self._hooks:
             self._hooks.remove()
@@ -135,9 +136,9 @@ class StepInBackward:
 
 
 class Hooks:
-    """The hooks on an optimizer's parameters, and what they remember of an iteration.
+    """The hooks on an optimizer's parameters, and which of them were stepped in the current iteration.
 
-    They do not keep the optimizer alive, and go with it.
+    The hooks hold a weak reference to the optimizer and are removed when it is collected.
     """
 
     def __init__(self, optimizer: FusedRAdam, accumulate: int) -> None:
@@ -147,17 +148,17 @@ class Hooks:
         weakref.finalize(optimizer, _remove_all, self._handles).atexit = False
         self._followed: Any = None
         self._lazy = False
-        """Whether a parameter is still to be made by a lazy module, and then to be followed."""
+        """Whether a parameter is uninitialised (torch's lazy modules): it gets its hook once it has a shape."""
         self._passes: dict[Tensor, int] = {}
-        """How many gradients each parameter has got in this iteration."""
+        """How many backward passes have completed each parameter's gradient in this iteration."""
         self._stepped: set[Tensor] = set()
-        """Parameters that have taken the step of this iteration."""
+        """Parameters that were stepped in this iteration."""
         self._tables: dict[Any, DeviceTables] = {}
-        """One for each stream, so that none waits for what another has uploaded; and the last one of each device."""
+        """By stream, so that no stream waits for another one's upload; by device, the tables that were used last."""
         self._lock = threading.Lock()  # each device runs its part of a backward pass in a thread of its own
 
     def follow(self, optimizer: FusedRAdam) -> None:
-        """Puts hooks on the parameters of the optimizer's groups, and takes them from all others."""
+        """Registers hooks on the parameters of the optimizer's groups, and removes those of other parameters."""
         params = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
         for p in [p for p in self._handles if p not in params]:
             self._handles.pop(p).remove()
@@ -169,7 +170,7 @@ class Hooks:
 
     def _register(self, p: Tensor) -> RemovableHandle:
         frozen = not p.requires_grad
-        if frozen:  # torch takes no hook then, but keeps one until the parameter is thawed
+        if frozen:  # torch registers no hook on a frozen parameter, but keeps a registered one
             p.requires_grad_(True)
         try:
             return p.register_post_accumulate_grad_hook(self._on_gradient)
@@ -178,7 +179,7 @@ class Hooks:
                 p.requires_grad_(False)
 
     def remove(self) -> None:
-        """Takes all hooks away."""
+        """Removes all hooks."""
         _remove_all(self._handles)
 
     @staticmethod
@@ -190,10 +191,10 @@ class Hooks:
                 "the step would be differentiated by. Step after the backward pass"
             )
 
-    # In a backward pass.
+    # During a backward pass.
 
     def _on_gradient(self, p: Tensor) -> None:
-        """What torch calls when a parameter's gradient is complete."""
+        """Steps the parameter and frees its gradient; torch calls this when the gradient is complete."""
         optimizer = self._optimizer()
         if optimizer is None:
             return
@@ -203,13 +204,13 @@ class Hooks:
                 raise RuntimeError(self._too_many(optimizer, p))
             self._passes[p] = passes + 1
             if passes + 1 == self._accumulate:
-                with Deferred():  # an interrupt must not leave a gradient that has been stepped
+                with Deferred():  # an interrupt must not leave the gradient of a stepped parameter
                     if self._step(optimizer, p):
                         p.grad = None
                         self._stepped.add(p)
 
     def _step(self, optimizer: FusedRAdam, p: Tensor) -> bool:
-        """Steps one parameter; False where it is left to `FusedRAdam.step`."""
+        """Steps one parameter; False, without a step, if its state was edited: `FusedRAdam.step` then steps it."""
         placement = optimizer._placement
         assert isinstance(placement, SeparatePlacement)
         bucket = placement.bucket_of(p, optimizer.param_groups, optimizer.state)
@@ -225,7 +226,7 @@ class Hooks:
         return True
 
     def _scalars(self, optimizer: FusedRAdam, placement: SeparatePlacement, bucket: Bucket) -> Scalars:
-        """`FusedRAdam._scalars` for one parameter."""
+        """Where one parameter's scalars are computed: `choose_scalars` of step/scalars.py, for one bucket."""
         check_capture([bucket], optimizer.param_groups)
         group = optimizer.param_groups[bucket.groups[0]]
         if not (bucket.counts.on_device or group["capturable"] or on_device(group["lr"])):
@@ -234,7 +235,7 @@ class Hooks:
         return DeviceScalars(optimizer.param_groups, self._tables_on(bucket.device), None, 0.0, None, None)
 
     def _tables_on(self, device: torch.device) -> DeviceTables:
-        """The current stream's; for a graph's capture the last ones that were used, which need no upload."""
+        """The current stream's tables; in the capture of a CUDA graph those used last, which need no upload."""
         if not (capturing(device) and device in self._tables):
             stream = torch.cuda.current_stream(device) if device.type == "cuda" else device
             self._tables[device] = self._tables.setdefault(stream, DeviceTables())
@@ -253,7 +254,7 @@ class Hooks:
     # At the end of an iteration.
 
     def before_step(self, optimizer: FusedRAdam) -> None:
-        """Raises where `FusedRAdam.step` cannot honour what it is asked for."""
+        """Raises RuntimeError if GradScaler calls the step, or if a stepped parameter has a new gradient."""
         given = [vars(optimizer).pop(name, None) for name in ("grad_scale", "found_inf")]
         if any(value is not None for value in given):
             raise RuntimeError(
@@ -279,12 +280,12 @@ class Hooks:
             self.follow(optimizer)
 
     def zeroed(self) -> None:
-        """After `FusedRAdam.zero_grad`: what was accumulated is gone, what was stepped was stepped."""
+        """Forgets the accumulated gradients, after `FusedRAdam.zero_grad`; stepped parameters stay stepped."""
         self._passes = dict.fromkeys(self._stepped, self._accumulate)
 
 
 def _may_get_gradients(p: Tensor) -> bool:
-    """False where torch takes no hook, as there will be no gradient: integers, inference tensors, lazy parameters."""
+    """False for tensors that get no gradient and no hook: integers, inference tensors, uninitialised parameters."""
     return not is_lazy(p) and not p.is_inference() and (p.is_floating_point() or p.is_complex())
 
 

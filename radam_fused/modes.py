@@ -1,4 +1,8 @@
-"""Modes of torch's that may be active around an optimizer, and what is made under them nevertheless."""
+"""Inference mode and FakeTensorMode: which of them the optimizer's own code enters or leaves.
+
+A caller may step an optimizer under ``torch.inference_mode()`` or under a FakeTensorMode. The helpers here choose the
+mode under which the optimizer makes its state, makes the tables that the host reads, and writes into a user's tensors.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,12 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def in_own_modes(method: Method) -> Method:
-    """A method of an optimizer that makes tensors as its parameters are, whatever mode it is called in.
+    """Decorates a method of an optimizer so that the tensors it makes do not depend on the caller's modes.
 
-    No inference tensors: what is made outlives the call, and such a tensor has no version counter, and cannot be
-    written outside of the mode. Fake tensors where the parameters are, also outside of their mode.
+    - They are never inference tensors. Those have no version counter and cannot be written outside inference mode,
+      while the optimizer's tensors outlive the call.
+    - They are fake tensors exactly where the optimizer's parameters are, also when the caller has left the
+      FakeTensorMode.
     """
 
     @functools.wraps(method)
@@ -32,7 +38,7 @@ def in_own_modes(method: Method) -> Method:
         with ExitStack() as modes:
             if inference:
                 modes.enter_context(torch.inference_mode(False))
-                modes.enter_context(torch.set_grad_enabled(False))  # which leaving the mode would turn on
+                modes.enter_context(torch.set_grad_enabled(False))  # leaving inference mode turns gradients on
             if self._fake_mode is not None:
                 modes.enter_context(self._fake_mode)
             return method(self, *args, **kwargs)
@@ -41,15 +47,21 @@ def in_own_modes(method: Method) -> Method:
 
 
 def real() -> AbstractContextManager[Any]:
-    """The context for tensors that the host reads, or C by their addresses: real ones, whatever modes are active."""
+    """A context that makes real tensors, whatever modes are active.
+
+    For tables that Python reads on the host or that C++ reads through a pointer: a fake tensor has no elements.
+    """
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
 
 
 def fake_mode_of(params: Iterable[Tensor]) -> Any:
-    """The FakeTensorMode of the first fake tensor, or None where all are real."""
+    """The FakeTensorMode of the first fake parameter; None if all are real."""
     return next((local(p).fake_mode for p in params if is_fake(local(p))), None)  # type: ignore[attr-defined]
 
 
 def writing(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """The context to write tensors in: inference mode, where one of them was made in it."""
+    """A context in which torch allows writing all of these tensors.
+
+    It is inference mode if one of them is an inference tensor, which torch lets no in-place operator write elsewhere.
+    """
     return torch.inference_mode() if any(tensor.is_inference() for tensor in tensors) else nullcontext()

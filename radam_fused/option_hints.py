@@ -1,7 +1,7 @@
-"""Hints for options that other optimizers have, and for options of the whole optimizer that a group was given.
+"""Maps the keywords of other optimizers to this package's options, for error messages.
 
-An unknown keyword is a TypeError in Python; here it also says what this package calls the thing, because most
-such keywords come with the code of another optimizer.
+Most unknown keywords come from code that was written for another optimizer. The TypeError for such a keyword names the
+option of this package that does the same.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ HINTS: dict[str, str] = {
     "min_8bit_size": f"parameters below 4,096 elements keep float32 under state_dtype=torch.int8; {_LEAVE_OUT}",
     "bf16_stochastic_round": 'use rounding="stochastic"',
     "stochastic_rounding": 'use rounding="stochastic"',
-    # other names of what is here
+    # other spellings of this package's options
     "learning_rate": "use lr",
     "beta": "use betas",
     "beta1": "use betas=(beta1, beta2)",
@@ -82,11 +82,15 @@ HINTS: dict[str, str] = {
     "gradient_clip_val": _CLIP,
     "cpu_offload": "use offload",
 }
-"""What to use instead of a keyword that other optimizers have."""
+"""Keyword of another optimizer -> what to use instead, as the error message says it."""
 
 
 def explained(init: Callable[P, None]) -> Callable[P, None]:
-    """A constructor whose TypeError for an unknown keyword says what to use instead; its signature stays as it is."""
+    """Decorates a constructor: its TypeError for an unknown keyword says what to use instead.
+
+    The message has the keyword's entry in `HINTS`; without one, the option with the most similar name; without either,
+    all options. The constructor's signature stays as it is.
+    """
     known = tuple(inspect.signature(init).parameters)[1:]
 
     @functools.wraps(init)
@@ -103,4 +107,5 @@ def explained(init: Callable[P, None]) -> Callable[P, None]:
 
 
 CHANGE_TRAINING: Mapping[str, Any] = {"amsgrad": False, "bias_correction": True}
-"""Keys that groups of other optimizers carry, with the value under which this optimizer does the same as they do."""
+"""Keys in the parameter groups of other optimizers that change the training, with the one value that this optimizer
+supports: `radam_fused.options.check_wide` refuses a group with another value."""

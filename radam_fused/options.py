@@ -28,7 +28,7 @@ GROUP_DEFAULTS: dict[str, Any] = {
     "rectification": "first_order",
     "seed": 0,
 }
-"""What a parameter group holds; a group from torch.optim.RAdam's state_dict is completed from here."""
+"""The hyperparameters of a group and their defaults; a group from torch.optim.RAdam's state_dict lacks some of them."""
 
 WIDE = (
     "backend",
@@ -40,18 +40,18 @@ WIDE = (
     "zero_grads",
     "offload",
 )
-"""Options of the whole optimizer, which no parameter group can have a value of its own for."""
+"""Options of the whole optimizer: a parameter group cannot have its own value of them."""
 
 SEEDS = 2**32
 ENVIRONMENT_VARIABLE = "RADAM_FUSED_BACKEND"
-"""Names the backend where the argument leaves it open."""
+"""The environment variable that names the backend for ``backend="auto"``."""
 OFFLOAD_DEVICES = ("cpu", "cuda")
 
 _OTHERS = tuple(name for name in GROUP_DEFAULTS if name not in ("lr", "betas"))
 
 
 def _number(name: str, value: Any, allowed: str, low: float, high: float = float("inf")) -> None:
-    """Raises unless ``low <= value < high``; NaN fails every comparison."""
+    """Raises unless ``low <= value < high``. A NaN fails every comparison."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} = {value!r}: must be a number, {allowed}")
     if not low <= float(value) < high:
@@ -69,12 +69,12 @@ def check_group(group: Mapping[str, Any], where: str = "", wait: bool = True) ->
 
     Args:
         group: with all its hyperparameters.
-        where: what stands before a hyperparameter's name in an error: ``"param_groups[1]: "``, say.
-        wait: whether to read a learning rate that is on another device than the CPU, which waits for that.
+        where: prefix of a hyperparameter's name in an error, for example ``"param_groups[1]: "``.
+        wait: whether to read a learning rate that is stored on a GPU, which synchronises with it.
 
     Raises:
         TypeError: a value of the wrong kind.
-        ValueError: a value out of its range, or one that is missing.
+        ValueError: a value out of its range, or a missing one.
     """
     for name in GROUP_DEFAULTS:
         if name not in group:
@@ -112,19 +112,19 @@ def _check_rate(lr: Any, where: str, wait: bool) -> None:
 
 
 def beside_rate(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All hyperparameters of a group but lr, to be compared with what they will be later; None for a missing one."""
+    """All hyperparameters of a group but lr, None for a missing one; `Checked` compares them with a later step's."""
     betas = group.get("betas")
     return (tuple(betas) if isinstance(betas, list) else betas, *map(group.get, _OTHERS))
 
 
 class Checked:
-    """The hyperparameters of groups as they were when they were last found right, so that only changes are checked."""
+    """Checks groups that have changed since their last check: every step calls it, and most steps change nothing."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, ...]] = {}
 
     def check(self, groups: list[dict[str, Any]], indices: Iterable[int]) -> None:
-        """Raises for what has been written into one of these groups since, and is not allowed.
+        """Raises for a hyperparameter of these groups that is not allowed.
 
         Raises:
             TypeError, ValueError: see `check_group`.
@@ -140,12 +140,12 @@ class Checked:
 
 
 def check_later(group: Mapping[str, Any], index: int, differentiable: bool, wait: bool = False) -> None:
-    """`check_group` for a group of an optimizer that has been made.
+    """`check_group` for a group of an existing optimizer, with the group's index in its errors.
 
     Args:
         group: the group.
-        index: its place among the groups.
-        differentiable: the optimizer's.
+        index: its index in ``param_groups``.
+        differentiable: the optimizer's option; every group must have the same.
         wait: see `check_group`.
     """
     where = f"param_groups[{index}]: "
@@ -163,9 +163,9 @@ def check_all(groups: list[dict[str, Any]], differentiable: bool) -> None:
 
 
 def check_wide(group: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:
-    """Raises ValueError for an option of the whole optimizer in a group, unless the optimizer has that very value.
+    """Raises ValueError for an option of the whole optimizer in a group, unless it has the optimizer's own value.
 
-    ZeroRedundancyOptimizer and its like pass on all that they were given in the groups as well.
+    Wrappers such as ZeroRedundancyOptimizer copy all of their keyword arguments into the groups as well.
 
     Args:
         group: a parameter group.
@@ -193,14 +193,14 @@ def _is_number(value: Any) -> bool:
 
 
 def check_max_grad_norm(value: Any) -> None:
-    """Raises unless the gradients' norm can be clipped to this; infinity only measures it."""
+    """Raises unless the value is None or above 0; with infinity the norm is measured and nothing is clipped."""
     if value is None or (value == float("inf") and not isinstance(value, bool)):
         return
     _number("max_grad_norm", value, "None, or above 0", math.ulp(0.0))
 
 
 def refuse_with_differentiable(values: Mapping[str, Any]) -> None:
-    """Raises ValueError for an option that ``differentiable=True`` does not go with."""
+    """Raises ValueError for an option that cannot be combined with ``differentiable=True``."""
     allowed: dict[str, tuple[Any, ...]] = {
         **dict.fromkeys(("capturable", "flatten", "offload"), (False,)),
         "max_grad_norm": (None,),
@@ -215,13 +215,13 @@ def refuse_with_differentiable(values: Mapping[str, Any]) -> None:
 
 
 def check_offload(backend: str, flatten: bool, capturable: bool, state_dtype: torch.dtype) -> None:
-    """Raises ValueError for an option that does not go with ``offload=True``.
+    """Raises ValueError for an option that cannot be combined with ``offload=True``.
 
     Args:
         backend: what `radam_fused.backends.check_name` returned.
-        flatten: as `FusedRAdam` takes it.
-        capturable: likewise.
-        state_dtype: likewise.
+        flatten: the argument of `FusedRAdam`.
+        capturable: the same.
+        state_dtype: the same.
     """
     if state_dtype == torch.int8:
         raise ValueError(
@@ -242,12 +242,12 @@ def check_offload(backend: str, flatten: bool, capturable: bool, state_dtype: to
 
 
 def check_capturable(name: str, capturable: bool) -> None:
-    """Raises ValueError where a CUDA graph is to capture a step of the host."""
+    """Raises ValueError for ``capturable=True``, under ``offload=True``."""
     if capturable:
         raise ValueError(f"{name} = True: must be False with offload=True, as a CUDA graph cannot capture the host")
 
 
 def check_offload_device(param: Tensor, name: str) -> None:
-    """Raises ValueError for a parameter that cannot be staged."""
+    """Raises ValueError for a parameter on a device that ``offload=True`` does not support."""
     if param.device.type not in OFFLOAD_DEVICES:
         raise ValueError(f"{name} is on {param.device}: must be on one of {OFFLOAD_DEVICES} with offload=True")

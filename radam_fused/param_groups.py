@@ -1,4 +1,4 @@
-"""Parameter groups and parameters that an optimizer is given: whether it can step them."""
+"""Checks parameter groups and parameters that a user gives to the optimizer."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ def check_new_group(
     offload: bool,
     own: Mapping[str, Any],
 ) -> None:
-    """Raises for a group that an optimizer cannot take.
+    """Raises for a parameter group that the optimizer cannot step.
 
     Args:
-        group: with all its hyperparameters.
-        index: its place among the groups.
-        differentiable: the optimizer's, as all of these are.
+        group: the group, with all its hyperparameters.
+        index: its index in ``param_groups``.
+        differentiable: the optimizer's option.
         backend: what `radam_fused.backends.check_name` returned.
         storage: how the state is stored.
         offload: whether it is kept on the host.
-        own: the optimizer's value of each of `radam_fused.options.WIDE`.
+        own: the optimizer's value of each option in `radam_fused.options.WIDE`.
 
-    Parameters that can get no gradient now may be of any kind: `check_arrivals` looks at them where they get one.
+    A parameter that requires no gradient may be a tensor of any kind here: `check_arrivals` checks it before its first
+    step, should it be thawed.
 
     Raises:
-        TypeError, ValueError: a hyperparameter or a parameter that is not allowed, by name.
+        TypeError, ValueError: a hyperparameter or a parameter that is not allowed. The message names it.
     """
     check_wide(group, own, f"param_groups[{index}]: ")
     check_later(group, index, differentiable, wait=True)
@@ -55,17 +56,17 @@ def check_new_group(
 def check_arrivals(
     params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]], backend: str, storage: StateFormat, offload: bool
 ) -> None:
-    """Raises for a parameter that could not take a step, before it gets its state: one thawed since, say.
+    """Raises for a parameter that the optimizer cannot step, before its state is made; a thawed one, for example.
 
     Args:
-        params: those that are about to.
-        names: what errors call each parameter.
+        params: the parameters that are about to get state.
+        names: returns what errors call each parameter; called only for an error.
         backend: what `radam_fused.backends.check_name` returned.
         storage: how the state is stored.
         offload: whether it is kept on the host.
 
     Raises:
-        TypeError, ValueError: by name.
+        TypeError, ValueError: a parameter that is not allowed. The message names it.
     """
     for p in params:
         try:

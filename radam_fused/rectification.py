@@ -4,13 +4,13 @@ Everything here is a function of the step ``t`` (counted from 1) and of ``beta2`
 textbook formulas lose up to eleven digits for beta2 near 1, where they subtract numbers of size 2 / (1 - beta2); the
 ones below have only positive terms and hold 1e-12 relative for 0 <= beta2 <= 1 - 1e-7 and 1 <= t <= 1e9.
 
-One place is left: the first-order r_t is 0 at rho_t = 4, where a relative error of 2e-16 in rho_t is one of
-4e-15 / (rho_t - 4) at most in r_t. That exceeds 1e-12 for rho_t below 4.004, which only a threshold of 4 lets through:
-for beta2 within 4e-4 above 0.6, and in a first rectified step that happens to fall there. The exact r_t has no such
-place.
+There is one exception. The first-order r_t is 0 at rho_t = 4, where a relative error of 2e-16 in rho_t becomes one of
+at most 4e-15 / (rho_t - 4) in r_t. That exceeds 1e-12 for rho_t below 4.004. Only a threshold of 4 rectifies such
+steps: with beta2 within 4e-4 above 0.6, or where the first rectified step has such a rho_t. The exact r_t has no such
+exception.
 
-What depends on ``t`` takes nothing but sums, products, quotients and square roots, each rounded by itself, so that a
-device computes the same bits: csrc/numerics/scalars.h, backends/triton/scalars_kernel.py and
+What depends on ``t`` uses only sums, products, quotients and square roots, each rounded by itself, so that a device
+computes the same bits: csrc/numerics/scalars.h, backends/triton/scalars_kernel.py and
 backends/reference/scalars.py must match this file.
 """
 
@@ -20,7 +20,7 @@ import functools
 import math
 
 KINDS = ("first_order", "exact", "none")
-"""What ``rectification=`` may be: the paper's equation 6, its Theorem 1, and no rectification at all (Adam)."""
+"""Values of ``rectification=``: the paper's equation 6, its Theorem 1, and no rectification at all (Adam)."""
 
 # Var[psi] / tau^2 = (1 / 2 rho) (1 + sum_k c_k rho^-k). Each c_k follows from the recurrence in exact_variance, with
 # u = 1 / rho as the expansion variable; eleven of them leave 2e-15 at rho = 50.
@@ -52,7 +52,7 @@ def _check_beta2(beta2: float) -> None:
 
 
 def decay_rate(beta: float) -> float:
-    """``-log(beta)``, accurate on both sides: 1 - beta is exact from 1/2 on (Sterbenz), log is best below it."""
+    """``-log(beta)``, accurate on all of [0, 1): 1 - beta is exact for beta >= 1/2 (Sterbenz), log is best below."""
     if beta == 0.0:
         return math.inf
     return -math.log1p(beta - 1.0) if beta >= 0.5 else -math.log(beta)
@@ -66,7 +66,7 @@ def one_minus_exp(y: float) -> float:
     """
     half = (y if y < 40.0 else 40.0) * 0.0078125
     square = half * half
-    # Written out, as `_langevin` is: loops would take half of the time that the host needs for a row.
+    # Unrolled, as `_langevin` is: loops would take half of the time in which the host computes a step's scalars.
     tail = 1.0 + square / (3.0 + square / (5.0 + square / (7.0 + square / (9.0 + square / (11.0 + square / 13.0)))))
     tanh = half / tail
     e = 2.0 * tanh / (1.0 + tanh)
@@ -78,7 +78,7 @@ def one_minus_exp(y: float) -> float:
     return e + e * (1.0 - e)
 
 
-@functools.lru_cache(maxsize=1024)  # as rectification's
+@functools.lru_cache(maxsize=1024)  # the groups of a model mostly share these arguments
 def bias_correction(t: float, beta: float) -> float:
     """``1 - beta**t`` without cancellation (Adam, Kingma & Ba, section 3)."""
     return one_minus_exp(t * decay_rate(beta))
@@ -104,8 +104,9 @@ def _langevin(y: float) -> float:
 def rho(t: float, beta2: float) -> float:
     """Length of the approximated SMA at step ``t``: ``rho_inf - 2 t beta2^t / (1 - beta2^t)`` (equation 5).
 
-    With x = -log(beta2) this is coth(x/2) - t coth(t x/2) + t. For t x/2 < 1 the poles 2/x of the two coth cancel by
-    hand, which leaves Langevin functions; beyond, the subtrahend is small and the plain form is accurate.
+    With x = -log(beta2) this is coth(x/2) - t coth(t x/2) + t. For t x/2 < 1 the poles 2/x of the two coth are
+    cancelled analytically, which leaves Langevin functions. For larger t x/2 the subtrahend is small and the formula
+    is accurate as it stands.
 
     Raises:
         ValueError: ``t`` below 1 or ``beta2`` outside [0, 1).
@@ -127,7 +128,7 @@ def exact_variance(rho: float) -> float:
     """Theorem 1, ``rho/(rho-2) - (rho/2) (Gamma((rho-1)/2) / Gamma(rho/2))^2``, without its cancellation.
 
     Gamma's recurrence turns the theorem into V(rho) = rho/(rho-1)^2 (1/(rho-2) + V(rho+2) rho^2/(rho+2)), all positive;
-    it runs down from where the asymptotic series holds.
+    the recurrence is run down from a rho of at least 50, where the asymptotic series is accurate.
     """
     steps = max(0, math.ceil((SERIES_FROM - rho) / 2.0))
     at = rho + 2.0 * steps
@@ -167,10 +168,10 @@ def rectification(t: float, beta2: float, kind: str = "first_order", threshold: 
         t: the step, from 1.
         beta2: decay of the second moment, in [0, 1).
         kind: ``"first_order"``, ``"exact"`` or ``"none"`` (then always 1: Adam).
-        threshold: rectified where ``rho_t > threshold``; at least 4, below which the variance is not finite.
+        threshold: a step is rectified if ``rho_t > threshold``; at least 4, below which the variance is not finite.
 
     Returns:
-        r_t, or None in the unrectified branch.
+        r_t, or None if the step is not rectified.
 
     Raises:
         ValueError: an argument out of its range.

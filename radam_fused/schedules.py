@@ -1,17 +1,18 @@
-"""Warm-ups that need no tuning, as torch learning-rate schedulers for Adam: Ma & Yarats' two, and RAdam's own r_t.
+"""Learning-rate warm-ups for Adam that need no tuning, as torch schedulers: two by Ma & Yarats, and RAdam's own r_t.
 
-Each is a function of the step ``t`` (from 1) and of ``beta2``, and a scheduler that multiplies every group's initial
-learning rate by it, with the betas of that group. A scheduler is made after the optimizer and before its first step,
-and its ``step()`` is called after each ``optimizer.step()``: the step number ``t`` then takes ``factor(t, beta2)``. For
-a warm-up with a decay after it use `torch.optim.lr_scheduler.SequentialLR`; for their product, ``LambdaLR`` with the
-function, as in ``LambdaLR(opt, lambda epoch: untuned_linear(epoch + 1, 0.999) * decay(epoch))``.
+Each warm-up is a function of the step ``t`` (from 1) and of ``beta2``, and a scheduler that multiplies each group's
+initial learning rate by that function of the group's beta2. Make the scheduler after the optimizer and before its first
+step, and call its ``step()`` after each ``optimizer.step()``: step ``t`` then has ``factor(t, beta2)``. For a warm-up
+that is followed by a decay use `torch.optim.lr_scheduler.SequentialLR`. For the product of both use ``LambdaLR`` with
+the function: ``LambdaLR(opt, lambda epoch: untuned_linear(epoch + 1, 0.999) * decay(epoch))``.
 
-What `RectifiedWarmup` on Adam has in common with RAdam: `FusedRAdam(..., degenerated_to_sgd=False)` steps by
+`RectifiedWarmup` on Adam compared with RAdam: `FusedRAdam(..., degenerated_to_sgd=False)` steps by
 ``lr r_t sqrt(c2) / c1 * m / (sqrt(v) + eps)``, Adam under this schedule by
-``lr r_t sqrt(c2) / c1 * m / (sqrt(v) + eps sqrt(c2))`` with ``c2 = 1 - beta2^t``. They are equal for eps = 0 (up to
-rounding, and up to 0/0 in Adam where a gradient has always been zero). Otherwise RAdam's step of an element is shorter
-than Adam's from the same moments by the part ``eps (1 - sqrt(c2)) / (sqrt(v) + eps)`` of the latter. Coupled weight
-decay keeps that; decoupled decay does not: AdamW scales it with the scheduled learning rate, RAdam with the plain one.
+``lr r_t sqrt(c2) / c1 * m / (sqrt(v) + eps sqrt(c2))``, with ``c1 = 1 - beta1^t`` and ``c2 = 1 - beta2^t``. They are
+equal for eps = 0, up to rounding, and up to 0/0 in Adam for an element whose gradient has always been zero. Otherwise
+RAdam's step of an element is shorter than Adam's from the same moments, by ``eps (1 - sqrt(c2)) / (sqrt(v) + eps)`` of
+Adam's. With coupled weight decay the same holds. With decoupled decay it does not: AdamW multiplies the decay by the
+scheduled learning rate, RAdam by the unscheduled one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def untuned_exponential(t: float, beta2: float) -> float:
 
 
 def rectified(t: float, beta2: float, kind: str = "first_order", threshold: float = 5.0) -> float:
-    """r_t where ``rho_t > threshold``, else 0: what RAdam without its SGD phase makes of Adam's learning rate.
+    """r_t if ``rho_t > threshold``, else 0: RAdam without its SGD phase multiplies Adam's learning rate by this.
 
     Args:
         t: the step, from 1.
@@ -84,7 +85,7 @@ def _beta2(group: dict[str, Any]) -> float:
 
 
 class _Warmup(LRScheduler):
-    """The initial learning rates, each times a factor of the step and of its group's beta2."""
+    """A scheduler that multiplies each group's initial learning rate by ``factor(t, beta2)``."""
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         for group in optimizer.param_groups:
@@ -92,22 +93,22 @@ class _Warmup(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def factor(self, t: int, beta2: float) -> float:
-        """What the step number ``t`` takes of the learning rate."""
+        """The factor of step ``t``, from 1."""
         raise NotImplementedError
 
     def get_lr(self) -> list[float | Tensor]:
-        """Each group's learning rate for the step that comes next."""
+        """The learning rate of each group for the next step."""
         t = self.last_epoch + 1
         groups = self.optimizer.param_groups
         return [lr * self.factor(t, _beta2(g)) for lr, g in zip(self.base_lrs, groups, strict=True)]
 
 
 class UntunedLinearWarmup(_Warmup):
-    """`untuned_linear` as a scheduler: 2 / (1 - beta2) steps, and the full learning rate from then on.
+    """`untuned_linear` as a scheduler: the learning rate rises for 2 / (1 - beta2) steps and then stays.
 
     Args:
-        optimizer: Adam, AdamW or whatever has ``betas`` in its groups.
-        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts from the beginning.
+        optimizer: any with ``betas`` in its groups, such as Adam and AdamW.
+        last_epoch: the argument of torch's schedulers: the index of the last epoch, -1 at the start of training.
 
     Raises:
         ValueError: a group without betas, or with a beta2 outside [0, 1).
@@ -122,8 +123,8 @@ class UntunedExponentialWarmup(_Warmup):
     """`untuned_exponential` as a scheduler.
 
     Args:
-        optimizer: Adam, AdamW or whatever has ``betas`` in its groups.
-        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts from the beginning.
+        optimizer: any with ``betas`` in its groups, such as Adam and AdamW.
+        last_epoch: the argument of torch's schedulers: the index of the last epoch, -1 at the start of training.
 
     Raises:
         ValueError: a group without betas, or with a beta2 outside [0, 1).
@@ -135,13 +136,13 @@ class UntunedExponentialWarmup(_Warmup):
 
 
 class RectifiedWarmup(_Warmup):
-    """`rectified` as a scheduler: Adam under it is RAdam without its SGD phase, but for where eps stands (see above).
+    """`rectified` as a scheduler: Adam with it is RAdam without its SGD phase, except for eps (see the module).
 
     Args:
-        optimizer: Adam, or AdamW, or whatever has ``betas`` in its groups.
+        optimizer: any with ``betas`` in its groups, such as Adam and AdamW.
         kind: ``"first_order"`` (the paper's), ``"exact"`` or ``"none"``.
         threshold: the learning rate is 0 until ``rho_t`` exceeds this; at least 4.
-        last_epoch: as of every torch scheduler: how many steps were made, less the first; -1 starts from the beginning.
+        last_epoch: the argument of torch's schedulers: the index of the last epoch, -1 at the start of training.
 
     Raises:
         ValueError: a group without betas, a beta2 outside [0, 1), an unknown kind or a threshold below 4.

@@ -1,9 +1,9 @@
-"""``offload=True``: moments in the host's memory, and the step computed there, whatever device the parameters are on.
+"""``offload=True``: the moments are stored in the host's memory, and the host computes the step.
 
-Parameters and gradients are copied down chunk by chunk into a ring of staging slots. The host steps each chunk in place
-with the ``cpu`` backend, and the parameters are copied up again. While the host computes one chunk, the next is copied
-down and the last one up (staging.py). On CPU parameters the same code runs with ordinary memory, so that all of it but
-the streams is tested on any machine.
+Parameters and gradients are copied chunk by chunk from the device into a ring of staging slots ("down"). The host steps
+each chunk in place with the ``cpu`` backend, and the parameters are copied back ("up"). While the host computes one
+chunk, the next one is copied down and the previous one up (`radam_fused.backends.staging`). With CPU parameters the
+same code runs on ordinary memory, so that tests without a GPU cover all of it but the streams.
 """
 
 from __future__ import annotations
@@ -27,30 +27,34 @@ from .registry import backend_for
 from .staging import Slot, transfer_for
 
 SLOT_BYTES = 64 * 2**20
-"""Staging memory of a chunk: 32 MiB of parameters, and gradients of the same dtype. A copy of this size takes a
-millisecond or two, hundreds of times what it takes to start one."""
+"""Staging memory of a chunk: 32 MiB of parameters and 32 MiB of gradients, if they have one dtype. A copy of this size
+takes one or two milliseconds, hundreds of times as long as starting it."""
 SLOTS = 3
-"""One slot on its way down, one being computed, one on its way up."""
+"""One slot is copied down, one is stepped, one is copied up."""
 STAGED_ALIGNMENT = 64
-"""Staged tensors start at multiples of this many bytes: vector accesses, and views of every dtype."""
+"""Staged tensors start at multiples of this many bytes, for vector accesses and for views of every dtype."""
 
 
 class Piece(NamedTuple):
-    """A part of a parameter that is staged in one go."""
+    """A part of a parameter, or all of it, that is staged in one chunk."""
 
     param: Tensor
     """A view whose row-major order is that of the moments."""
     grad: Tensor
     """The same elements of the gradient."""
     start: int
-    """Where the moments of its first element are in the flat buffers."""
+    """The index of its first element's moments in the flat buffers."""
     row: int
+    """The index of its scalars."""
     ahead: int
-    """Its rng offset less its start."""
+    """Its rng offset minus its start."""
 
 
 def in_order_of_moments(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of both whose row-major order is that of the moments; flat where both are plain arrays in that order."""
+    """Views of a parameter and its gradient whose row-major order is that of the moments.
+
+    The views are 1-d if both are contiguous in that order.
+    """
     param, grad = param.detach(), grad.detach()
     if not param.is_contiguous() and is_dense(param):
         order = sorted(range(param.dim()), key=param.stride, reverse=True)
@@ -61,23 +65,24 @@ def in_order_of_moments(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def aligned(nbytes: int) -> int:
-    """That many bytes, rounded up to where the next staged tensor may start."""
+    """A number of bytes, rounded up to a multiple of `STAGED_ALIGNMENT`."""
     return -(-nbytes // STAGED_ALIGNMENT) * STAGED_ALIGNMENT
 
 
 def staged_bytes(param: Tensor, grad: Tensor) -> int:
-    """What a parameter and its gradient take of a slot."""
+    """How many bytes of a slot a parameter and its gradient take."""
     return aligned(param.numel() * param.element_size()) + aligned(grad.numel() * grad.element_size())
 
 
 def chunks(wholes: Iterable[Piece], capacity: int) -> Iterator[list[Piece]]:
-    """Pieces of whole parameters in lists of at most `capacity` staged bytes.
+    """Divides parameters into chunks of at most `capacity` staged bytes.
 
-    What does not fit is cut along its outermost dimension, and within its rows where not even one of them fits a slot.
+    A parameter that does not fit is cut along its outermost dimension. If not even one of its rows fits into a slot,
+    each row is cut as well.
 
     Args:
-        wholes: one a parameter.
-        capacity: at least 192, the bytes of one element of each.
+        wholes: one per parameter.
+        capacity: bytes of a slot; at least 192, so that one element of a parameter and of its gradient fit.
     """
     chunk: list[Piece] = []
     used = 0
@@ -91,7 +96,7 @@ def chunks(wholes: Iterable[Piece], capacity: int) -> Iterator[list[Piece]]:
                 inner = param[:1].numel() if param.dim() else 1
                 fitting = max(room, 0) // inner
                 if chunk and (fitting == 0 or 4 * used > 3 * capacity):
-                    yield chunk  # rather than a sliver at its end
+                    yield chunk  # a new chunk, rather than a small piece at the end of this one
                     chunk, used = [], 0
                     waiting.append(piece)
                     continue
@@ -109,12 +114,12 @@ def chunks(wholes: Iterable[Piece], capacity: int) -> Iterator[list[Piece]]:
 
 
 class Chunk:
-    """Pieces, and their places in a slot: one behind the other, flat, in the order of the moments.
+    """The pieces that are staged in one slot, one after the other, each in the order of the moments.
 
     Attributes:
         slot: the slot.
-        params, grads: the staged tensors, 1-d, as the step operator takes them.
-        segments, scalar_index, rng_offsets: its tables for them.
+        params, grads: the staged tensors, 1-d: arguments of the step operator.
+        segments, scalar_index, rng_offsets: int64 tables for them: arguments of the step operator.
     """
 
     def __init__(self, pieces: Sequence[Piece], slot: Slot) -> None:
@@ -139,18 +144,18 @@ class Chunk:
         self.scalar_index = torch.tensor([piece.row for piece in pieces], dtype=torch.int64, device="cpu")
 
     def down(self) -> list[tuple[Tensor, Tensor]]:
-        """Targets and sources of the way down."""
+        """Targets and sources of the copies from the device: parameters and gradients."""
         params = [(shaped(to, piece.param), piece.param) for to, piece in zip(self.params, self._pieces, strict=True)]
         grads = [(shaped(to, piece.grad), piece.grad) for to, piece in zip(self.grads, self._pieces, strict=True)]
         return params + grads
 
     def up(self) -> list[tuple[Tensor, Tensor]]:
-        """Targets and sources of the way up: the parameters."""
+        """Targets and sources of the copies to the device: parameters alone."""
         return [(piece.param, shaped(of, piece.param)) for of, piece in zip(self.params, self._pieces, strict=True)]
 
 
 def shaped(staged: Tensor, tensor: Tensor) -> Tensor:
-    """A staged tensor in the shape of what it is a copy of."""
+    """A view of a staged tensor with the shape of the tensor that is copied into it."""
     return staged if tensor.dim() == 1 else staged.view(tensor.shape)
 
 
@@ -158,7 +163,7 @@ class Offloader:
     """Steps the parameters of one device on the host.
 
     Args:
-        device: the parameters'.
+        device: of the parameters and gradients.
         backend: ``"auto"`` or ``"cpu"``.
     """
 
@@ -171,22 +176,25 @@ class Offloader:
     @property
     def operators(self) -> Operators:
         """The operators of a bucket whose moments and step counts are in the host's memory."""
-        return Operators(step=self.step, grad_norm=self._squares, scalars=self._host.scalars)
+        return Operators(step=self.step, grad_norm=self._grad_norm, scalars=self._host.scalars)
 
     @property
     def staging_bytes(self) -> int:
-        """How much staging memory is held."""
+        """The size of the staging memory."""
         return sum(slot.memory.numel() for slot in self._ring)
 
-    def _squares(self, grads: list[Tensor]) -> Tensor:
-        """The squares operator of the device, where the gradients are: 8 KiB come down instead of all of them."""
-        squares = OPERATORS[backend_for(self._device.type, "auto")].grad_norm
-        return called_with_fakes(squares)(grads) if is_fake(grads[0]) else squares(grads)
+    def _grad_norm(self, grads: list[Tensor]) -> Tensor:
+        """The operator grad_norm of the gradients' device: the host then copies 8 KiB instead of all gradients."""
+        grad_norm = OPERATORS[backend_for(self._device.type, "auto")].grad_norm
+        return called_with_fakes(grad_norm)(grads) if is_fake(grads[0]) else grad_norm(grads)
 
     def step(self, *flat: Any) -> None:
-        """The step operator (`radam_fused.backends.ops`), for moments on the CPU. Returns when the moments are written.
+        """The step operator (`radam_fused.backends.ops`) with moments on the CPU. Returns when they are written.
 
-        The current stream waits for the parameters to be written, and is where the gradients are zeroed.
+        The current stream waits until the parameters are written. With ``zero_grads`` it then zeroes the gradients.
+
+        Args:
+            *flat: the fields of `StepArgs`; parameters and gradients are on the device, all other tensors on the CPU.
 
         Raises:
             RuntimeError, TypeError, ValueError: a parameter or a gradient that does not fit, before anything is
@@ -222,16 +230,16 @@ class Offloader:
                 )
 
     def _reserve(self, params: list[Tensor], grads: list[Tensor]) -> None:
-        """Makes the ring large enough for the step, before it has written anything: no more than `SLOTS` slots."""
+        """Allocates the ring's memory for the step, at most `SLOTS` slots, before the step writes anything."""
         need = sum(map(staged_bytes, params, grads)) + 2 * STAGED_ALIGNMENT
         count = 1 if need <= SLOT_BYTES else SLOTS
         held = self._ring[0].memory.numel() if self._ring else 0
         if held < min(need, SLOT_BYTES) or len(self._ring) < count:
-            self._ring = []  # first: the old one's memory may serve for the new one
+            self._ring = []  # frees the old ring first: the new one may reuse its memory
             self._ring = [self._transfer.slot(max(held, min(need, SLOT_BYTES))) for _ in range(count)]
 
     def _run_chunks(self, wholes: Iterable[Piece], args: StepArgs) -> None:
-        """Copies every chunk down, steps it and copies it up; the host prepares a chunk while others are under way."""
+        """Copies every chunk down, steps it and copies it up; while the host steps one, others are being copied."""
         transfer = self._transfer
         under_way: deque[Chunk] = deque()
 
@@ -257,7 +265,7 @@ class Offloader:
                 chunk = Chunk(pieces, self._ring[number % len(self._ring)])
                 transfer.down(chunk.slot, chunk.down())
                 under_way.append(chunk)
-                if len(under_way) == len(self._ring):  # the next one takes the slot of the first
+                if len(under_way) == len(self._ring):  # the next chunk needs the slot of the oldest one
                     compute()
             while under_way:
                 compute()

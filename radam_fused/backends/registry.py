@@ -1,4 +1,4 @@
-"""The backends: which there are, which can run here, and which one ``backend="auto"`` takes for a device."""
+"""Names the backends, says which can run here, and chooses the one that ``backend="auto"`` uses for a device."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _UNAVAILABLE = {
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend by name, with None if this installation can run it here, and otherwise the reason why not."""
+    """Every backend's name, with None if it can run here, and otherwise the reason why it cannot."""
     return {name: unavailable() for name, unavailable in _UNAVAILABLE.items()}
 
 
 def check_name(backend: str) -> str:
-    """The backend asked for: the argument, or the environment's choice where that leaves it open.
+    """Checks and returns the backend's name; for ``"auto"``, that of RADAM_FUSED_BACKEND if it is set.
 
     Raises:
-        ValueError: not one of `NAMES`.
+        ValueError: a name that is not in `NAMES`.
         RuntimeError: a backend that cannot run here, with the reason.
     """
-    origin = "backend"
+    given_as = "backend"
     if backend == "auto" and ENVIRONMENT_VARIABLE in os.environ:
-        origin, backend = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
+        given_as, backend = ENVIRONMENT_VARIABLE, os.environ[ENVIRONMENT_VARIABLE]
     if backend not in NAMES:
-        raise ValueError(f"{origin} = {backend!r}: must be one of {NAMES}")
+        raise ValueError(f"{given_as} = {backend!r}: must be one of {NAMES}")
     reason = available_backends()[backend] if backend != "auto" else None
     if reason is not None:
-        raise RuntimeError(f"{origin} = {backend!r} cannot run here: {reason}")
+        raise RuntimeError(f"{given_as} = {backend!r} cannot run here: {reason}")
     return backend
 
 
 def backend_for(device_type: str, backend: str) -> str:
-    """The backend that steps the parameters of a device.
+    """The name of the backend that steps the parameters of a device. Warns when ``"auto"`` finds only 'reference'.
 
     Args:
         device_type: ``"cpu"`` or ``"cuda"``.
@@ -55,7 +55,7 @@ def backend_for(device_type: str, backend: str) -> str:
     if backend == "auto":
         missing = {}
         for name in _AUTO.get(device_type, ()):
-            reason = _UNAVAILABLE[name]()  # of this one only: a step asks
+            reason = _UNAVAILABLE[name]()  # not of all backends: every step calls this
             if reason is None:
                 return name
             missing[name] = reason

@@ -1,7 +1,8 @@
-"""Copies between a device and the host's staging memory, on streams of their own; on the CPU the same calls, at once.
+"""Copies between a device and staging memory on the host: "down" to the host, "up" to the device.
 
-A `Slot` of staging memory goes round: copied down, waited for, computed in, copied up, and down again once that is
-done. Nothing outlives `Transfer.finish` as far as the caller's stream is concerned, so tensors need no `record_stream`.
+A GPU copies on two streams of its own; for CPU parameters the same calls copy at once. Each `Slot` of staging memory is
+used over and over: copied down, waited for, stepped by the host, copied up. `Transfer.finish` makes the caller's stream
+wait for all copies, so the tensors need no ``record_stream``.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import torch
 from torch import Tensor
 
 Copies = Sequence[tuple[Tensor, Tensor]]
-"""Targets and sources, each pair of one shape and dtype."""
+"""Pairs of target and source, which have the same shape and dtype."""
 
 
 class Slot:
     """One piece of staging memory.
 
     Attributes:
-        memory: uint8, pinned where copies are to run beside the host.
-        down, up: events of the last copies into it and out of it; None where copies are done at once.
+        memory: uint8, 1-d; pinned on a GPU's host, so that copies run while the host computes.
+        down, up: the events after the last copies from and to the device; None on the CPU, which copies at once.
     """
 
     def __init__(self, memory: Tensor, events: bool) -> None:
@@ -30,22 +31,22 @@ class Slot:
 
 
 class Transfer:
-    """Copies for parameters on the CPU: done when they are asked for."""
+    """Copies for parameters on the CPU: each call copies at once."""
 
     def slot(self, nbytes: int) -> Slot:
-        """A slot of that many bytes."""
+        """Allocates a slot of so many bytes."""
         return Slot(torch.empty(nbytes, dtype=torch.uint8, device="cpu"), events=False)
 
     def begin(self) -> None:
-        """What the current stream has been given so far comes before all copies from here on."""
+        """Makes all later copies wait for what the current stream has been given so far."""
 
     def down(self, slot: Slot, copies: Copies) -> None:
-        """Copies from the device into a slot, once the slot's last copies up are done."""
+        """Copies from the device into a slot, after the slot's previous copies up."""
         for target, source in copies:
             target.copy_(source)
 
     def wait(self, slot: Slot) -> None:
-        """Returns when the slot's last copies down are done."""
+        """Blocks the host until the slot's last copies down are done."""
 
     def up(self, slot: Slot, copies: Copies) -> None:
         """Copies from a slot to the device."""
@@ -53,13 +54,13 @@ class Transfer:
             target.copy_(source)
 
     def finish(self) -> None:
-        """What the current stream is given from here on comes after all copies."""
+        """Makes the current stream wait for all copies so far."""
 
 
 class StreamTransfer(Transfer):
-    """Copies for parameters on a GPU: one stream down and one up, so that both directions of the bus are used.
+    """Copies for parameters on a GPU: one stream for each direction of the bus.
 
-    A tensor with gaps passes through a temporary on the device, which torch makes on the stream that copies.
+    torch copies a tensor that is not dense through a temporary on the device, on the same stream.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -67,7 +68,7 @@ class StreamTransfer(Transfer):
         self._down, self._up = torch.cuda.Stream(device), torch.cuda.Stream(device)
 
     def slot(self, nbytes: int) -> Slot:
-        """See `Transfer`; pinned."""
+        """See `Transfer`; the memory is pinned."""
         return Slot(torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True), events=True)
 
     def begin(self) -> None:
@@ -79,7 +80,7 @@ class StreamTransfer(Transfer):
         assert slot.down is not None
         assert slot.up is not None
         with torch.cuda.stream(self._down):
-            self._down.wait_event(slot.up)  # no wait at all for a slot's first use
+            self._down.wait_event(slot.up)  # returns at once for an event that was never recorded
             for target, source in copies:
                 target.copy_(source, non_blocking=True)
             slot.down.record(self._down)
@@ -90,7 +91,11 @@ class StreamTransfer(Transfer):
         slot.down.synchronize()
 
     def up(self, slot: Slot, copies: Copies) -> None:
-        """See `Transfer`; whoever calls has waited for the copies down, which came after the current stream's work."""
+        """See `Transfer`.
+
+        The caller has waited for the slot's copies down. These came after the current stream's work (`begin`), so the
+        copies up need not wait for that stream.
+        """
         assert slot.up is not None
         with torch.cuda.stream(self._up):
             for target, source in copies:
@@ -98,12 +103,12 @@ class StreamTransfer(Transfer):
             slot.up.record(self._up)
 
     def finish(self) -> None:
-        """See `Transfer`; also of copies down for which no step has waited, after an error."""
+        """See `Transfer`. After an error there may be copies down that the host never waited for: also these."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_stream(self._down)
         stream.wait_stream(self._up)
 
 
 def transfer_for(device: torch.device) -> Transfer:
-    """What copies between a device and the host."""
+    """The object that copies between a device and the host."""
     return StreamTransfer(device) if device.type == "cuda" else Transfer()

@@ -27,7 +27,7 @@ def second_dtype(state_dtype: torch.dtype) -> torch.dtype:
 
 
 def master_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch.dtype | None:
-    """The dtype of what is kept beside a parameter; None where nothing is."""
+    """The dtype of a parameter's master buffer; None if it has none: with 32 bits or more, or no ``master_weights``."""
     if master_weights is None or param_dtype not in HALF:
         return None
     return {"fp32": torch.float32, "split": torch.int16, "kahan": param_dtype}[master_weights]
@@ -62,7 +62,7 @@ class StateFormat(NamedTuple):
         return torch.float32 if self.state_dtype == torch.int8 and numel < SMALL else self.state_dtype
 
     def master_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
-        """The dtype of what is kept beside parameters of this dtype, or None."""
+        """The dtype of the master buffer of parameters of this dtype, or None."""
         return master_dtype(self.master_weights, dtype)
 
     def check(self) -> None:

@@ -44,8 +44,8 @@ def fuses(arch: int) -> str | None:
         return None
     return (
         f"Triton {triton.__version__} compiles with ptxas {version}, which fuses multiplications with additions on "
-        "this GPU whatever it is told: results differ from the other backends' in their last bits. Use Triton 3.7, or "
-        "point TRITON_PTXAS_BLACKWELL_PATH to the ptxas of CUDA 13.1 or later"
+        "this GPU whatever flags it gets: results differ from the other backends' in their last bits. Use Triton 3.7, "
+        "or point TRITON_PTXAS_BLACKWELL_PATH to the ptxas of CUDA 13.1 or later"
     )
 
 

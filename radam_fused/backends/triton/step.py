@@ -29,7 +29,7 @@ INTERPRETED_TILE = 32768
 INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
 STORED_SLICE = 256
-"""On the general path of stored forms: a block that shares a scale."""
+"""Elements at a time on the general path of low-precision state: one block, which shares a scale."""
 PLAIN_REGISTERS = 80
 """The most that leave six blocks to a multiprocessor; without a limit, ptxas spills some to make room for seven."""
 STORED_REGISTERS = 128

@@ -1,7 +1,8 @@
 """The Triton kernel: the numeric contract over the segment table, one launch for a whole bucket.
 
-A persistent grid walks tiles; a tile belongs to one segment. Full tiles of plain, 16-byte aligned segments go without a
-mask, which is what gives 128-bit accesses; ragged ends, misaligned views and strided tensors take the general path.
+A persistent grid loops over tiles; a tile belongs to one segment. Full tiles of contiguous, 16-byte aligned segments
+are accessed without a mask, so that Triton emits 128-bit accesses. Partial tiles, misaligned views and strided tensors
+take the general path.
 16-bit values are rounded in integer arithmetic or by exact casts, so that the interpreter gives the GPU's bits.
 """
 
