@@ -132,6 +132,7 @@ PENDING: dict[str, set[str]] = {
         "Placement|SeparatePlacement",
         "arrivals",
         "journal|amend|seats|adopt",
+        "by lists",
         "BRIEF|OtherThreads",
         "row_of|RowTable|step_row|rows operators?|host_rows|device_rows",
         "residue",
