@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from radam_fused import FusedRAdam
-from radam_fused.numerics.quantization import blocks
+from radam_fused.numerics.quantization import CODE_UNIT, ROOT_TOP, blocks, double_exponent, half_exponent
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -32,10 +32,21 @@ SMALL = 4096
 """Smaller parameters keep float32 moments, as in the optimizer."""
 
 Companding = Callable[[Tensor], Tensor]
+
+
+def _to_octaves(a: Tensor) -> Tensor:
+    return half_exponent((a * ROOT_TOP).float()) / CODE_UNIT / 255
+
+
+def _from_octaves(c: Tensor) -> Tensor:
+    return double_exponent((c * 255).float() * CODE_UNIT) / ROOT_TOP
+
+
 CODES: dict[str, tuple[Companding, Companding]] = {
     "linear": (lambda a: a, lambda c: c),
     "square root": (torch.sqrt, lambda c: c * c),
     "softsign": (lambda a: 2 * a / (1 + a), lambda c: c / (2 - c)),
+    "octaves": (_to_octaves, _from_octaves),
 }
 """Functions from a magnitude in 0 to 1 to a code in 0 to 1, and back."""
 
@@ -51,9 +62,14 @@ CANDIDATES: dict[str, tuple[tuple[str, str, bool] | None, tuple[str, bool] | Non
     "sqrt(v) linear, stochastic": (None, ("linear", True)),
     "sqrt(v) softsign, stochastic": (None, ("softsign", True)),
     "sqrt(v) square root, stochastic": (None, ("square root", True)),
-    "both as chosen": (("ratio", "linear", True), ("square root", True)),
+    "sqrt(v) octaves, stochastic": (None, ("octaves", True)),
+    "both, of earlier versions": (("ratio", "linear", True), ("square root", True)),
+    "both as chosen": (("power", "linear", True), ("octaves", True)),
 }
-"""For each moment: what is encoded, with which code, and whether rounding is stochastic. None is float32."""
+"""For each moment: what is encoded, with which code, and whether rounding is stochastic. None is float32.
+
+``power`` is m over the power of two below the root that has been decoded, in units of its block's largest.
+"""
 
 
 def coded(x: Tensor, code: str, limit: int, generator: torch.Generator | None) -> Tensor:
@@ -76,10 +92,13 @@ def put_through(m: Tensor, v: Tensor, candidate: str, generator: torch.Generator
     if first is not None:
         kind, code, stochastic = first
         x = blocks(m.reshape(-1))
-        if kind == "ratio":
+        if kind == "power":
+            scale = root.amax(1, keepdim=True)
+            root = torch.where(root > 0, torch.exp2(torch.floor(torch.log2(root / scale * ROOT_TOP))), 0.0)
+        if kind != "m":
             x = torch.where(root > 0, x / root, 0.0)
         x = coded(x.abs(), code, 127, generator if stochastic else None) * x.sign()
-        m = (x * root if kind == "ratio" else x).reshape(-1)[: m.numel()].view_as(m)
+        m = (x if kind == "m" else x * root).reshape(-1)[: m.numel()].view_as(m)
     return m, v
 
 

@@ -21,7 +21,7 @@ struct alignas(64) Block {
   float m[kBlockElements];             // the first moment
   float v[kBlockElements];             // the second moment, or its square root while it is encoded
   float compensation[kBlockElements];  // for MasterFormat::kKahan
-  int32_t code[kBlockElements];        // of an 8-bit moment
+  uint32_t code[kBlockElements];       // of an 8-bit moment
   uint16_t rand16[kGroups * kRandsPerCall];
   int n;
 };
@@ -90,8 +90,9 @@ RADAM_HD void read_moments(Block& block, const StateFormat& format, const StateB
     const auto* __restrict v = reinterpret_cast<const uint8_t*>(state.exp_avg_sq) + at;
     const float scale = state.scales[at / kBlockElements], sq_scale = state.sq_scales[at / kBlockElements];
     for (int i = 0; i < n; ++i) {
-      const float root = RootCode::decode(v[i], sq_scale);
-      block.m[i] = FirstCode::decode(m[i], scale, root);
+      const float octaves = RootCode::octaves(v[i]);
+      const float root = RootCode::decode(octaves, sq_scale);
+      block.m[i] = FirstCode::decode(m[i], scale, octaves);
       block.v[i] = root * root;
     }
     return;
@@ -186,7 +187,7 @@ RADAM_HD void narrow_moments(Block& block, float16* __restrict m, float16* __res
   for (int i = 0; i < n; ++i) block.v[i] = HalfRoot::at_least_min(square_root(square_root(block.v[i])));
   for (int i = 0; i < n; ++i) v[i] = Stochastic<float16>::from(block.v[i], rand16[i]);
   widen_all(block.v, v, n);
-  for (int i = 0; i < n; ++i) block.m[i] = FirstCode::quotient(block.m[i], block.v[i] * block.v[i]);
+  for (int i = 0; i < n; ++i) block.m[i] = HalfFirst::quotient(block.m[i], block.v[i] * block.v[i]);
   for (int i = 0; i < n; ++i) block.m[i] = HalfFirst::limited(block.m[i]);
   for (int i = 0; i < n; ++i) m[i] = Stochastic<float16>::from(block.m[i], swap_bytes(rand16[i]));
 }
@@ -201,21 +202,21 @@ RADAM_HD void encode_moments(Block& block, const StateBuffers& state, int64_t at
     block.v[i] = square_root(block.v[i]);
     largest = std::max(largest, magnitude_bits(block.v[i]));
   }
-  const float sq_scale = scale_from(largest);
-  const float sq_factor = RootCode::factor(sq_scale);
+  const BlockScale sq_scale = RootCode::scale(largest);
   largest = 0;
   for (int i = 0; i < n; ++i) {
-    block.code[i] = RootCode::encode(block.v[i], sq_factor, rand16[i]);
-    block.m[i] = FirstCode::quotient(block.m[i], RootCode::decode(block.code[i], sq_scale));
+    block.code[i] = code_of(RootCode::encode(block.v[i], sq_scale.factor, rand16[i])) & sq_scale.codes;
+    block.m[i] = FirstCode::quotient(block.m[i], RootCode::octaves(block.code[i]));
   }
   for (int i = 0; i < n; ++i) v[i] = uint8_t(block.code[i]);
   for (int i = 0; i < n; ++i) largest = std::max(largest, magnitude_bits(block.m[i]));
-  const float scale = FirstCode::scale(largest);
-  const float factor = FirstCode::factor(scale);
-  for (int i = 0; i < n; ++i) block.code[i] = FirstCode::encode(block.m[i], factor, swap_bytes(rand16[i]));
+  const BlockScale scale = FirstCode::scale(largest, sq_scale);
+  for (int i = 0; i < n; ++i) {
+    block.code[i] = code_of(FirstCode::encode(block.m[i], scale.factor, swap_bytes(rand16[i]))) & scale.codes;
+  }
   for (int i = 0; i < n; ++i) m[i] = int8_t(block.code[i]);
-  state.scales[at / kBlockElements] = scale;
-  state.sq_scales[at / kBlockElements] = sq_scale;
+  state.scales[at / kBlockElements] = scale.scale;
+  state.sq_scales[at / kBlockElements] = sq_scale.scale;
 }
 
 RADAM_HD void write_moments(Block& block, const StateFormat& format, const StateBuffers& state, int64_t at,

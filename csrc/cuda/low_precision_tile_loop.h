@@ -50,19 +50,19 @@ class LowPrecisionBlock {
       if (!skip) step(elements, span, lane);
     });
     if (!kCodes || skip) return;
-    const float sq_scale = scale_from(warp.largest());
+    const BlockScale sq_scale = RootCode::scale(warp.largest());
     warp([&](int number, Lane& lane) {
       const Span span = span_of(number);
       store(span, second_at(span.first), encode_roots(lane.values, sq_scale, lane.random));
       lane.values.largest = largest_of(lane.values.m, span.count);
     });
-    const float scale = FirstCode::scale(warp.largest());
+    const BlockScale scale = FirstCode::scale(warp.largest(), sq_scale);
     warp([&](int number, Lane& lane) {
       const Span span = span_of(number);
       store(span, first_at(span.first), encode_quotients(lane.values, scale, lane.random));
       if (number > 0) return;
-      store_streaming(arguments_.scales + scale_index(), scale);
-      store_streaming(arguments_.sq_scales + scale_index(), sq_scale);
+      store_streaming(arguments_.scales + scale_index(), scale.scale);
+      store_streaming(arguments_.sq_scales + scale_index(), sq_scale.scale);
     });
   }
 

@@ -59,8 +59,9 @@ RADAM_HD void read_moments(Values& values, const Elements& in) {
   if constexpr (kMoments == MomentFormat::kInt8) {
     RADAM_UNROLL
     for (int i = 0; i < kVec; ++i) {
-      const float root = RootCode::decode(in.v.value<uint8_t>(i), in.sq_scale);
-      values.m[i] = FirstCode::decode(in.m.value<int8_t>(i), in.scale, root);
+      const float octaves = RootCode::octaves(in.v.value<uint8_t>(i));
+      const float root = RootCode::decode(octaves, in.sq_scale);
+      values.m[i] = FirstCode::decode(in.m.value<int8_t>(i), in.scale, octaves);
       values.v[i] = root * root;
     }
   } else if constexpr (kMoments == MomentFormat::kFloat16) {
@@ -184,25 +185,24 @@ RADAM_HD uint32_t largest_of(const float* values, int count) {
   return largest;
 }
 
-// Encodes the square roots of the second moment; replaces the first moment by its quotient with the decoded roots.
-RADAM_HD Packed encode_roots(Values& values, float scale, const Philox& random) {
-  const float factor = RootCode::factor(scale);
+// Encodes the square roots of the second moment; replaces the first moment by its quotient (FirstCode).
+RADAM_HD Packed encode_roots(Values& values, const BlockScale& scale, const Philox& random) {
   Packed codes;
   RADAM_UNROLL
   for (int i = 0; i < kVec; ++i) {
-    const int32_t code = RootCode::encode(values.v[i], factor, random.rand16(i));
-    values.m[i] = FirstCode::quotient(values.m[i], RootCode::decode(code, scale));
+    const uint32_t code = code_of(RootCode::encode(values.v[i], scale.factor, random.rand16(i))) & scale.codes;
+    values.m[i] = FirstCode::quotient(values.m[i], RootCode::octaves(code));
     codes.set(i, uint8_t(code));
   }
   return codes;
 }
 
-RADAM_HD Packed encode_quotients(const Values& values, float scale, const Philox& random) {
-  const float factor = FirstCode::factor(scale);
+RADAM_HD Packed encode_quotients(const Values& values, const BlockScale& scale, const Philox& random) {
   Packed codes;
   RADAM_UNROLL
   for (int i = 0; i < kVec; ++i) {
-    codes.set(i, int8_t(FirstCode::encode(values.m[i], factor, swap_bytes(random.rand16(i)))));
+    const uint32_t rand16 = swap_bytes(random.rand16(i));
+    codes.set(i, uint8_t(code_of(FirstCode::encode(values.m[i], scale.factor, rand16)) & scale.codes));
   }
   return codes;
 }

@@ -85,50 +85,79 @@ RADAM_HD void compensate(float& p, float& compensation, float decrease) {
   p = after;
 }
 
-// The scale of a block, from its largest magnitude as bits: compared as bits, a NaN is the largest of all.
-RADAM_HD float scale_from(uint32_t largest) { return float_from_bits(largest > kInfinity ? kQuietNan : largest); }
-
 // The next float up, for factors: a factor that was rounded down would encode the largest element of a block below the
 // largest code, and the next step would compute a smaller scale.
 RADAM_HD float next_up(float x) { return float_from_bits(bits_from_float(x) + 1); }
 
-// A code from 0 to `limit`, rounded stochastically; 0 for a NaN.
-RADAM_HD int32_t stochastic_code(float c, uint32_t rand16, float limit) {
-  c = c + float(int32_t(rand16)) * 0x1p-16f;
-  c = c > 0.0f ? c : 0.0f;
-  return int32_t(c < limit ? c : limit);
-}
+// What the codes of a block are made with.
+struct BlockScale {
+  float scale;     // by which codes are decoded; NaN for a block with a NaN or an infinity, whose codes are 0
+  float factor;    // by which elements are multiplied
+  uint32_t codes;  // a mask: no bits if the codes are 0
 
-// 8 bits for the square root of the second moment: codes are linear in the root's own square root; only 0 has code 0.
-struct RootCode {
-  static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(255.0f / square_root(scale)) : 0.0f; }
-  static RADAM_HD int32_t encode(float root, float factor, uint32_t rand16) {
-    const int32_t code = stochastic_code(square_root(fabsf(root)) * factor, rand16, 255.0f);
-    const int32_t least = root > 0.0f ? 1 : 0;
-    return code > least ? code : least;
-  }
-  static RADAM_HD float decode(int32_t code, float scale) {
-    const float fraction = float(code) * (1.0f / 255.0f);
-    return scale * (fraction * fraction);
+  // From the largest magnitude of the block, as bits: compared as bits, a NaN is the largest of all. `top` is what the
+  // largest code stands for. A scale has 23 bits, so that encoding what it decodes to gives the same scale.
+  static RADAM_HD BlockScale from(uint32_t largest, float top, float unit) {
+    const bool finite = largest < kInfinity;
+    const float magnitude = float_from_bits(largest);
+    const float scale = float_from_bits((bits_from_float(magnitude * unit) + 1u) & ~1u);
+    return {finite ? scale : float_from_bits(kQuietNan), magnitude > 0.0f ? next_up(top / magnitude) : 0.0f,
+            finite ? ~0u : 0u};
   }
 };
 
-// 8 bits for the first moment: codes are linear in its quotient with the decoded root, the step that it causes.
-struct FirstCode {
-  static constexpr float kMinScale = 0x1p-100f;  // a block with smaller quotients alone underflows to zero
+// The bits shifted by one: a square root in straight pieces, one for each octave, times 2^-63.5; and its opposite.
+RADAM_HD float half_exponent(float x) { return float_from_bits(bits_from_float(x) >> 1); }
+RADAM_HD float double_exponent(float x) { return float_from_bits(bits_from_float(x) << 1); }
 
-  static RADAM_HD float quotient(float m, float root) { return root > 0.0f ? m / root : 0.0f; }
-  static RADAM_HD float scale(uint32_t largest) {
-    const float scale = scale_from(largest);
-    return scale < kMinScale ? 0.0f : scale;
+// A number in fixed point, rounded to 14 bits after the point, plus 16 random ones there: its code is byte 2. The sum
+// with `offset`, 512 or more times a code's unit, has that many bits: no conversion to an integer.
+RADAM_HD uint32_t stochastic_code(float c, float offset, uint32_t rand16) {
+  return (bits_from_float(c + offset) << 2) + rand16;
+}
+RADAM_HD uint32_t code_of(uint32_t fixed) { return (fixed >> 16) & 0xffu; }
+
+// 8 bits for the square root of the second moment: codes are linear within each octave of the root, half as many in
+// every other octave down, like those of the root's own square root; only 0 has code 0.
+struct RootCode {
+  static constexpr float kTop = 32512.0f;   // for which the largest code, 255, stands in units of the scale
+  static constexpr float kUnit = 0x1p-64f;  // a code, as half_exponent has it
+  static constexpr float kOffset = 0x1p-55f;
+
+  static RADAM_HD BlockScale scale(uint32_t largest) { return BlockScale::from(largest, kTop, 1.0f / kTop); }
+  static RADAM_HD uint32_t encode(float root, float factor, uint32_t rand16) {
+    const float c = half_exponent(root * factor);
+    const float least = root > 0.0f ? kUnit : 0.0f;
+    return stochastic_code(c > least ? c : least, kOffset, rand16);
   }
-  static RADAM_HD float factor(float scale) { return scale > 0.0f ? next_up(127.0f / scale) : 0.0f; }
-  static RADAM_HD int32_t encode(float quotient, float factor, uint32_t rand16) {
-    const int32_t code = stochastic_code(fabsf(quotient) * factor, rand16, 127.0f);
-    return quotient < 0.0f ? -code : code;
+  // What a code stands for, in units of the scale: from 1/2 to kTop, or 0. The code is put into the mantissa of a
+  // float.
+  static RADAM_HD float octaves(uint32_t code) {
+    return double_exponent(float_from_bits(0x2b000000u | code) - 0x1p-41f);
   }
-  static RADAM_HD float decode(int32_t code, float scale, float root) {
-    return float(code) * (1.0f / 127.0f) * scale * root;
+  static RADAM_HD float decode(float octaves, float scale) { return octaves * scale; }
+};
+
+// 8 bits for the first moment: codes are linear in its quotient with the power of two below the decoded root in units
+// of the scale. That is close to the step that it causes, and no division.
+struct FirstCode {
+  static constexpr float kMinScale = 0x1p-110f;  // a block with smaller quotients alone underflows to zero
+  static constexpr float kOffset = 768.0f;
+  static constexpr uint32_t kExponent = 0x7f800000u;
+
+  // 4 over the power of two; -0 where the root is 0, and the first moment becomes 0.
+  static RADAM_HD float quotient(float m, float octaves) {
+    return m * float_from_bits(0x80000000u - (bits_from_float(octaves) & kExponent));
+  }
+  static RADAM_HD BlockScale scale(uint32_t largest, const BlockScale& root) {
+    const uint32_t at_least = largest < bits_from_float(kMinScale) ? 0 : largest;
+    return BlockScale::from(root.codes != 0 ? at_least : kQuietNan, 127.0f, 1.0f / 508.0f);
+  }
+  static RADAM_HD uint32_t encode(float quotient, float factor, uint32_t rand16) {
+    return stochastic_code(quotient * factor, kOffset, rand16);
+  }
+  static RADAM_HD float decode(int32_t code, float scale, float octaves) {
+    return float(code) * scale * float_from_bits(bits_from_float(octaves) & kExponent);
   }
 };
 
@@ -149,13 +178,15 @@ struct HalfRoot {
 struct HalfFirst {
   static constexpr uint32_t kLargest = 0x477fe000u;  // 65504
 
+  static RADAM_HD float quotient(float m, float root) { return root > 0.0f ? m / root : 0.0f; }
+
   static RADAM_HD float limited(float quotient) {
     const bool too_large = magnitude_bits(quotient) - (kLargest + 1) < kInfinity - (kLargest + 1);
     const uint32_t sign = bits_from_float(quotient) & ~kMagnitude;
     return too_large ? float_from_bits(sign | kLargest) : quotient;
   }
   static RADAM_HD float16 encode(float m, float root, uint32_t rand16) {
-    return Stochastic<float16>::from(limited(FirstCode::quotient(m, root)), rand16);
+    return Stochastic<float16>::from(limited(quotient(m, root)), rand16);
   }
   static RADAM_HD float decode(float16 quotient, float root) { return widen(quotient) * root; }
 };

@@ -16,8 +16,12 @@ from .layout import BLOCK
 
 HALF_MIN, HALF_MAX = 2.0**-24, 65504.0
 """The least and the greatest of float16's positive numbers."""
-MIN_SCALE = 2.0**-100
-"""The scale of a block's first moment below which the whole block underflows to zero."""
+MIN_SCALE = 2.0**-110
+"""The largest magnitude of a block's coded first moments below which the whole block underflows to zero."""
+ROOT_TOP = 32512.0
+"""What the greatest code of the root, 255, stands for in units of the block's scale."""
+CODE_UNIT = 2.0**-64
+"""One code of the root, as `half_exponent` has it."""
 
 
 def square_root(v: Tensor) -> Tensor:
@@ -104,41 +108,70 @@ def _scale_factor(number: float, x: Tensor) -> Tensor:
     With a factor that was rounded down, the greatest element of a block would get a code below the greatest code.
     """
     quotient = torch.full_like(x, number) / x
-    return (quotient.view(torch.int32) + 1).view(torch.float32)
+    return torch.where(x > 0.0, (quotient.view(torch.int32) + 1).view(torch.float32), 0.0)
 
 
-def _stochastic_code(c: Tensor, rand16: Tensor, limit: float) -> Tensor:
-    c = c + rand16.float() * 2.0**-16
-    return torch.where(c > 0.0, c, 0.0).clamp(max=limit).floor()  # NaN is 0
+def _block_scale(largest: Tensor, unit: float) -> Tensor:
+    """The scale of a block with 23 bits, so that encoding again what it decodes to gives it again; NaN for a NaN."""
+    scale = largest * torch.tensor(unit, dtype=torch.float32, device="cpu")
+    even = ((scale.view(torch.int32) + 1) & ~1).view(torch.float32)
+    return torch.where(largest.isfinite(), even, torch.nan)
+
+
+def half_exponent(x: Tensor) -> Tensor:
+    """The bits shifted right by one: a square root in straight pieces, one per octave, times 2^-63.5."""
+    return (x.contiguous().view(torch.int32) >> 1).view(torch.float32)
+
+
+def double_exponent(x: Tensor) -> Tensor:
+    """The opposite of `half_exponent`."""
+    return (x.contiguous().view(torch.int32) << 1).view(torch.float32)
+
+
+def _stochastic_code(c: Tensor, offset: float, rand16: Tensor) -> Tensor:
+    """The low 8 bits of what c is rounded to, up or down; ``offset`` turns c into fixed point with 14 bits after."""
+    fixed = bits_of(c + torch.tensor(offset, dtype=torch.float32, device="cpu"))
+    return ((fixed << 2) + rand16 >> 16) & 0xFF
 
 
 def encode_root(root: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
-    """Square roots of the second moment, (blocks, 256), as codes linear in their own square root: code and scale."""
-    scale = max_magnitude(root)
-    factor = torch.where(scale > 0.0, _scale_factor(255.0, square_root(scale)), 0.0)
-    code = _stochastic_code(square_root(root.abs()) * factor, rand16, 255.0)
-    return torch.where((root > 0.0) & (code == 0.0), 1.0, code), scale
+    """Square roots of the second moment, (blocks, 256), as codes linear in each octave: code and scale."""
+    largest = max_magnitude(root)
+    c = half_exponent(root * _scale_factor(ROOT_TOP, largest))
+    c = torch.where((root > 0.0) & (c < CODE_UNIT), CODE_UNIT, c)
+    code = _stochastic_code(c, 512.0 * CODE_UNIT, rand16)
+    return torch.where(largest.isfinite(), code, 0).float(), _block_scale(largest, 1.0 / ROOT_TOP)
+
+
+def _octaves(code: Tensor) -> Tensor:
+    """What a code of the root stands for, from 1/2 to `ROOT_TOP`, or 0."""
+    return double_exponent(code * CODE_UNIT)
 
 
 def decode_root(code: Tensor, scale: Tensor) -> Tensor:
     """The square root of the second moment."""
-    fraction = code * torch.tensor(1.0 / 255.0, dtype=torch.float32, device="cpu")
-    return scale * (fraction * fraction)
+    return _octaves(code) * scale
 
 
-def encode_first(m: Tensor, root: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
-    """The first moment, (blocks, 256), as codes linear in its quotient with the decoded root: code and scale."""
-    quotient = torch.where(root > 0.0, m / root, 0.0)
-    scale = max_magnitude(quotient)
-    scale = torch.where(scale < MIN_SCALE, 0.0, scale)
-    factor = torch.where(scale > 0.0, _scale_factor(127.0, scale), 0.0)
-    code = _stochastic_code(quotient.abs() * factor, rand16, 127.0)
-    return torch.where(quotient < 0.0, -code, code), scale
+def _power(code: Tensor) -> Tensor:
+    """The power of two below what a code of the root stands for; 0 for 0."""
+    return (_octaves(code).view(torch.int32) & 0x7F800000).view(torch.float32)
 
 
-def decode_first(code: Tensor, scale: Tensor, root: Tensor) -> Tensor:
+def encode_first(m: Tensor, root_code: Tensor, root_scale: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
+    """The first moment, (blocks, 256), as codes linear in its quotient with `_power` of the root's: code and scale."""
+    inverse = (-0x80000000 - _power(root_code).view(torch.int32)).view(torch.float32)  # 4 / power; -0 for 0
+    quotient = m * inverse
+    largest = torch.where(root_scale.isfinite(), max_magnitude(quotient), torch.nan)
+    largest = torch.where(largest < MIN_SCALE, 0.0, largest)
+    code = _stochastic_code(quotient * _scale_factor(127.0, largest), 768.0, rand16)
+    code = (code ^ 0x80) - 0x80
+    return torch.where(largest.isfinite(), code, 0).float(), _block_scale(largest, 1.0 / 508.0)
+
+
+def decode_first(code: Tensor, scale: Tensor, root_code: Tensor) -> Tensor:
     """The first moment."""
-    return code * torch.tensor(1.0 / 127.0, dtype=torch.float32, device="cpu") * scale * root
+    return code * scale * _power(root_code)
 
 
 def encode_half_root(root: Tensor, rand16: Tensor) -> Tensor:

@@ -25,15 +25,15 @@ from . import memory
 from .codec import (
     CODES,
     MOMENTS,
-    RATIO,
+    WITH_ROOTS,
     decoded,
     encode,
-    encode_ratio,
+    encode_with_root,
+    first_and_root,
     keep,
     local_entry,
     master_name,
     names_of,
-    ratio_of,
 )
 from .step_counts import StepCounts
 from .tracked_dict import TRACKED, Edits, ParameterState
@@ -218,8 +218,8 @@ class Bucket:
         ):
             for name, view in views.items():
                 view.copy_(as_real(state[name]))
-        elif self.scales is not None and names_of(state) in (CODES, RATIO):
-            encode_ratio(views, *ratio_of(state))
+        elif self.scales is not None and names_of(state) in WITH_ROOTS:
+            encode_with_root(views, *first_and_root(state))
         else:
             encode(views, *map(as_real, decoded(state)))
         if self.residue is not None:

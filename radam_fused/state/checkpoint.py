@@ -20,7 +20,7 @@ from ..numerics.layout import ALIGNMENT
 from ..numerics.state_format import second_dtype
 from ..options import GROUP_DEFAULTS, WIDE, check_group
 from ..tensor_kinds import is_fake
-from .codec import CODES, MASTERS, NAMES, names_of, portable
+from .codec import CODES, MASTERS, NAMES, OLD_CODES, names_of, portable
 
 OURS = NAMES | {"step"}
 """What a step keeps in an entry of ``optimizer.state``."""
@@ -117,7 +117,11 @@ def _check_step(source: str, name: str, step: Any) -> None:
         raise ValueError(f"{source}: 'step' of {name} is {number!r}: must be a whole number, at least 0")
 
 
-_INTEGERS = {CODES[0]: torch.int8, CODES[1]: second_dtype(torch.int8), "master_low": torch.int16}
+_INTEGERS = {
+    **dict.fromkeys((CODES[0], OLD_CODES[0]), torch.int8),
+    **dict.fromkeys((CODES[1], OLD_CODES[1]), second_dtype(torch.int8)),
+    "master_low": torch.int16,
+}
 """Entries that hold integers, and their own dtype; `portable` widens some."""
 
 
@@ -134,11 +138,12 @@ def _check_tensor(what: str, key: str, value: Any, param: Tensor, state: Mapping
     real = (*param.shape, 2) if param.is_complex() else tuple(param.shape)  # also of a DTensor the whole
     expected, kind, fits = real, "dense", isinstance(value, Tensor) and value.layout == torch.strided
     in_one_dtype = fits and is_fsdp1(param) and value.dtype == torch.float32  # as `portable` makes it
-    if key in CODES:
+    if key in (*CODES, *OLD_CODES):
         dtype = _INTEGERS.get(key, torch.float32)
         kind, fits = f"dense {dtype}", fits and (value.dtype == dtype or in_one_dtype)
         if key in CODES[2:] and not (fits and tuple(value.shape) == expected):  # of each block, not of each element
-            expected = (-(-local(state[CODES[0]]).numel() // ALIGNMENT),)
+            code = state[CODES[0] if CODES[0] in state else OLD_CODES[0]]
+            expected = (-(-local(code).numel() // ALIGNMENT),)
     elif key in MASTERS:
         half = (torch.float16, torch.bfloat16)
         master = MASTERS[key]

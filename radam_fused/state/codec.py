@@ -23,8 +23,10 @@ from ..numerics.quantization import (
     low_bits,
     square_root,
 )
+from . import old_codes
 
-CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
+CODES = ("exp_avg_octave_code", "exp_avg_sq_octave_code", "exp_avg_scale", "exp_avg_sq_scale")
+"""int8: the codes of both moments, and the scales of their blocks."""
 HALVES = ("exp_avg_ratio", "fourth_root_exp_avg_sq")
 """float16: m / sqrt(v), and the square root of sqrt(v)."""
 MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
@@ -34,14 +36,18 @@ MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
 }
 """Under which names ``optimizer.state`` holds moments of each dtype."""
 RATIO = ("exp_avg_ratio", "root_exp_avg_sq")
-"""What codes stand for, in float32: m / sqrt(v) and sqrt(v). Earlier checkpoints of DTensors hold these."""
+"""What codes stood for, in float32: m / sqrt(v) and sqrt(v). Earlier checkpoints of DTensors hold these."""
 OLD_HALVES = ("exp_avg", "root_exp_avg_sq")
 """float16 moments of earlier checkpoints: m, and sqrt(v). They are loaded, and never written."""
+OLD_CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
+"""int8 moments of earlier checkpoints, in other codes (`old_codes`). They are loaded, and never written."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
 """Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
 PORTABLE = (torch.int32, torch.float32)
 """The dtypes in which `portable` has the values of ``"split"`` and ``"kahan"``."""
-NAMES = frozenset((*RATIO, *OLD_HALVES, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
+WITH_ROOTS = (CODES, OLD_CODES, RATIO)
+"""What `first_and_root` decodes, without a square and its root."""
+NAMES = frozenset((*RATIO, *OLD_HALVES, *OLD_CODES, *MASTERS, *(name for names in MOMENTS.values() for name in names)))
 """Everything that some form has in an entry, beside ``step``."""
 _NEAREST = 0x8000
 """The random number that makes stochastic rounding of codes one to nearest."""
@@ -54,7 +60,7 @@ def master_name(residue: torch.dtype) -> str:
 
 def names_of(entry: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Which of the `MOMENTS` an entry holds, or None."""
-    forms = dict.fromkeys((*MOMENTS.values(), RATIO, OLD_HALVES))
+    forms = dict.fromkeys((*MOMENTS.values(), RATIO, OLD_HALVES, OLD_CODES))
     return next((names for names in forms if all(name in entry for name in names)), None)
 
 
@@ -62,9 +68,9 @@ def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Both moments of an entry, in float32 (float64 where they are so), in the shape of the first."""
     names = names_of(entry)
     assert names is not None
-    if names in (CODES, RATIO):
-        ratio, root = ratio_of(entry)
-        return ratio * root, root.square()
+    if names in WITH_ROOTS:
+        m, root = first_and_root(entry)
+        return m, root.square()
     m, second = entry[names[0]], entry[names[1]]
     if names[1] == "exp_avg_sq":
         return (m, second) if m.dtype == torch.float64 or m.is_complex() else (m.float(), second.float())
@@ -74,11 +80,15 @@ def decoded(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return m.float() * root, root.square()
 
 
-def ratio_of(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Of an entry with codes, or with the `RATIO` that they stand for: that, in float32."""
-    if CODES[0] in entry:
-        return _values(*(entry[name] for name in CODES))
-    return entry[RATIO[0]], entry[RATIO[1]]
+def first_and_root(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of an entry in one of the forms `WITH_ROOTS`, m and sqrt(v), in float32."""
+    if RATIO[0] in entry:
+        return entry[RATIO[0]] * entry[RATIO[1]], entry[RATIO[1]]
+    code, sq_code, scale, sq_scale = (entry[name] for name in (CODES if CODES[0] in entry else OLD_CODES))
+    sq_code, scale, sq_scale = sq_code.float(), of_elements(scale, code), of_elements(sq_scale, sq_code)
+    if CODES[0] not in entry:
+        return old_codes.decode(code.float(), sq_code, scale, sq_scale)
+    return decode_first(code.float(), scale, sq_code), decode_root(sq_code, sq_scale)
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
@@ -125,9 +135,10 @@ def local_entry(entry: Mapping[str, Any], param: Any) -> Mapping[str, Any]:
     Scales of blocks stay as they are where the codes are this rank's own; where the codes are a whole parameter's they
     are spread over the elements first, as this rank's blocks are others.
     """
-    blocks = {name for name in CODES[2:] if name in entry and entry[name].shape != entry[CODES[0]].shape}
-    if blocks and not is_sharded(entry[CODES[0]]):
-        entry = {**entry, **{name: of_elements(entry[name], entry[CODES[0]]) for name in blocks}}
+    code = entry.get(CODES[0], entry.get(OLD_CODES[0]))
+    blocks = {name for name in CODES[2:] if name in entry and entry[name].shape != code.shape}
+    if blocks and not is_sharded(code):
+        entry = {**entry, **{name: of_elements(entry[name], code) for name in blocks}}
         blocks = set()
     return {
         name: part_of(param, value) if isinstance(value, Tensor) and name not in {"step", *blocks} else value
@@ -148,12 +159,6 @@ def of_elements(scale: Tensor, code: Tensor) -> Tensor:
     return flat.as_strided(code.shape, code.stride()) if is_dense(code) else flat.view(code.shape)
 
 
-def _values(code: Tensor, sq_code: Tensor, scale: Tensor, sq_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """What codes stand for: m / sqrt(v), and sqrt(v)."""
-    root = decode_root(sq_code.float(), of_elements(sq_scale, sq_code))
-    return decode_first(code.float(), of_elements(scale, code), torch.ones_like(root)), root
-
-
 def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
     """Writes both moments into the views of an entry, rounded to nearest.
 
@@ -172,22 +177,27 @@ def encode(views: Mapping[str, Tensor], m: Tensor, v: Tensor) -> None:
         views[HALVES[0]].copy_(encode_half_first(m.float(), decode_half_root(fourth), nearest))
         views[HALVES[1]].copy_(fourth)
         return
-    first, second = (_ordered(moment, views) for moment in (m, v))
-    roots, scale = encode_root(square_root(second), torch.full_like(first, _NEAREST, dtype=torch.int64))
-    _write(views, roots, scale, first, decode_root(roots, scale))
+    encode_with_root(views, m, square_root(v.float()))
 
 
-def encode_ratio(views: Mapping[str, Tensor], ratio: Tensor, root: Tensor) -> None:
-    """Writes what codes stood for as codes again: the same ones, where the blocks are the same.
+def encode_with_root(views: Mapping[str, Tensor], m: Tensor, root: Tensor) -> None:
+    """Writes codes, rounded to nearest: what codes were decoded to gives the same ones, where the blocks are the same.
 
     Args:
         views: the codes of an entry.
-        ratio: of `RATIO`, the first.
-        root: the second.
+        m: the first moment.
+        root: the square root of the second, above or equal to 0.
     """
-    first, second = _ordered(ratio, views), _ordered(root, views)
-    roots, scale = encode_root(second, torch.full_like(first, _NEAREST, dtype=torch.int64))
-    _write(views, roots, scale, first, torch.ones_like(first))
+    first, second = _ordered(m, views), _ordered(root, views)
+    nearest = torch.full_like(first, _NEAREST, dtype=torch.int64)
+    roots, root_scale = encode_root(second.abs(), nearest)
+    firsts, first_scale = encode_first(first, roots, root_scale, nearest)
+    code, sq_code, scale, sq_scale = (views[name] for name in CODES)
+    count = code.numel()
+    _in_memory_order(sq_code).copy_(roots.reshape(-1)[:count])
+    _in_memory_order(code).copy_(firsts.reshape(-1)[:count])
+    scale.copy_(first_scale.reshape(-1))
+    sq_scale.copy_(root_scale.reshape(-1))
 
 
 def _ordered(values: Tensor, views: Mapping[str, Tensor]) -> Tensor:
@@ -195,17 +205,6 @@ def _ordered(values: Tensor, views: Mapping[str, Tensor]) -> Tensor:
     code = views[CODES[0]]
     same = torch.empty_strided(code.shape, code.stride(), dtype=torch.float32, device=code.device)
     return blocks(_in_memory_order(same.copy_(values)))
-
-
-def _write(views: Mapping[str, Tensor], roots: Tensor, root_scale: Tensor, first: Tensor, by: Tensor) -> None:
-    """Writes codes of the root, and of the first moment's quotient with ``by``, rounded to nearest."""
-    firsts, first_scale = encode_first(first, by, torch.full_like(first, _NEAREST, dtype=torch.int64))
-    code, sq_code, scale, sq_scale = (views[name] for name in CODES)
-    count = code.numel()
-    _in_memory_order(sq_code).copy_(roots.reshape(-1)[:count])
-    _in_memory_order(code).copy_(firsts.reshape(-1)[:count])
-    scale.copy_(first_scale.reshape(-1))
-    sq_scale.copy_(root_scale.reshape(-1))
 
 
 def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:

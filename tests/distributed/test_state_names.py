@@ -121,7 +121,7 @@ def test_a_tool_that_reads_the_state_loses_nothing(form: str, rows: int, ranks: 
             assert apart(found, whole) < 0.01
 
 
-@pytest.mark.parametrize(("form", "forgotten"), [("bf16-split", "master_low"), ("int8", "exp_avg_code")])
+@pytest.mark.parametrize(("form", "forgotten"), [("bf16-split", "master_low"), ("int8", "exp_avg_octave_code")])
 def test_a_name_that_is_lost(form: str, forgotten: str, ranks: Ranks, tmp_path: Path) -> None:
     """The negative control: without one of the names the load is refused."""
     ranks.run(2, save, form, tmp_path, 1031)
@@ -189,24 +189,30 @@ def test_whole_tensors(form: str, to: str, ranks: Ranks) -> None:
 
 
 def old_names(form: str) -> tuple[list[Tensor], list[Tensor]]:
-    """A state_dict with the names that state_dict() gave before: ratios and roots for codes, a master for low bits."""
-    from radam_fused.state.codec import RATIO, _values, wrapped
+    """A state_dict with the names that state_dict() gave before: ratios and roots for codes, a master for low bits.
+
+    The codes were others, so a run with codes goes on from what those ratios and roots stand for, in float32.
+    """
+    from radam_fused.state.codec import CODES, RATIO, first_and_root, wrapped
 
     model, optimizer = made(form)
     train(model, optimizer, range(BEFORE))
-    packed = optimizer.state_dict()
+    packed, plain = optimizer.state_dict(), optimizer.state_dict()
     for k, p in enumerate(model.parameters()):
         entry, shown = packed["state"][k], optimizer.state[p]
-        codes = [name for name in shown if name.endswith(("code", "scale"))]
-        if codes:
-            values = _values(*(getattr(shown[name], "_local_tensor", shown[name]) for name in codes))
-            entry = {name: value for name, value in entry.items() if name not in codes}
-            entry |= {name: wrapped(p, value) for name, value in zip(RATIO, values, strict=True)}
+        if CODES[0] in shown:
+            m, root = first_and_root({name: getattr(shown[name], "_local_tensor", shown[name]) for name in CODES})
+            ratio = torch.where(root > 0.0, m / root, 0.0)
+            entry = {name: value for name, value in entry.items() if name not in CODES}
+            moments = {"exp_avg": ratio * root, "exp_avg_sq": root.square()}
+            plain["state"][k] = {**entry, **{name: wrapped(p, value) for name, value in moments.items()}}
+            entry |= {name: wrapped(p, value) for name, value in zip(RATIO, (ratio, root), strict=True)}
         if "master_low" in entry:
             low = entry.pop("master_low").to_local()
             bits = (p.to_local().detach().view(torch.int16).int() << 16) + low.int()
             entry["master"] = wrapped(p, bits.view(torch.float32))
         packed["state"][k] = entry
+    optimizer.load_state_dict(plain)
     again, resumed = made(form)
     again.load_state_dict(model.state_dict())
     resumed.load_state_dict(packed)

@@ -79,7 +79,7 @@ def test_torch_optim_checkpoints_are_converted(options: dict) -> None:
 
 
 def cast_codes(saved: dict) -> None:
-    saved["state"][0]["exp_avg_code"] = saved["state"][0]["exp_avg_code"].bfloat16()
+    saved["state"][0]["exp_avg_octave_code"] = saved["state"][0]["exp_avg_octave_code"].bfloat16()
 
 
 def cut_scales(saved: dict) -> None:
@@ -95,7 +95,7 @@ def drop_second(saved: dict) -> None:
 
 
 BROKEN = {
-    "codes_cast": (cast_codes, TypeError, "'exp_avg_code' of .*0.* must be a dense torch.int8 tensor"),
+    "codes_cast": (cast_codes, TypeError, "'exp_avg_octave_code' of .*0.* must be a dense torch.int8 tensor"),
     "scales_cut": (cut_scales, ValueError, r"'exp_avg_scale' of .* has shape \(32,\): must be \(33,\)"),
     "master_cast": (cast_master, TypeError, "'master_low' of .* must be a dense torch.int16 tensor"),
     "scale_missing": (drop_second, ValueError, "has no 'exp_avg'; it holds"),

@@ -73,4 +73,4 @@ def test_small_tensors_keep_float32_moments() -> None:
         p.grad = torch.ones_like(p)
     opt.step()
     assert opt.state[params[0]]["exp_avg"].dtype == torch.float32
-    assert opt.state[params[1]]["exp_avg_code"].dtype == torch.int8
+    assert opt.state[params[1]]["exp_avg_octave_code"].dtype == torch.int8

@@ -136,8 +136,9 @@ RADAM_VEC void update_coded(const Chunk& at, const Task& task, Random& random) {
       random.ahead(i);
       Pair x = read_parameter(at.param, at.master, task.format, i);
       const Pair g = load_pair(at.grad, task.grad_dtype, i);
-      Pair root = decoded_roots(at.exp_avg_sq, i, sq_scale);
-      Pair m = decoded_firsts(at.exp_avg, i, scale, root);
+      const Pair octaves = octaves_of(at.exp_avg_sq, i);
+      Pair root = scaled(octaves, sq_scale);
+      Pair m = decoded_firsts(at.exp_avg, i, scale, octaves);
       Pair v = product(root, root);
       step<true>(x, g, m, v, root, task.scalars, compensated);
       write_or_hold(at.param, at.master, task.format, x, random.parameter, task.scalars, i);
@@ -147,23 +148,24 @@ RADAM_VEC void update_coded(const Chunk& at, const Task& task, Random& random) {
     }
     largest[b] = found;
   }
-  for (int b = 0; b < blocks; ++b) at.sq_scales[b] = scale_from(_mm512_reduce_max_epu32(largest[b]));
+  BlockScale root_scales[kChunk / kBlockElements];
+  for (int b = 0; b < blocks; ++b) root_scales[b] = RootCode::scale(_mm512_reduce_max_epu32(largest[b]));
   for (int b = 0; b < blocks; ++b) {
-    const F scale = all(at.sq_scales[b]), factor = all(RootCode::factor(at.sq_scales[b]));
     U found = _mm512_setzero_si512();
     for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
       store_codes(at.exp_avg_sq, k * kElements,
-                  encode_roots(roots[k], firsts[k], factor, scale, random.moments.at(k * kElements)));
+                  encode_roots(roots[k], firsts[k], root_scales[b], random.moments.at(k * kElements)));
       found = larger(found, firsts[k]);
     }
     largest[b] = found;
   }
-  for (int b = 0; b < blocks; ++b) at.scales[b] = FirstCode::scale(_mm512_reduce_max_epu32(largest[b]));
   for (int b = 0; b < blocks; ++b) {
-    const F factor = all(FirstCode::factor(at.scales[b]));
+    const BlockScale scale = FirstCode::scale(_mm512_reduce_max_epu32(largest[b]), root_scales[b]);
+    at.scales[b] = scale.scale;
+    at.sq_scales[b] = root_scales[b].scale;
     for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
       store_codes(at.exp_avg, k * kElements,
-                  encode_firsts(firsts[k], factor, swapped_bytes(random.moments.at(k * kElements))));
+                  encode_firsts(firsts[k], scale, swapped_bytes(random.moments.at(k * kElements))));
     }
   }
 }

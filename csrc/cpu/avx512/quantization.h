@@ -23,58 +23,64 @@ RADAM_VEC void store_codes(void* array, int i, const Codes& codes) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(array) + i), _mm512_cvtepi32_epi16(both));
 }
 
-RADAM_VEC F decode_root(U code, F scale) {
-  const F fraction = _mm512_mul_ps(_mm512_cvtepi32_ps(code), all(1.0f / 255.0f));
-  return _mm512_mul_ps(scale, _mm512_mul_ps(fraction, fraction));
+// RootCode::octaves
+RADAM_VEC F octaves(U code) {
+  const F c = _mm512_sub_ps(of_bits(_mm512_or_si512(code, constant<0x2b000000u>())), all(0x1p-41f));
+  return of_bits(_mm512_slli_epi32(bits_of(c), 1));
 }
-RADAM_VEC F decode_first(U code, F scale, F root) {
-  return _mm512_mul_ps(_mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(code), all(1.0f / 127.0f)), scale), root);
-}
-
-RADAM_VEC Pair decoded_roots(const void* array, int i, F scale) {
+RADAM_VEC Pair octaves_of(const void* array, int i) {
   const U codes = load_codes(array, i);
-  return {decode_root(_mm512_and_si512(codes, constant<0xffu>()), scale),
-          decode_root(_mm512_srli_epi32(codes, 8), scale)};
+  return {octaves(_mm512_and_si512(codes, constant<0xffu>())), octaves(_mm512_srli_epi32(codes, 8))};
 }
-RADAM_VEC Pair decoded_firsts(const void* array, int i, F scale, const Pair& root) {
+RADAM_VEC Pair scaled(const Pair& x, F scale) { return {_mm512_mul_ps(x.even, scale), _mm512_mul_ps(x.odd, scale)}; }
+
+// FirstCode::decode
+RADAM_VEC F power_of(F octaves) {
+  return of_bits(_mm512_and_si512(bits_of(octaves), constant<FirstCode::kExponent>()));
+}
+RADAM_VEC F decode_first(U code, F scale, F octaves) {
+  return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(code), scale), power_of(octaves));
+}
+RADAM_VEC Pair decoded_firsts(const void* array, int i, F scale, const Pair& octaves) {
   const U codes = load_codes(array, i);
-  return {decode_first(_mm512_srai_epi32(_mm512_slli_epi32(codes, 24), 24), scale, root.even),
-          decode_first(_mm512_srai_epi32(_mm512_slli_epi32(codes, 16), 24), scale, root.odd)};
+  return {decode_first(_mm512_srai_epi32(_mm512_slli_epi32(codes, 24), 24), scale, octaves.even),
+          decode_first(_mm512_srai_epi32(_mm512_slli_epi32(codes, 16), 24), scale, octaves.odd)};
 }
 
-// stochastic_code
-RADAM_VEC U stochastic_code(F c, U rand16, float limit) {
-  c = _mm512_add_ps(c, _mm512_mul_ps(_mm512_cvtepi32_ps(rand16), all(0x1p-16f)));
-  return _mm512_cvttps_epi32(
-      _mm512_min_ps(_mm512_max_ps(c, _mm512_setzero_ps()), all(limit)));  // max returns its second operand for a NaN
+// stochastic_code and code_of
+RADAM_VEC U stochastic_code(F c, float offset, U rand16) {
+  const U fixed = _mm512_add_epi32(_mm512_slli_epi32(bits_of(_mm512_add_ps(c, all(offset))), 2), rand16);
+  return _mm512_and_si512(_mm512_srli_epi32(fixed, 16), constant<0xffu>());
 }
 
-// FirstCode::quotient
-RADAM_VEC F quotient(F m, F root) {
-  return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ), m, root);
-}
-
-// RootCode::encode; replaces `m` by FirstCode::quotient.
-RADAM_VEC U encode_root(F root, F& m, F factor, F scale, U rand16) {
-  U code = stochastic_code(_mm512_mul_ps(root_of(_mm512_abs_ps(root)), factor), rand16, 255.0f);
+// RootCode::encode, masked as the block's codes; replaces `m` by FirstCode::quotient.
+RADAM_VEC U encode_root(F root, F& m, F factor, U codes, U rand16) {
+  const F c = of_bits(_mm512_srli_epi32(bits_of(_mm512_mul_ps(root, factor)), 1));
   const __mmask16 positive = _mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ);
-  code = _mm512_mask_max_epi32(code, positive, code, constant<1u>());
-  m = quotient(m, decode_root(code, scale));
+  const F least = _mm512_maskz_mov_ps(positive, all(RootCode::kUnit));
+  const U code = _mm512_and_si512(stochastic_code(_mm512_max_ps(c, least), RootCode::kOffset, rand16), codes);
+  const U power = bits_of(power_of(octaves(code)));
+  m = _mm512_mul_ps(m, of_bits(_mm512_sub_epi32(constant<0x80000000u>(), power)));
   return code;
 }
-RADAM_VEC Codes encode_roots(const Pair& root, Pair& m, F factor, F scale, U rand16) {
-  return {encode_root(root.even, m.even, factor, scale, even_of(rand16)),
-          encode_root(root.odd, m.odd, factor, scale, odd_of(rand16))};
+RADAM_VEC Codes encode_roots(const Pair& root, Pair& m, const BlockScale& scale, U rand16) {
+  const F factor = all(scale.factor);
+  const U codes = _mm512_set1_epi32(int(scale.codes));
+  return {encode_root(root.even, m.even, factor, codes, even_of(rand16)),
+          encode_root(root.odd, m.odd, factor, codes, odd_of(rand16))};
 }
 
-// FirstCode::encode
-RADAM_VEC U encode_first(F quotient, F factor, U rand16) {
-  const U code = stochastic_code(_mm512_mul_ps(_mm512_abs_ps(quotient), factor), rand16, 127.0f);
-  const __mmask16 negative = _mm512_cmp_ps_mask(quotient, _mm512_setzero_ps(), _CMP_LT_OQ);
-  return _mm512_mask_sub_epi32(code, negative, _mm512_setzero_si512(), code);
+// FirstCode::encode, masked as the block's codes.
+RADAM_VEC Codes encode_firsts(const Pair& quotient, const BlockScale& scale, U rand16) {
+  const Pair c = scaled(quotient, all(scale.factor));
+  const U codes = _mm512_set1_epi32(int(scale.codes));
+  return {_mm512_and_si512(stochastic_code(c.even, FirstCode::kOffset, even_of(rand16)), codes),
+          _mm512_and_si512(stochastic_code(c.odd, FirstCode::kOffset, odd_of(rand16)), codes)};
 }
-RADAM_VEC Codes encode_firsts(const Pair& quotient, F factor, U rand16) {
-  return {encode_first(quotient.even, factor, even_of(rand16)), encode_first(quotient.odd, factor, odd_of(rand16))};
+
+// HalfFirst::quotient
+RADAM_VEC F quotient(F m, F root) {
+  return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ), m, root);
 }
 
 // HalfRoot::encode, before rounding.

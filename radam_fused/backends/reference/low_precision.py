@@ -121,8 +121,9 @@ class LowPrecisionParam:
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         if self._scales is not None:
-            root = decode_root(blocks(self._v.float()), self._scales[1][:, None])
-            m = decode_first(blocks(self._m.float()), self._scales[0][:, None], root)
+            code = blocks(self._v.float())
+            root = decode_root(code, self._scales[1][:, None])
+            m = decode_first(blocks(self._m.float()), self._scales[0][:, None], code)
             return self._flat(m), self._flat(root * root)
         if self._v.dtype == torch.float16:
             root = decode_half_root(self._v)
@@ -141,7 +142,7 @@ class LowPrecisionParam:
         rand16 = random_bits(*self._place, self._step, self._seed, MOMENT_STREAM)
         if self._scales is not None:
             code, scale = encode_root(blocks(square_root(v)), blocks(rand16))
-            first, first_scale = encode_first(blocks(m), decode_root(code, scale), blocks(swap_bytes(rand16)))
+            first, first_scale = encode_first(blocks(m), code, scale, blocks(swap_bytes(rand16)))
             scales = torch.stack([first_scale.reshape(-1), scale.reshape(-1)])
             self._scales.copy_(torch.where(skip, self._scales, scales))
             stored = self._flat(first).to(torch.int8), self._flat(code).to(torch.uint8)

@@ -34,7 +34,6 @@ from .quantization import (
     compensated,
     decode_first,
     decode_half_root,
-    decode_root,
     encode_first,
     encode_half_first,
     encode_half_root,
@@ -42,6 +41,7 @@ from .quantization import (
     from_master,
     join,
     low_bits,
+    octaves,
     random_bits,
     round_stochastic,
     spread,
@@ -57,8 +57,9 @@ def _read_moments(m_at, v_at, scale_at, blocks, inside, inside_blocks, COUNT: tl
     m = tl.load(m_at, mask=inside)
     v = tl.load(v_at, mask=inside)
     if STORED == tl.int8:
-        root = decode_root(v, spread(tl.load(scale_at + blocks, mask=inside_blocks), COUNT))
-        m = decode_first(m, spread(tl.load(scale_at, mask=inside_blocks), COUNT), root)
+        in_octaves = octaves(v)
+        root = in_octaves * spread(tl.load(scale_at + blocks, mask=inside_blocks), COUNT)
+        m = decode_first(m, spread(tl.load(scale_at, mask=inside_blocks), COUNT), in_octaves)
         return m, root * root
     elif STORED == tl.float16:
         root = decode_half_root(v)
@@ -88,10 +89,9 @@ def _write_moments(
         if (STORED == tl.int8) | (STORED == tl.float16):
             v = tl.math.sqrt_rn(v)
     if STORED == tl.int8:
-        v, root_scale = encode_root(v, rand16, inside, COUNT)
+        v, root_scale, largest = encode_root(v, rand16, inside, COUNT)
         tl.store(scale_at + blocks, root_scale, mask=inside_blocks)
-        root = decode_root(v, spread(root_scale, COUNT))
-        m, first_scale = encode_first(m, root, swap_bytes(rand16), inside, COUNT)
+        m, first_scale = encode_first(m, v, largest, swap_bytes(rand16), inside, COUNT)
         tl.store(scale_at, first_scale, mask=inside_blocks)
         m = m.to(tl.int8)
         v = v.to(tl.uint8)

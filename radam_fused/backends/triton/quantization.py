@@ -11,7 +11,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .constants import BLOCK, HALF_MIN, MIN_SCALE, RANDS_PER_CALL, S_SEED, S_STEP
+from .constants import (
+    BLOCK,
+    CODE_OFFSET,
+    CODE_ORIGIN,
+    CODE_UNIT,
+    FIRST_UNIT,
+    HALF_MIN,
+    MIN_SCALE,
+    RANDS_PER_CALL,
+    ROOT_TOP,
+    ROOT_UNIT,
+    S_SEED,
+    S_STEP,
+)
 from .step_kernel import narrow, widen
 
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -23,8 +36,7 @@ _SUBNORMALS = tl.constexpr(2.0**24)
 """Of float16 in 1."""
 _LARGEST = tl.constexpr(0x477FE000)
 """Of float16 the least positive number, and the bits of the largest, 65504."""
-_ROOT_STEP = tl.constexpr(1.0 / 255.0)
-_FIRST_STEP = tl.constexpr(1.0 / 127.0)
+_SIGN = tl.constexpr(-0x80000000)
 
 
 @triton.jit
@@ -149,54 +161,73 @@ def spread(scale, COUNT: tl.constexpr):
 
 @triton.jit
 def max_magnitude(x, inside, COUNT: tl.constexpr):
-    """The largest magnitude of each block, (COUNT / 256); NaN where there is one. Lanes outside count as 0."""
+    """The bits of the largest magnitude of each block, (COUNT / 256). Lanes outside count as 0."""
     bits = x.to(tl.int32, bitcast=True) & _MAGNITUDE  # compared so, a NaN is the largest of all
     if inside is not None:
         bits = tl.where(inside, bits, 0)
-    found = tl.max(tl.reshape(bits, [COUNT // BLOCK, BLOCK]), axis=1)
-    return tl.where(found > _INFINITY, _QUIET_NAN, found).to(tl.float32, bitcast=True)
+    return tl.max(tl.reshape(bits, [COUNT // BLOCK, BLOCK]), axis=1)
 
 
 @triton.jit
-def _scale_factor(number: tl.constexpr, x):
-    # The next float up: with a factor that was rounded down, the greatest element of a block would get a code below the
-    # greatest code.
-    quotient = tl.math.div_rn(tl.full(x.shape, number, tl.float32), x)
-    return (quotient.to(tl.int32, bitcast=True) + 1).to(tl.float32, bitcast=True)
+def _block_scale(largest, top: tl.constexpr, unit: tl.constexpr):
+    # Of blocks the scale, 23 bits of it, and the factor: the next float up, as with a factor that was rounded down the
+    # greatest element of a block would get a code below the greatest code.
+    magnitude = largest.to(tl.float32, bitcast=True)
+    scale = (magnitude * unit).to(tl.int32, bitcast=True)
+    scale = tl.where(largest < _INFINITY, (scale + 1) & -2, _QUIET_NAN).to(tl.float32, bitcast=True)
+    quotient = tl.math.div_rn(tl.full(largest.shape, top, tl.float32), magnitude)
+    factor = (quotient.to(tl.int32, bitcast=True) + 1).to(tl.float32, bitcast=True)
+    return scale, tl.where(magnitude > 0.0, factor, 0.0)
 
 
 @triton.jit
-def _stochastic_code(c, rand16, limit: tl.constexpr):
-    c = c + rand16.to(tl.int32).to(tl.float32) * _RAND16_UNIT
-    c = tl.where(c > 0.0, c, 0.0)  # NaN is 0
-    return tl.where(c < limit, c, limit).to(tl.int32)
+def _stochastic_code(c, offset: tl.constexpr, rand16, codes):
+    # A number in fixed point with 14 bits after the point; its code is byte 2 of the sum.
+    fixed = ((c + offset).to(tl.uint32, bitcast=True) << 2) + rand16
+    return (fixed >> 16) & codes
+
+
+@triton.jit
+def octaves(code):
+    """What codes of the root stand for, in units of the scale: from 1/2 to 32512, or 0."""
+    c = (code.to(tl.int32) | 0x2B000000).to(tl.float32, bitcast=True) - CODE_ORIGIN
+    return (c.to(tl.int32, bitcast=True) << 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def encode_root(root, rand16, inside, COUNT: tl.constexpr):
-    """Square roots of the second moment as codes linear in their own square root, 0 for 0 alone: code and scale."""
-    scale = max_magnitude(root, inside, COUNT)
-    factor = spread(tl.where(scale > 0.0, _scale_factor(255.0, tl.math.sqrt_rn(scale)), 0.0), COUNT)
-    code = _stochastic_code(tl.math.sqrt_rn(tl.abs(root)) * factor, rand16, 255.0)
-    return tl.where((root > 0.0) & (code == 0), 1, code), scale
+    """Square roots of the second moment as codes linear in each octave, 0 for 0 alone: code, scale, largest's bits."""
+    largest = max_magnitude(root, inside, COUNT)
+    scale, factor = _block_scale(largest, ROOT_TOP, ROOT_UNIT)
+    c = (root * spread(factor, COUNT)).to(tl.uint32, bitcast=True) >> 1
+    least = tl.where(root > 0.0, CODE_UNIT, 0.0)
+    c = tl.maximum(c.to(tl.float32, bitcast=True), least)
+    codes = spread(tl.where(largest < _INFINITY, 0xFF, 0), COUNT)
+    return _stochastic_code(c, CODE_OFFSET, rand16, codes), scale, largest
 
 
 @triton.jit
-def decode_root(code, scale):
-    """The square root of the second moment, by each element's code and scale."""
-    fraction = code.to(tl.float32) * _ROOT_STEP
-    return scale * (fraction * fraction)
+def _power(octaves):
+    return octaves.to(tl.int32, bitcast=True) & _INFINITY
 
 
 @triton.jit
-def encode_first(m, root, rand16, inside, COUNT: tl.constexpr):
-    """The first moment as codes linear in its quotient with the decoded root: code and scale."""
-    quotient = tl.where(root > 0.0, tl.math.div_rn(m, root), 0.0)
-    scale = max_magnitude(quotient, inside, COUNT)
-    scale = tl.where(scale < MIN_SCALE, 0.0, scale)
-    factor = spread(tl.where(scale > 0.0, _scale_factor(127.0, scale), 0.0), COUNT)
-    code = _stochastic_code(tl.abs(quotient) * factor, rand16, 127.0)
-    return tl.where(quotient < 0.0, -code, code), scale
+def encode_first(m, root_code, root_largest, rand16, inside, COUNT: tl.constexpr):
+    """The first moment as codes linear in its quotient with the power of two below the decoded root: code and scale."""
+    power = _power(octaves(root_code))
+    quotient = m * (-power ^ _SIGN).to(tl.float32, bitcast=True)  # 4 over the power; -0 for 0
+    largest = max_magnitude(quotient, inside, COUNT)
+    largest = tl.where(largest.to(tl.float32, bitcast=True) < MIN_SCALE, 0, largest)
+    largest = tl.where(root_largest < _INFINITY, largest, _QUIET_NAN)
+    scale, factor = _block_scale(largest, 127.0, FIRST_UNIT)
+    codes = spread(tl.where(largest < _INFINITY, 0xFF, 0), COUNT)
+    return _stochastic_code(quotient * spread(factor, COUNT), 768.0, rand16, codes), scale
+
+
+@triton.jit
+def decode_first(code, scale, octaves):
+    """The first moment, by each element's code and scale and its root's octaves."""
+    return code.to(tl.float32) * scale * _power(octaves).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -221,9 +252,3 @@ def encode_half_first(m, root, rand16):
     rest = bits & _MAGNITUDE
     limited = tl.where((rest > _LARGEST) & (rest < _INFINITY), (bits ^ rest) | _LARGEST, bits)
     return round_stochastic(limited.to(tl.uint32).to(tl.float32, bitcast=True), rand16, tl.float16)
-
-
-@triton.jit
-def decode_first(code, scale, root):
-    """The first moment, by each element's code and scale and its decoded root."""
-    return code.to(tl.float32) * _FIRST_STEP * scale * root
