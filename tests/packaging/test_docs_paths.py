@@ -37,7 +37,7 @@ ELSEWHERE = {
     "cuda_runtime_api.h",
     "immintrin.h",
     "Python.h",
-    # the frames that torch and others put around an optimizer's constructor
+    # files of other projects by whose marks radam_fused/step/parts.py knows sharded parameters
     "torch/distributed/fsdp/_flat_param.py",
     "megatron/core/tensor_parallel/layers.py",
     "fairscale/nn/data_parallel/fully_sharded_data_parallel.py",

@@ -138,20 +138,6 @@ PENDING: dict[str, set[str]] = {
         "residue",
         "lies|lay(?! (?:\\w+ )?out)|lie(?! closer)",
     },
-    "docs": {
-        "fingerprint",
-        "by lists",
-        "coupled_decay|grad_factor",
-        "stored forms?|plain forms?|FORMS|Forms?|check_forms",
-        "residue",
-        "twins?",
-        "nobody|somebody|everybody|anybody",
-        "lies|lay(?! (?:\\w+ )?out)|lie(?! closer)",
-        "(?:go|goes|going|went|gone) by",
-        "anew",
-        "in earnest",
-        "tells?|telling|told",
-    },
 }
 """Words that are yet to be replaced, by folder: to be empty, and then to go."""
 
