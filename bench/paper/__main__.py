@@ -1,7 +1,7 @@
 """``python -m bench.paper``: the paper's claims, with this package's optimizer, as JSON, PNG and a report.
 
-Every finished unit of work is a file, so an interrupted run goes on where it was. CIFAR10=folder in the environment
-adds CIFAR10, from its unpacked archive; on a CPU that takes hours.
+Every finished unit of work is a file, so a run that was interrupted does only the rest. CIFAR10=folder in the
+environment adds CIFAR10, from its unpacked archive; on a CPU that takes hours.
 """
 
 from __future__ import annotations

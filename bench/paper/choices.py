@@ -75,7 +75,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(records: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A row a variant: final loss, the mean of the whole curve, and their differences from the default's, paired."""
+    """A row per variant: final loss, mean of the whole curve, and their paired differences from the default's."""
     by_variant: dict[str, dict[int, dict[str, Any]]] = {key: {} for key in VARIANTS}
     for record in records.values():
         if record["settings"]["task"] == name:
@@ -106,12 +106,12 @@ def _mean(result: dict[str, Any]) -> float:
 
 
 def real(difference: dict[str, float]) -> bool:
-    """Whether a paired difference is one beyond 99 % of chance."""
+    """Whether a paired difference is significant at 99 % (Student's t, two-sided)."""
     limit = T99.get(int(difference["seeds"]), 3.2 if difference["seeds"] > 10 else math.inf)
     return abs(difference["mean"]) > limit * difference["error"]
 
 
 def names(records: dict[str, Any]) -> list[str]:
-    """The tasks that were run, in order."""
+    """The tasks that have results, in order."""
     have = {record["settings"]["task"] for record in records.values()}
     return [name for name in TASKS if name in have]

@@ -1,7 +1,8 @@
 """Adam's first steps: what warm-up does, what Adam-2k and Adam-eps do for it, and RAdam (the paper's figures 1 to 3).
 
 The model is a post-norm Transformer, as the paper's are, at a learning rate at which Adam without warm-up fails; it
-learns the demo's text, and to reverse sequences. Pre-norm Transformers hardly need warm-up: see robustness.py for one.
+learns the demo's text, and to reverse sequences. Pre-norm Transformers hardly need warm-up: bench/paper/robustness.py
+has one.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def schedule(method: Method, warmup: int) -> Callable[[Optimizer], LRScheduler]:
 
 
 def histogram(model: nn.Module) -> dict[str, Any]:
-    """Of the absolute gradients: shares in bins of log10 |g|, the part that is zero or below all bins, the median."""
+    """Of |g|: the fraction in each bin of log10 |g|, the fraction that is zero or below all bins, and the median."""
     every = torch.cat([p.grad.detach().flatten() for p in model.parameters() if p.grad is not None]).abs().cpu()
     logs = every.log10()
     counts = torch.histc(logs[logs > LOWEST], BINS, LOWEST, HIGHEST) / len(every)
@@ -127,13 +128,13 @@ def by_method(records: dict[str, Any], name: str) -> dict[str, list[dict[str, An
 
 
 def validation(row: dict[str, Any]) -> float:
-    """A run's validation loss; a run that diverged is charged with what a model pays that knows nothing."""
+    """A run's validation loss; for a run that diverged, that of a model that predicts uniformly."""
     loss = row["result"]["final"]["loss"]
     return row["result"]["chance"] if loss is None else loss
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the seeds; where a run diverged, what a model that knows nothing pays stands for its loss."""
+    """Means over the seeds; a run that diverged counts as one that predicts uniformly."""
 
     def mean(values: list[float]) -> float:
         return statistics.fmean(values)

@@ -1,4 +1,4 @@
-"""The figures, PNG beside the results, from the JSON alone; a part without results has none."""
+"""Draws the figures, as PNG beside the results, from the JSON alone. A part without results gets no figure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ STYLE = {
 
 
 def draw(store: Store) -> list[str]:
-    """Writes what there are results for; the names of the files."""
+    """Draws the figures for which there are results; returns the names of the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -148,7 +148,7 @@ def _approximation(theory: dict[str, Any], path: Path) -> str:
             ("mean", "mean of ψ = 1/|g|", GREEN),
             ("variance", "variance of ψ", YELLOW),
         ):
-            line = "--" if key == "variance" else "-"  # it all but covers the mean of 1/g²
+            line = "--" if key == "variance" else "-"  # dashed, since it nearly covers the mean of 1/g²
             points = divergence[key]
             left.loglog(divergence["n"], points, color=colour, linestyle=line, label=label, marker="o", markersize=3)
         left.set(title="t = 1: sample moments never settle", xlabel="samples")
@@ -167,7 +167,7 @@ def _approximation(theory: dict[str, Any], path: Path) -> str:
 
 
 def _mean_curve(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """Steps and losses, the mean of the seeds; as far as all of them go."""
+    """Steps, and losses averaged over the seeds, up to the step that all of them reached."""
     curves = [row["result"]["curve"] for row in rows]
     losses = [list(values) for values in zip(*(curve["loss"] for curve in curves), strict=False)]
     means = [math.nan if None in values else statistics.fmean(values) for values in losses]
@@ -189,7 +189,7 @@ def _early(records: dict[str, Any], path: Path) -> str:
 
 
 def _gradients(records: dict[str, Any], path: Path) -> str:
-    """A column a method, a row a task: how log10 |g| is distributed, step after step."""
+    """The distribution of log10 |g| over the steps: a column per method, a row per task."""
     names = [name for name in early.TASKS if early.by_method(records, name)]
     keys = [key for key in early.METHODS if any(key in early.by_method(records, name) for name in names)]
     with _panels(path, len(names), len(keys), (1.75 * len(keys), 2.6 * len(names)), sharey=True) as axes:

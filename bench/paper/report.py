@@ -1,6 +1,6 @@
 """docs/paper.md: each figure and number beside the paper's, from the JSON alone.
 
-The sentences do not know how the runs end: every verdict in them is computed from the numbers.
+Every verdict in its sentences is computed from the numbers: the code does not assume how the runs end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Records = dict[str, dict[str, Any]]
 
 
 def write(store: Store, path: Path) -> None:
-    """The figures into the results' folder, and the report."""
+    """Draws the figures into the results' folder and writes the report."""
     drawn = figures.draw(store)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(os.path.relpath(store.folder.resolve(), path.parent.resolve())).as_posix()
@@ -82,7 +82,7 @@ def _head(store: Store) -> list[str]:
 
 
 def _short(parts: dict[str, Records]) -> list[str]:
-    """The paper's claims, its numbers for them, and what became of them here."""
+    """A table of the paper's claims, its numbers for them, and those measured here."""
     theory = {name: record["result"] for name, record in parts["theory"].items()}
     rows = []
     if "figure8" in theory:

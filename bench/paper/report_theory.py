@@ -111,7 +111,7 @@ def _figure9(found: dict[str, Any], picture: Picture) -> list[str]:
         return (check["measured"] - check["expected"]) / check["error"]
 
     def theorem(check: dict[str, float]) -> list[str]:
-        """Of the paper's approximation, which supposes a mean of 0."""
+        """For the paper's approximation, which assumes gradients with mean 0."""
         if check["mean"]:
             return ["", ""]
         value = exact_variance(rho(int(check["t"]), BETA2))

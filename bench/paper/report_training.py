@@ -11,7 +11,7 @@ from bench.paper.training import LABELS
 
 Records = dict[str, dict[str, Any]]
 CLEAR = 0.1
-"""Nats between two final losses that the section on early steps calls a difference."""
+"""Nats: the section on early steps reports a difference between two final losses from here on."""
 
 
 def early_steps(records: Records, picture: Picture) -> list[str]:
@@ -71,7 +71,7 @@ def _validation(by_method: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
 
 
 def needs(by_method: dict[str, list[dict[str, Any]]]) -> str:
-    """Whether Adam needs warm-up where RAdam does not, in a line."""
+    """One sentence: whether Adam needs warm-up on a task on which RAdam does not."""
     loss = _validation(by_method)
     numbers = f"Adam {plain(loss['adam'])}, with warm-up {plain(loss['adam-warmup'])}, RAdam {plain(loss['radam'])}"
     if loss["adam"] - loss["adam-warmup"] < CLEAR:
@@ -100,14 +100,14 @@ def _early_sentences(by_method: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def _repairs(loss: dict[str, float], key: str) -> str:
-    """What a method does for Adam, in its mean validation loss: a part is not the whole."""
+    """How far a method improves Adam's mean validation loss: not, in part, or fully."""
     if loss[key] - loss["adam-warmup"] < CLEAR:
         return "repairs it"
     return "repairs it in part" if loss["adam"] - loss[key] >= CLEAR else "does not repair it"
 
 
 def _seeds(rows: list[dict[str, Any]]) -> str:
-    """The mean, and the least and the greatest where there are several."""
+    """The mean; with several values also the smallest and the largest."""
     losses = sorted(early.validation(row) for row in rows)
     apart = f", seeds {plain(losses[0])} to {plain(losses[-1])}" if len(losses) > 1 else ""
     return plain(statistics.fmean(losses)) + apart

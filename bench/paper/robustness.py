@@ -1,11 +1,11 @@
 """Robustness to the learning rate: SGD with momentum, Adam and RAdam over learning rates, tasks and seeds.
 
-The figure of merit is the spread: of one seed's final losses over the learning rates, the largest less the smallest,
-over the paper's four and over all. A run that diverged, or ends above it, is charged with what a model pays that knows
-nothing: else one run that blew up would be all that the spread says.
+The measure is the spread: the largest minus the smallest final loss of one seed over the learning rates, over
+the paper's four and over all. No final loss counts for more than that of a model that predicts uniformly, which is
+also that of a run that diverged; otherwise a single such run would dominate the spread.
 
 β2 is 0.99, as in the demo: RAdam's warm-up takes about 2 / (1-β2) steps, of a run of several hundred. The paper's runs
-were eighty thousand steps long; with β2 = 0.999 these here would be warm-up and nothing else.
+were eighty thousand steps long; with β2 = 0.999 the runs here would consist of warm-up alone.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def charged(result: dict[str, Any]) -> float:
-    """A run's final loss, at most that of a model that knows nothing."""
+    """A run's final loss, at most that of a model that predicts uniformly."""
     loss = result["final"]["loss"]
     return result["chance"] if loss is None else min(loss, result["chance"])
 
@@ -121,7 +121,7 @@ def compare(ours: dict[int, float], theirs: dict[int, float]) -> dict[str, float
 
 
 def verdict(found: dict[str, float]) -> str:
-    """In words: below or above, where all seeds say the same and the mean is more than two standard errors from 0."""
+    """Words for a paired difference: clear if all seeds agree and the mean is over two standard errors from 0."""
     clear = abs(found["mean"]) > 2 * found["error"]
     if clear and found["smaller"] == found["seeds"]:
         return "below"

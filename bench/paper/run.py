@@ -1,4 +1,4 @@
-"""The whole run: which units there are, those without a result done in worker processes, a progress bar over them."""
+"""Runs all units of work that have no result yet, in worker processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PARTS: dict[str, ModuleType] = {module.PART: module for module in (theory, early
 
 
 def plan(sizes: Sizes, device: str, parts: list[str]) -> list[Unit]:
-    """All units, longest first: the last to end is then a short one."""
+    """All units, longest first, so that workers finish at about the same time."""
     found = []
     for part in parts:
         module = PARTS[part]
@@ -35,7 +35,7 @@ def plan(sizes: Sizes, device: str, parts: list[str]) -> list[Unit]:
 
 
 def work(unit: Unit) -> tuple[dict[str, Any], float, float]:
-    """In a worker: the result, with the wall and the CPU seconds that it took."""
+    """Runs in a worker: the result of a unit, with its wall-clock and CPU seconds."""
     threads(unit.settings.get("device", "cpu"))
     wall, cpu = time.monotonic(), time.process_time()
     result = PARTS[unit.part].run(unit.settings)
@@ -110,13 +110,13 @@ class Run:
 
 
 def _dies_quietly() -> None:
-    """In a worker: an interruption from the keyboard goes to all processes, and the first of them speaks for all."""
+    """Runs in a worker: Ctrl-C, which the terminal sends to all processes, ends it without a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """For processes started within: OpenMP reads its variable when it is loaded."""
+    """Sets the number of OpenMP threads of processes started within: OpenMP reads the variable when it is loaded."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

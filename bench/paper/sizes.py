@@ -1,4 +1,4 @@
-"""How large everything is: QUICK for the pipeline's sake, FULL for two CPU cores, LARGE for a GPU, TINY for tests."""
+"""Sizes of models and runs: QUICK to try the pipeline, FULL for two CPU cores, LARGE for a GPU, TINY for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Transformer:
-    """Of the demo's GPT; `post_norm` puts the norms after the sums, as in the original Transformer."""
+    """Sizes of the demo's GPT; `post_norm` puts the norms after the sums, as in the original Transformer."""
 
     layers: int = 2
     width: int = 64
@@ -38,7 +38,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Sizes:
-    """One form of the whole run.
+    """The sizes of a whole run.
 
     Attributes:
         paths, horizon, samples: of the simulations: paths, steps, and gradients at t = 1.

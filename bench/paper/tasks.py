@@ -29,7 +29,7 @@ Batch = tuple[Tensor, Tensor]
 
 class Task(Protocol):
     chance: float
-    """The loss of a model that knows nothing: what a run that diverged is charged with, at the least."""
+    """The loss of a model that predicts uniformly: a run that diverged counts with it."""
 
     def model(self, seed: int) -> nn.Module: ...
 
@@ -49,7 +49,7 @@ class PostNormBlock(Block):
 
 
 class PostNormGPT(GPT):
-    """The demo's GPT with post-norm blocks and Xavier's initialisation: what the paper's Transformers are."""
+    """The demo's GPT with post-norm blocks and Xavier's initialisation, as the paper's Transformers have them."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
@@ -64,7 +64,7 @@ class PostNormGPT(GPT):
 
 
 class _Sequences:
-    """What the two tasks of a Transformer share."""
+    """The common part of the two tasks of a Transformer."""
 
     vocabulary = 256
 
@@ -104,7 +104,7 @@ class Text(_Sequences):
 
 
 class Reverse(_Sequences):
-    """Random words of half the context, then the same backwards; only the second half counts. Attention or nothing."""
+    """Random words in half the context, then reversed in the other half, which alone counts: this needs attention."""
 
     vocabulary = 32
 
@@ -113,7 +113,7 @@ class Reverse(_Sequences):
         word = torch.randint(1, self.vocabulary, (batch, half), generator=generator)
         both = torch.cat([word, torch.zeros(batch, 1, dtype=torch.long), word.flip(1)], dim=1).to(self.device)
         targets = both[:, 1:].clone()
-        targets[:, :half] = -100  # cross entropy's sign for what does not count
+        targets[:, :half] = -100  # cross entropy ignores these
         return both[:, :-1], targets
 
     def batches(self, seed: int) -> Iterator[Batch]:
@@ -174,7 +174,7 @@ class Images:
 
     @staticmethod
     def _augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-        """A random flip an image, and a random crop of four pixels' margin a batch."""
+        """A random flip per image, and per batch a random crop with a margin of four pixels."""
         flip = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
         down, right = torch.randint(0, 9, (2,), generator=generator).tolist()
@@ -231,7 +231,7 @@ def _images(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def images() -> list[str]:
-    """The image tasks that can be had here: the environment variable CIFAR10 is that data's folder."""
+    """The image tasks whose data is available; the environment variable CIFAR10 names the folder of CIFAR10."""
     have = {"digits": importlib.util.find_spec("sklearn"), "cifar10": os.environ.get("CIFAR10")}
     return [name for name, found in have.items() if found]
 

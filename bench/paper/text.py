@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 Picture = Callable[[str, str], list[str]]
-"""The lines for a figure, by name and text; none where it was not drawn."""
+"""Returns the lines for a figure, given its name and text; none if it was not drawn."""
 
 
 def plain(value: float | None, digits: int = 3) -> str:

@@ -27,7 +27,7 @@ LABELS = {
 
 
 def optimizer(name: str, lr: float, beta2: float = BETA2, **options: Any) -> MakeOptimizer:
-    """By name, with β1 = 0.9 and no weight decay."""
+    """Makes an optimizer by its name, with β1 = 0.9 and no weight decay."""
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
         if name == "sgd":
@@ -45,7 +45,7 @@ def constant(opt: Optimizer) -> LRScheduler:
 
 
 def cosine(steps: int) -> MakeSchedule:
-    """From the whole learning rate to none."""
+    """A schedule from the full learning rate to 0."""
     return lambda opt: LambdaLR(opt, lambda epoch: 0.5 * (1 + math.cos(math.pi * min(1.0, epoch / steps))))
 
 
@@ -103,7 +103,7 @@ def _hold(task: Task, model: nn.Module, opt: Optimizer, batches: Any, steps: int
 
 
 def curve(losses: list[float], steps: int, points: int) -> dict[str, Any]:
-    """Means over equal stretches of steps, as numbers of four digits; a run that diverged has a shorter curve."""
+    """Means over equal numbers of steps, with four digits; a run that diverged has a shorter curve."""
     width = max(1, steps // points)
     cut = [losses[i : i + width] for i in range(0, len(losses), width)]
     means = [sum(part) / len(part) for part in cut]

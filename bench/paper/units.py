@@ -1,4 +1,4 @@
-"""Units of work and their results: a JSON file a unit while a run is under way, one a part when it is over."""
+"""Units of work and their results: one JSON file per unit during a run, one per part afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class Unit:
-    """Work that depends on nothing but its settings, which are plain values for JSON.
+    """Work that depends only on its settings, which are plain JSON values.
 
     Attributes:
         part: the module that does it.
@@ -38,7 +38,7 @@ class Unit:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to six significant digits; what is no finite number is null, which every reader of JSON knows."""
+    """Rounds numbers to six significant digits; NaN and infinity become null, since JSON has neither."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -49,7 +49,7 @@ def rounded(value: Any) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing: an interruption leaves no half of a file."""
+    """Writes a file atomically: an interrupt never leaves half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(text)
@@ -68,7 +68,7 @@ class Store:
         return json.loads(path.read_text()) if path.exists() else {"units": []}
 
     def records(self, part: str) -> dict[str, dict[str, Any]]:
-        """What there is of a part, by name."""
+        """The results of a part, by name."""
         found = {record["name"]: record for record in self._merged(part)["units"]}
         for path in sorted(self.loose.glob(f"{part}-*.json")):
             record = json.loads(path.read_text())
@@ -80,7 +80,7 @@ class Store:
         return self._merged(part).get("about", {})
 
     def missing(self, units: list[Unit]) -> list[Unit]:
-        """Units without a result, or with one of other settings."""
+        """The units without a result, or whose result has other settings."""
         have = {part: self.records(part) for part in {unit.part for unit in units}}
         return [u for u in units if have[u.part].get(u.name, {}).get("settings") != rounded(u.settings)]
 
@@ -91,7 +91,7 @@ class Store:
         _write(self.loose / unit.file, json.dumps(rounded(record), separators=(",", ":"), allow_nan=False) + "\n")
 
     def merge(self, units: list[Unit], sizes: str, workers: int) -> None:
-        """One file a part, a line a unit; the single files go. A part that has no new result is left as it is."""
+        """Writes one file per part, a line per unit, and deletes the units' files. A part without new results stays."""
         for part in sorted({unit.part for unit in units}):
             loose = list(self.loose.glob(f"{part}-*.json"))
             records = self.records(part)

@@ -1,4 +1,4 @@
-"""Parameter shapes of whole models, each in the order in which an optimizer gets them from ``model.parameters()``."""
+"""Parameter shapes of whole models, in the order of ``model.parameters()``, in which an optimizer gets them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ Shape = tuple[int, ...]
 
 
 def gpt2(layers: int = 12, width: int = 768, vocabulary: int = 50257, context: int = 1024) -> list[Shape]:
-    """GPT-2's parameters in the order of its checkpoint: the head tied to ``wte``; q, k and v in one matrix."""
+    """GPT-2's shapes in the order of its checkpoint. The head is tied to ``wte``; q, k and v are one matrix."""
     norm = [(width,), (width,)]
     block = [
         *norm,  # ln_1
@@ -31,7 +31,7 @@ def llama(
     vocabulary: int = 128_256,
     tied: bool = True,
 ) -> list[Shape]:
-    """Llama-3.2-1B's parameters in the order of its checkpoint, the head tied to the embedding."""
+    """Llama-3.2-1B's shapes in the order of its checkpoint; with ``tied`` the head shares the embedding's matrix."""
     block: list[Shape] = [
         (width, width),  # q_proj
         (key_value, width),  # k_proj
@@ -48,12 +48,12 @@ def llama(
 
 
 def llama_8b() -> list[Shape]:
-    """Llama-3-8B's, which has a head of its own."""
+    """Llama-3-8B's shapes; its head is not tied to the embedding."""
     return llama(layers=32, width=4096, inner=14_336, key_value=1024, tied=False)
 
 
 def resnet50() -> list[Shape]:
-    """torchvision's ResNet-50."""
+    """The shapes of torchvision's ResNet-50."""
 
     def convolution(outputs: int, inputs: int, size: int) -> list[Shape]:
         return [(outputs, inputs, size, size), (outputs,), (outputs,)]  # and its batch norm
@@ -71,7 +71,7 @@ def resnet50() -> list[Shape]:
 
 
 def vit_b(layers: int = 12, width: int = 768, patch: int = 16, image: int = 224) -> list[Shape]:
-    """torchvision's ViT-B/16."""
+    """The shapes of torchvision's ViT-B/16."""
     norm = [(width,), (width,)]
     block = [
         *norm,  # ln_1

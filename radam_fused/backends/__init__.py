@@ -1,4 +1,4 @@
-"""The backends: whatever computes the operators step, grad_norm and scalars (`radam_fused.backends.ops`)."""
+"""The backends, which compute the operators step, grad_norm and scalars (`radam_fused.backends.ops`)."""
 
 from .registry import NAMES, available_backends, backend_for, check_name
 

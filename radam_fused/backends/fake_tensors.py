@@ -1,8 +1,8 @@
-"""FakeTensorMode: state, buffers and the operators' arguments are fake tensors, what the host reads itself is not.
+"""FakeTensorMode, in which users estimate memory with tensors that have no elements.
 
-Memory is estimated so, with tensors that have no elements. The tables that the host reads, or C by their addresses,
-stay real (`radam_fused.modes.real`); an operator is called with fake ones in their place, so that a mode which looks at
-operators sees each call.
+State, buffers and the operators' arguments are fake tensors. The tables that the host reads, or that C++ reads through
+pointers, stay real (`radam_fused.modes.real`). An operator gets fake copies of them, so that a dispatch mode sees each
+call.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .ops import Operators
 
 
 def called_with_fakes(operator: Callable[..., Any], on_one_device: bool = False) -> Callable[..., Any]:
-    """An operator that takes real tensors among fake ones, as fake ones of the same mode.
+    """Wraps an operator: real tensors among its fake arguments are replaced by fake ones of the same mode.
 
     Args:
-        operator: any.
-        on_one_device: they become tensors of the fake ones' device.
+        operator: any operator.
+        on_one_device: whether all arguments are moved to the device of the first fake one.
     """
 
     def call(*args: Any) -> Any:
         first = next((leaf for leaf in tree_leaves(args) if is_fake(leaf)), None)
-        if first is None:  # of some parameters only the large ones are fake, say
+        if first is None:  # all are real: only large parameters may be fake, for example
             return operator(*args)
         mode = first.fake_mode
 

@@ -16,13 +16,13 @@ _library: ModuleType | None = None
 _cpu_failure: str | None = None
 _cuda_failure: str | None = None
 _runs = False
-"""Whether the CUDA library was found to run on the GPUs here, with CUDA started: a step need not look again."""
+"""Whether the CUDA library was found to run on the GPUs here, after CUDA was initialised: checked once."""
 
 _REINSTALL = "reinstall radam_fused with --no-build-isolation where this torch and its CUDA's nvcc are"
 
 
 def load_cpu() -> None:
-    """Loads the extension, whose static initialisers register ``radam_fused::step_native``; notes why it cannot."""
+    """Loads the extension, whose static initialisers register ``radam_fused::step_native``; records why it cannot."""
     global _cpu_failure
     try:
         importlib.import_module("radam_fused._C")
@@ -36,14 +36,14 @@ def cpu_unavailable() -> str | None:
 
 
 def load_cuda() -> None:
-    """Loads the library, which registers ``radam_fused::step_native`` for CUDA tensors; notes why it cannot."""
+    """Loads the library, which registers ``radam_fused::step_native`` for CUDA tensors; records why it cannot."""
     global _library, _cuda_failure
     if importlib.util.find_spec("radam_fused._C_cuda") is None:
         _cuda_failure = f"the CUDA library was not built ({_torch_build()}); {_REINSTALL}"
         return
     try:
         _library = importlib.import_module("radam_fused._C_cuda")
-    except ImportError as error:  # libraries of torch or CUDA that it was linked with and that are not here
+    except ImportError as error:  # a library of torch or CUDA that it was linked with is missing
         _cuda_failure = f"the CUDA library does not load ({_torch_build()}): {error}; {_REINSTALL}"
 
 
@@ -60,7 +60,7 @@ def cuda_unavailable() -> str | None:
         return f"the CUDA library was built with CUDA {built}, but {_torch_build()}; {_REINSTALL}"
     if not torch.cuda.is_available():
         return f"torch sees no GPU (the CUDA library is there, built with CUDA {built}; {_torch_build()})"
-    if not torch.cuda.is_initialized():  # to ask a device would start CUDA, and spoil a later fork
+    if not torch.cuda.is_initialized():  # asking a device initialises CUDA, which breaks a later fork
         return None
     reason = _without_code()
     _runs = reason is None
@@ -73,7 +73,7 @@ def _torch_build() -> str:
 
 
 def _without_code() -> str | None:
-    """The reason if a GPU here can run none of the code that the library holds."""
+    """The reason if a GPU here can run none of the code in the library; None if all can."""
     assert _library is not None
     code = _library.code().replace(" ", "").split(",")
     for device in range(torch.cuda.device_count()):
@@ -89,10 +89,10 @@ def _without_code() -> str | None:
 
 
 def runs_on(capability: tuple[int, int], code: str) -> bool:
-    """Whether a GPU runs code that nvcc has made.
+    """Whether a GPU runs code that nvcc has compiled.
 
-    Machine code runs on GPUs of its major architecture from its minor one on, PTX on all that are as new. An ``a``
-    limits either to the one architecture, an ``f`` to the major one.
+    Machine code runs on GPUs of the same major and at least the same minor architecture; PTX runs on all GPUs at least
+    as new. The suffix ``a`` limits either to exactly that architecture, ``f`` to its major one.
 
     Args:
         capability: the GPU's compute capability.

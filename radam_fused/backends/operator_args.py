@@ -30,7 +30,7 @@ class StepArgs(NamedTuple):
 
     @property
     def state(self) -> StateBuffers:
-        """The buffers that the step updates."""
+        """The state buffers that the step updates."""
         return StateBuffers(self.exp_avg, self.exp_avg_sq, self.scales, self.master)
 
     @property
@@ -39,12 +39,12 @@ class StepArgs(NamedTuple):
         return self.stochastic and len(self.params) > 0 and self.params[0].dtype in HALF
 
     def starts(self) -> list[int]:
-        """Where each segment starts in the buffers."""
+        """The index of each segment's first element in the flat buffers."""
         found: list[int] = self.segments[:, 0].tolist()
         return found
 
     def offsets(self) -> list[int]:
-        """From which one on each segment uses random bits."""
+        """The index of each segment's first random number: ``rng_offsets``, or its start."""
         found: list[int] = (self.segments[:, 0] if self.rng_offsets is None else self.rng_offsets).tolist()
         return found
 

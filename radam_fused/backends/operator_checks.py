@@ -1,6 +1,6 @@
-"""What the operators written in Python ask of their arguments, before they write anything: `radam_fused.backends.ops`.
+"""Checks the arguments of the operators in Python (`radam_fused.backends.ops`) before anything is written.
 
-The C++ operators ask the same: csrc/args/step_args.cpp (step), csrc/args/grad_norm_args.cpp (grad_norm),
+The C++ operators check the same: csrc/args/step_args.cpp (step), csrc/args/grad_norm_args.cpp (grad_norm),
 csrc/args/scalars_args.cpp (scalars).
 """
 
@@ -29,7 +29,7 @@ _GRADIENTS = (*HALF_OR_SINGLE, torch.float64)
 
 
 def check_tables(args: StepArgs) -> None:
-    """Raises for tables of a step that cannot be read, with as many segments as there are parameters.
+    """Raises for tables of a step that do not have one readable entry per parameter.
 
     Raises:
         ValueError: another shape, dtype or device, or a freed storage.
@@ -70,11 +70,11 @@ def check_step(args: StepArgs, alignment: int = 1) -> None:
     """Raises for the first argument of a step that does not fit.
 
     Args:
-        args: the step's.
+        args: of the step.
         alignment: the number of elements of which starts must be multiples.
 
     Raises:
-        RuntimeError, TypeError, ValueError: with the argument, its value and what is allowed.
+        RuntimeError, TypeError, ValueError: the message has the argument, its value and what is allowed.
     """
     params, grads, segments = args.params, args.grads, args.segments
     exp_avg, exp_avg_sq, scales, master = state = args.state
@@ -137,7 +137,7 @@ def _check_segment(
 
 
 def check_grad_norm(grads: Sequence[Tensor]) -> None:
-    """Raises for the first gradient that cannot be squared beside the first.
+    """Raises for the first gradient that does not fit the others of its list.
 
     Raises:
         RuntimeError, TypeError, ValueError: no gradient at all, or one of another layout, dtype or device, or freed.
@@ -161,10 +161,10 @@ def check_grad_norm(grads: Sequence[Tensor]) -> None:
 def check_scalars(args: ScalarsArgs) -> None:
     """Raises for the first argument of the scalars operator that does not fit.
 
-    What ``sources`` holds is looked at on the CPU alone: elsewhere that would be to wait for the device.
+    The contents of ``sources`` are checked only on the CPU: on a device the host would have to wait for it.
 
     Raises:
-        ValueError: with the argument, its value and what is allowed.
+        ValueError: the message has the argument, its value and what is allowed.
     """
     group_scalars, sources, counted, steps, taken, lr, partial_sums, _, grad_scale, found_inf = args
     groups, segments = group_scalars.shape[0] if group_scalars.dim() else 0, steps.numel()

@@ -13,27 +13,27 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``grad_norm_*`
                         docs/precision.md says: m / sqrt(v), and the fourth root of v
 ``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the
                         `radam_fused.numerics.layout.layout_hash` of the parameter that they were laid out for
-``scalar_index``        int64 (n) on the CPU: which row each segment takes
+``scalar_index``        int64 (n) on the CPU: which row of ``scalars`` each segment uses
 ``scalars``             float64 (k, 11), on the CPU or with the moments: as `numerics.scalars.StepScalars`
-``zero_grads``          whether to leave zeros in the gradients, also where a row says to skip the step
+``zero_grads``          whether to leave zeros in the gradients, also of segments whose scalars skip the step
 ``scales``              float32 (2, length / 256) of int8 moments, whose segments start at multiples of 256; else None
 ``master``              flat, beside parameters of 16 bits: float32 master weights, the int16 that make one of a
                         bfloat16, or Kahan compensations of the parameters' dtype; or None
-``stochastic``          whether parameters of 16 bits without a master buffer are rounded so
-``rng_offsets``         int64 (n) on the CPU: from which one on each segment uses random bits, where its
-                        state or parameter is rounded stochastically; None for those from its start on
+``stochastic``          whether 16-bit parameters without a master buffer are rounded stochastically
+``rng_offsets``         int64 (n) on the CPU: the index of each segment's first random number, for stochastic
+                        rounding of its state or parameter; None: its start in the flat moments
 ======================  ====================================================================================
 
-It raises before it has written anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for
+It raises before it writes anything, or does the whole step. Starts are multiples of 64 in Triton and of 256 for
 int8 moments; rng_offsets go from 0 up to 2^63 - 1 less the segment's elements, in Triton and CUDA as multiples of 64,
 in CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of
 ``scalars`` are not checked.
 
 **grad_norm** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
-that do not depend on how the work is spread. Each gradient, in the order of its own memory (row-major where it has
+that do not depend on how threads share the work. Each gradient, in the order of its own memory (row-major where it has
 gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the tiles
 from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its tiles, in
-order, in lane i, then the second half of the 1,024 lanes to the first, again and again, until one is left.
+order, to lane i; then it adds the second half of the 1,024 lanes to the first, and so on, until one is left.
 
 **scalars** computes the scalars of a step on the device, all tensors on one, and counts the step:
 
@@ -41,14 +41,14 @@ order, in lane i, then the second half of the 1,024 lanes to the first, again an
 ``group_scalars``       float64 (groups, 16): `radam_fused.numerics.scalars.GroupScalars` of every parameter group
 ``sources``             int64 (k, 2): each row's group, and a segment whose step count it uses
 ``counted``             float32 (n): 1 for the segments that take the step, 0 for the others
-``steps``               float32 (n), written: ``taken`` rounded, as ``optimizer.state`` shows it; where it is another
-                        value, user code has written that, and it replaces the count
+``steps``               float32 (n), written: ``taken`` rounded, as ``optimizer.state`` shows it. If it differs
+                        from ``taken``, user code has written it, and it replaces the count
 ``taken``               float64 (n), written: how many steps each segment has taken; ``counted`` is added
 ``lr``                  float32 or float64 (groups), or None for the ones in ``group_scalars``
 ``partial_sums``        float64 (b, 1024), what **grad_norm** has found over all buckets, or None for no clipping
-``max_grad_norm``       to what the gradients' norm is clipped, as by `torch.nn.utils.clip_grad_norm_`
+``max_grad_norm``       the norm to which gradients are clipped, as by `torch.nn.utils.clip_grad_norm_`
 ``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
-``found_inf``           float32, one element: other than 0 skips the step and counts none; or None
+``found_inf``           float32, one element: if not 0, the step is skipped and not counted; or None
 ======================  ====================================================================================
 
 It returns ``scalars`` for **step**, and the norm of the unscaled gradients as a float64 scalar, 0 without
@@ -122,7 +122,7 @@ def _fake_step(args: StepArgs) -> None:
 
 
 def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
-    """A tensor of the meta device among real ones brings a real call to a fake kernel, which must not pass for one."""
+    """Raises for several devices: for one meta tensor torch would call the fake kernel, which does nothing."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}: must be on one device with the others, {device}")
@@ -141,9 +141,9 @@ def _fake_scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     )
 
 
-# The CUDA step over a pointer table (TensorPair in csrc/args/step_args.h) that radam_fused._C.read_pairs has filled in;
-# the CPU's is no operator. A dispatch mode or a profiler does not see which tensors it writes: used while none is
-# active (step/pointer_table.py).
+# The CUDA step over a pointer table (TensorPair in csrc/args/step_args.h) that radam_fused._C.read_pairs has filled in.
+# On the CPU that step is no operator. A dispatch mode or a profiler cannot see which tensors it writes, so it is called
+# only while none is active (step/pointer_table.py).
 _library.define(
     "step_from_pointers(Tensor pointer_table, int param_dtype, Tensor(a!) exp_avg, Tensor(b!) exp_avg_sq, "
     "Tensor segments, Tensor scalar_index, Tensor scalars, bool zero_grads, Tensor(c!)? scales, Tensor(d!)? master, "
@@ -152,7 +152,7 @@ _library.define(
 
 
 def _from_flat(operator: Callable[..., Any], args_type: Callable[..., Any] | None) -> Callable[..., Any]:
-    """An operator that takes its arguments one by one, as torch.library calls it."""
+    """Lets torch.library, which passes arguments one by one, call what takes a `StepArgs` or `ScalarsArgs`."""
     return operator if args_type is None else lambda *args, **kwargs: operator(args_type(*args, **kwargs))
 
 
@@ -178,13 +178,13 @@ native.load_cuda()
 
 
 class Operators(NamedTuple):
-    """What one implementation offers."""
+    """The operators of one implementation."""
 
     step: Callable[..., None]
     grad_norm: Callable[[list[Tensor]], Tensor]
     scalars: Callable[..., tuple[Tensor, Tensor]]
     has_pointer_path: bool = False
-    """Whether a step may go that way: `radam_fused.step.pointer_table`."""
+    """Whether a step may take the pointer path: `radam_fused.step.pointer_table`."""
 
 
 def _operators(implementation: str) -> Operators:
@@ -198,4 +198,4 @@ OPERATORS: dict[str, Operators] = {
     "triton": _operators("triton"),
     "reference": _operators("reference"),
 }
-"""The operators that a backend's step calls."""
+"""By backend, the operators that its step calls."""

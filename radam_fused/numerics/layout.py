@@ -1,4 +1,4 @@
-"""The flat index space: where the state of each parameter is stored."""
+"""The flat index space of a bucket: where each parameter's segment starts, and which random bits it uses."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from torch.nn.parameter import is_lazy
 from ..dtensor import is_sharded, local, shard_of
 
 BLOCK = 256
-"""Elements that share a scale under int8 moments: ``kBlockElements`` in csrc/numerics/state_format.h."""
+"""Elements of int8 moments that share a scale; must match ``kBlockElements`` in csrc/numerics/state_format.h."""
 ALIGNMENT = BLOCK
-"""Starts of large segments, in elements: a multiple of every vector access and of a quantisation block."""
+"""Large segments start at multiples of this many elements, a multiple of every vector access and quantisation block."""
 SMALL = 4096
-"""Parameters shorter than this are never quantised, so vector accesses alone set their segments' alignment."""
+"""Parameters with fewer elements are never quantised, so their segments are aligned for vector accesses only."""
 SMALL_ALIGNMENT = 64
 NORM_TILE = 1024
-"""Elements of a gradient whose squares are added side by side, one a lane."""
+"""Elements of a gradient that are squared and added to as many lanes at once, one element per lane."""
 PARTIAL_SUMS = 1024
-"""Into how many sums a gradient norm is split, whatever computes it (`radam_fused.backends.ops`)."""
-
-
+"""The number of partial sums of a gradient norm, the same in all backends (`radam_fused.backends.ops`)."""
 BEYOND = 1 << 44
-"""More places than all parameters of a model have: those of shards that are no run of their parameter begin there."""
+"""More elements than a model has. The random bits of shards that are not contiguous in their parameter start here."""
 
 
 def segment_starts(lengths: Sequence[int], coded: bool = False) -> tuple[list[int], int]:
     """Aligned starts of consecutive segments of the given lengths, and the length of the buffer that holds them.
 
-    All are ``coded`` in blocks, or none: a small shard of a large parameter is.
+    With ``coded`` all segments are quantised in blocks, also short ones: a small shard of a large parameter, say.
     """
     starts = []
     end = 0
@@ -44,7 +42,7 @@ def segment_starts(lengths: Sequence[int], coded: bool = False) -> tuple[list[in
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the tensor fills one stretch of memory, each place once, in whatever order of dimensions."""
+    """Whether the tensor's elements fill a contiguous range of memory, each once, with dimensions in any order."""
     if tensor.is_contiguous():
         return True
     expected = 1
@@ -58,20 +56,20 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """What a step sees: of a DTensor this rank's part, of a complex tensor the real numbers in it, (..., 2)."""
+    """The tensor that a step updates: a DTensor's local tensor; a complex tensor as real numbers, (..., 2)."""
     tensor = local(tensor)
     return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
 
 
 def whole_numel(param: Tensor) -> int:
-    """How many real numbers a parameter consists of, on all ranks together where it is a DTensor."""
+    """The number of real numbers in a parameter; of a DTensor, on all ranks together."""
     return param.numel() * (2 if param.is_complex() else 1)
 
 
 def rng_length(param: Tensor) -> int:
-    """How many random numbers a parameter takes of the sequence that all of an optimizer's parameters share.
+    """How many random numbers of the sequence that an optimizer's parameters share belong to a parameter.
 
-    None while it cannot be stepped for its kind: of a lazy module that has not run, sparse, nested, quantized.
+    0 for a parameter that cannot be stepped: uninitialised (of a lazy module), sparse, nested or quantized.
     """
     if is_lazy(param) or param.layout != torch.strided or param.is_nested or param.is_quantized:
         return 0
@@ -79,7 +77,7 @@ def rng_length(param: Tensor) -> int:
 
 
 def moment_strides(param: Tensor) -> tuple[int, ...]:
-    """Strides of a parameter's moments: its own where it is dense, row-major otherwise."""
+    """The strides of a parameter's moments: its own if it is dense, row-major otherwise."""
     if is_dense(param):
         return tuple(param.stride())
     strides = []
@@ -91,12 +89,17 @@ def moment_strides(param: Tensor) -> tuple[int, ...]:
 
 
 def rng_offset_of(param: Tensor, start: int) -> int:
-    """Where the random numbers of this rank's part of a parameter begin, where those of the whole begin at ``start``.
+    """The index of the first random number of this rank's shard of a parameter.
 
-    A part that is one run of the whole in memory order, as `Shard(0)` of a row-major parameter, uses the random bits of
-    its place in the whole: any number of ranks uses those that one process does. The elements of any other part (of
-    `Shard(1)`, say) have no consecutive places. Such a part uses random bits beyond those of all parameters, by its
-    number among the shards, so that no two shards use the same. Replicas use the same.
+    A shard that is contiguous in the whole parameter, in memory order, such as ``Shard(0)`` of a row-major parameter,
+    uses the random numbers of its elements in the whole. The result then does not depend on the number of ranks. The
+    elements of other shards (``Shard(1)``, for example) are not consecutive in the whole. Such a shard uses random
+    numbers beyond those of all parameters, from an offset by its index among the shards, so that no two shards use the
+    same. Replicas use the same.
+
+    Args:
+        param: a parameter, DTensor or not.
+        start: the index of the first random number of the whole parameter.
     """
     if not is_sharded(param):
         return start
@@ -111,13 +114,13 @@ def rng_offset_of(param: Tensor, start: int) -> int:
 def _run(
     found: Sequence[tuple[int, int]], shape: Sequence[int], strides: Sequence[int], own: Sequence[int]
 ) -> int | None:
-    """Where a part, the `stretches` of each dimension, begins in the whole, both in memory order; None if it is no run.
+    """The index of a shard's first element in the whole, in memory order; None if the shard is not contiguous there.
 
     Args:
-        found: of each dimension the first index of the part and how many there are.
-        shape: the whole's sizes.
-        strides: the whole's, which has no gaps.
-        own: the part's, which has none either.
+        found: the shard's first index and number of indices in each dimension (`radam_fused.dtensor.stretches`).
+        shape: of the whole tensor.
+        strides: of the whole tensor, which is dense.
+        own: strides of the shard, which is dense too.
     """
     order = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
     if any(size == 0 for _, size in found):

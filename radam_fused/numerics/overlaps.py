@@ -1,7 +1,7 @@
-"""Parameters that share memory with others: ``decoder.weight = nn.Parameter(encoder.weight)``, views of one buffer.
+"""Finds parameters that share memory: ``decoder.weight = nn.Parameter(encoder.weight)``, views of one buffer.
 
-One launch steps all of its segments at the same time, in no order. Of parameters that share memory torch.optim steps
-one after the other, so they are put into buckets of their own, which are.
+torch.optim steps such parameters one after the other. A launch steps its segments concurrently, so each of them gets a
+bucket of its own: launches of several buckets follow one another.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Span(NamedTuple):
     """The bytes between a tensor's first element and its last."""
 
     space: Hashable
-    """Addresses of two spans may be compared where this is equal."""
+    """The address space: the addresses of two spans can be compared if they have the same."""
     begin: int
     end: int
     place: int
-    """Of the tensor in its list."""
+    """The tensor's index in its list."""
 
 
 def span(tensor: Tensor, index: int) -> Span | None:
-    """The span of a strided tensor; None for one that has no elements in memory."""
+    """The span of a strided tensor; None for a tensor without elements in memory."""
     tensor = local(tensor)
     if is_lazy(tensor) or is_functorch_wrapped_tensor(tensor):
         return None
@@ -51,7 +51,7 @@ def span(tensor: Tensor, index: int) -> Span | None:
 
 
 def clusters(tensors: Sequence[Tensor]) -> list[list[Span]]:
-    """Spans of which each meets another one, as lists of those that hang together, in the tensors' order."""
+    """Groups of overlapping spans, each group in the tensors' order. A span that overlaps no other is in no group."""
     spans = [found for index, tensor in enumerate(tensors) if (found := span(tensor, index)) is not None]
     order = {space: rank for rank, space in enumerate(dict.fromkeys(found.space for found in spans))}
     spans.sort(key=lambda found: (order[found.space], found.begin))
@@ -68,7 +68,7 @@ def clusters(tensors: Sequence[Tensor]) -> list[list[Span]]:
 
 
 def layers(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """For the index of each tensor that shares memory with an earlier one: after how many others it comes."""
+    """By the index of each tensor that shares memory with earlier ones: how many launches have to precede its own."""
     found: dict[int, int] = {}
     for later, earlier in sharing(tensors):
         found[later] = max(found.get(later, 0), 1 + found.get(earlier, 0))
@@ -76,7 +76,7 @@ def layers(tensors: Sequence[Tensor]) -> dict[int, int]:
 
 
 def sharing(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    """The indices of every tensor that shares memory with an earlier one, and of that one; by the former."""
+    """Pairs of indices of tensors that share memory, the later one first; within a group in the tensors' order."""
     for cluster in clusters(tensors):
         for k, one in enumerate(cluster):
             for other in cluster[:k]:
@@ -86,7 +86,7 @@ def sharing(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
 
 
 def _interleaved(tensors: Sequence[Tensor], one: Span, other: Span) -> bool:
-    """True if two tensors are such columns of one matrix that no element is in both."""
+    """True if two tensors are disjoint sets of columns of one matrix: their spans overlap, their elements do not."""
     a, b = local(tensors[one.place]), local(tensors[other.place])
     pitch = max(stride for size, stride in zip(a.shape, a.stride(), strict=True) if size > 1) if a.numel() > 1 else 0
     if pitch * a.element_size() == 0 or a.element_size() != b.element_size():
@@ -103,7 +103,7 @@ def _interleaved(tensors: Sequence[Tensor], one: Span, other: Span) -> bool:
 
 
 class Places:
-    """Where tensors are stored, and whether they still are there.
+    """Records the addresses of tensors, to notice when one is moved.
 
     Args:
         tensors: of torch's own types, or DTensors.
@@ -120,7 +120,7 @@ class Places:
         return [span(tensor, index) for index, tensor in enumerate(self._tensors)]
 
     def intact(self) -> bool:
-        """Whether all tensors are where they were."""
+        """Whether all tensors are still stored where they were recorded."""
         return views_intact(self._address, len(self._tensors)) if self._known else self._spans == self._look()
 
 
@@ -135,15 +135,15 @@ def check_freed(tensor: Tensor, name: str) -> None:
 
 
 def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
-    """Raises where two parameters of a plan share memory, which they did not when their moments were laid out.
+    """Raises if two parameters of a plan share memory by now; when their moments were laid out, they did not.
 
     Args:
         plan: what one launch steps.
         names: what errors call each parameter.
 
     Raises:
-        RuntimeError: with the names of both.
-        ValueError: one whose storage was freed or shrunk.
+        RuntimeError: two parameters share memory. The message names both.
+        ValueError: the storage of one was freed or shrunk, and other memory may have taken its addresses.
     """
     if plan.places is not None and plan.places.intact():
         return
@@ -154,7 +154,7 @@ def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
         for later, earlier in sharing(plan.params):
             name = names()
             for p in (plan.params[later], plan.params[earlier]):
-                check_freed(local(p), name[p])  # whose place other memory may have taken
+                check_freed(local(p), name[p])  # a freed parameter's addresses may be another tensor's
             raise RuntimeError(
                 f"{name[plan.params[later]]} shares memory with {name[plan.params[earlier]]}, and did not when their "
                 "moments were laid out: load_state_dict(state_dict()) lays them out again, to be stepped one after the "

@@ -15,11 +15,11 @@ from torch import Tensor
 from .layout import BLOCK
 
 HALF_MIN, HALF_MAX = 2.0**-24, 65504.0
-"""The least and the greatest of float16's positive numbers."""
+"""float16's smallest and largest positive numbers."""
 MIN_SCALE = 2.0**-110
-"""The largest magnitude of a block's coded first moments below which the whole block underflows to zero."""
+"""A block of first moments whose largest quotient is below this underflows to zero as a whole."""
 ROOT_TOP = 32512.0
-"""What the greatest code of the root, 255, stands for in units of the block's scale."""
+"""The value of the root's largest code, 255, in units of the block's scale."""
 CODE_UNIT = 2.0**-64
 """One code of the root, as `half_exponent` has it."""
 
@@ -27,8 +27,8 @@ CODE_UNIT = 2.0**-64
 def square_root(v: Tensor) -> Tensor:
     """The correctly rounded square root, as IEEE 754 asks; torch.sqrt on the CPU may be MKL's, off by one ulp at times.
 
-    A float32's root is further from the midpoint of two float32 than a float64 root's error, so rounding that twice
-    is rounding it once. For float64 itself the C library has the correct one.
+    The root of a float32 is farther from the midpoint of two float32 than the error of a float64 root, so rounding the
+    float64 root to float32 is correct. For float64 itself the C library's root is correct.
     """
     if v.dtype == torch.float32:
         return torch.sqrt(v.double()).float()
@@ -38,7 +38,7 @@ def square_root(v: Tensor) -> Tensor:
 
 
 def bits_of(x: Tensor) -> Tensor:
-    """The bits of float32 values, as int64 from 0."""
+    """The bits of float32 values, as int64 in [0, 2^32)."""
     return x.contiguous().view(torch.int32).long() & 0xFFFFFFFF
 
 
@@ -55,16 +55,16 @@ def round_stochastic(x: Tensor, rand16: Tensor, dtype: torch.dtype) -> Tensor:
         return _int16(rounded).view(torch.bfloat16)
     normal = ((rest + (rand16 >> 3) - 0x38000000) >> 13).clamp(max=0x7C00)
     magnitude = torch.where(rest < 0x38800000, x.abs(), 0.0)
-    subnormal = (magnitude * 2.0**24 + (rand16 >> 2).float() * 2.0**-14).long()  # in units of the least one
+    subnormal = (magnitude * 2.0**24 + (rand16 >> 2).float() * 2.0**-14).long()  # in units of the smallest one
     finite = torch.where(rest < 0x38800000, subnormal, normal)
     special = torch.where(rest > 0x7F800000, 0x7E00, 0x7C00)
     return _int16(sign | torch.where(rest >= 0x47800000, special, finite)).view(torch.float16)
 
 
 def to_parameter(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the parameter of a master copy is: to bfloat16 rounded to nearest, ties away from zero.
+    """The parameter for a float32 master weight; for bfloat16, rounded to nearest, ties away from zero.
 
-    Ties to even could not be undone by the 16 bits that ``"split"`` keeps; both formats of master copies round alike.
+    The 16 bits that ``"split"`` stores could not undo a rounding of ties to even. ``"fp32"`` rounds in the same way.
     """
     if dtype != torch.bfloat16:
         return x.to(dtype)
@@ -74,19 +74,19 @@ def to_parameter(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:
-    """The float32 that a bfloat16 and the int16 of ``"split"`` make up."""
+    """The float32 master weight of a bfloat16 parameter and the int16 that ``"split"`` stores."""
     bits = (high.contiguous().view(torch.int16).int() << 16) + low.int()
     return bits.view(torch.float32)
 
 
 def low_bits(x: Tensor) -> Tensor:
-    """The lower half of the bits, int16, which `join` adds to ``to_parameter(x)``."""
+    """The lower 16 bits, as int16: `join` makes x of ``to_parameter(x)`` and these."""
     bits = bits_of(x)
     return _int16(torch.where((bits & 0x7FFFFFFF) > 0x7F800000, 0, bits & 0xFFFF))
 
 
 def from_master(param: Tensor, master: Tensor) -> Tensor:
-    """The master copy; the parameter where user code has written another value than the master copy's into it."""
+    """The float32 master weight; the parameter's own value where user code has written another one into it."""
     same = to_parameter(master, param.dtype).view(torch.int16) == param.view(torch.int16)
     return torch.where(same, master, param.float())
 
@@ -97,39 +97,40 @@ def blocks(x: Tensor) -> Tensor:
 
 
 def max_magnitude(x: Tensor) -> Tensor:
-    """The largest magnitude of each block, (blocks, 1); NaN where there is one."""
+    """The largest magnitude of each block, (blocks, 1); NaN for a block with a NaN."""
     bits = (x.view(torch.int32) & 0x7FFFFFFF).amax(1, keepdim=True)
     return torch.where(bits > 0x7F800000, 0x7FC00000, bits).view(torch.float32)
 
 
 def _scale_factor(number: float, x: Tensor) -> Tensor:
-    """One rounded division (torch makes a number over a tensor a reciprocal and a product), and the next float up.
+    """The float32 after ``number / x``; 0 for x = 0.
 
-    With a factor that was rounded down, the greatest element of a block would get a code below the greatest code.
+    With a factor that was rounded down, the largest element of a block would not get the largest code. The division
+    is of two tensors, since torch computes a number over a tensor as a reciprocal and a product.
     """
     quotient = torch.full_like(x, number) / x
     return torch.where(x > 0.0, (quotient.view(torch.int32) + 1).view(torch.float32), 0.0)
 
 
 def _block_scale(largest: Tensor, unit: float) -> Tensor:
-    """The scale of a block with 23 bits, so that encoding again what it decodes to gives it again; NaN for a NaN."""
+    """A block's scale, with 23 bits so that encoding decoded values gives the same codes; NaN for a NaN."""
     scale = largest * torch.tensor(unit, dtype=torch.float32, device="cpu")
     even = ((scale.view(torch.int32) + 1) & ~1).view(torch.float32)
     return torch.where(largest.isfinite(), even, torch.nan)
 
 
 def half_exponent(x: Tensor) -> Tensor:
-    """The bits shifted right by one: a square root in straight pieces, one per octave, times 2^-63.5."""
+    """The bits shifted right by one: a piecewise linear square root, one piece per octave, times 2^-63.5."""
     return (x.contiguous().view(torch.int32) >> 1).view(torch.float32)
 
 
 def double_exponent(x: Tensor) -> Tensor:
-    """The opposite of `half_exponent`."""
+    """The inverse of `half_exponent`."""
     return (x.contiguous().view(torch.int32) << 1).view(torch.float32)
 
 
 def _stochastic_code(c: Tensor, offset: float, rand16: Tensor) -> Tensor:
-    """The low 8 bits of what c is rounded to, up or down; ``offset`` turns c into fixed point with 14 bits after."""
+    """Rounds c up or down by random bits, to its low 8 bits; ``offset`` makes c fixed point with 14 fraction bits."""
     fixed = bits_of(c + torch.tensor(offset, dtype=torch.float32, device="cpu"))
     return ((fixed << 2) + rand16 >> 16) & 0xFF
 
@@ -144,7 +145,7 @@ def encode_root(root: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _octaves(code: Tensor) -> Tensor:
-    """What a code of the root stands for, from 1/2 to `ROOT_TOP`, or 0."""
+    """The value of a code of the root: 0, or from 1/2 to `ROOT_TOP`."""
     return double_exponent(code * CODE_UNIT)
 
 
@@ -154,7 +155,7 @@ def decode_root(code: Tensor, scale: Tensor) -> Tensor:
 
 
 def _power(code: Tensor) -> Tensor:
-    """The power of two below what a code of the root stands for; 0 for 0."""
+    """The power of two at or below the value of a code of the root; 0 for code 0."""
     return (_octaves(code).view(torch.int32) & 0x7F800000).view(torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""The scalars of a step: the float64 numbers that a (parameter group, step) pair gives to the elements of its segments.
+"""The scalars of a step: the float64 numbers by which a parameter group, at a step count, updates its elements.
 
 Must match csrc/numerics/scalars.h, backends/reference/scalars.py and backends/triton/scalars_kernel.py bit for bit.
 """
@@ -20,15 +20,15 @@ from ..options import Checked
 from ..rectification import KINDS, bias_correction, decay_rate, exact_variance, rectification, rho_inf
 
 UNRECTIFIED, RECTIFIED, NO_PARAM_UPDATE, SKIP_STEP = 0.0, 1.0, 2.0, 3.0
-"""The update rule, by which a step computes its direction d: m (UNRECTIFIED), m / (sqrt(v) + eps) (RECTIFIED), or none,
-while the moments are updated (NO_PARAM_UPDATE). SKIP_STEP is no step at all: nothing is written but, under
-``zero_grads``, zeros in the gradients. ``UpdateRule`` in csrc/numerics/radam_update.h."""
+"""The update rules. A step's direction d is m under UNRECTIFIED and m / (sqrt(v) + eps) under RECTIFIED. Under
+NO_PARAM_UPDATE only the moments are updated. Under SKIP_STEP nothing is written, except zeros in the gradients with
+``zero_grads``. Must match ``UpdateRule`` in csrc/numerics/radam_update.h."""
 
 
 class StepScalars(NamedTuple):
-    """One row of the tensor ``scalars`` that a launch reads: float64, rounded once to the dtype of the arithmetic.
+    """A row of the float64 tensor ``scalars``; kernels round each number once to the dtype of the arithmetic.
 
-    The names are those of the update (docs/design.md, the numeric contract), the columns of the tensor in this order:
+    The names are those of the numeric contract (docs/design.md). The tensor's columns have this order; it must match
     ``ScalarColumn`` in csrc/numerics/radam_update.h.
     """
 
@@ -37,9 +37,9 @@ class StepScalars(NamedTuple):
     one_minus_beta2: float
     eps: float
     l2_decay: float
-    """Weight decay that joins the gradient; 0 when there is none or it is decoupled."""
+    """Weight decay that is added to the gradient; 0 if there is none or it is decoupled."""
     decay_factor: float
-    """What decoupled decay takes of a parameter, ``lr * weight_decay``; 0 without it."""
+    """The part of a parameter that decoupled decay subtracts, ``lr * weight_decay``; 0 without it."""
     step_size: float
     """``lr * r_t * sqrt(1 - beta2^t) / (1 - beta1^t)`` when rectified, ``lr / (1 - beta1^t)`` before."""
     grad_scale_factor: float
@@ -95,9 +95,9 @@ def compute_scalars(group: Mapping[str, Any], t: int) -> StepScalars:
 
 
 class ScalarBuffer:
-    """A buffer for the scalars of a plan, filled again in every step: a launch has read it when it returns.
+    """A CPU buffer for the scalars of a plan. Every step fills it again: a launch has read it before it returns.
 
-    A list of numbers becomes an array in a tenth of the time that `torch.tensor` takes for it.
+    Filling an ``array`` from a list takes a tenth of the time of `torch.tensor`.
     """
 
     def __init__(self, rows: int) -> None:
@@ -107,18 +107,18 @@ class ScalarBuffer:
         self._checked = Checked()
 
     def filled(self, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: Tensor) -> Tensor:
-        """The scalars of each (parameter group, segment), by their indices: `compute_scalars`, or the same in C.
+        """Computes the scalars of pairs of a parameter group and a step count, in C++ or by `compute_scalars`.
 
         Args:
             groups: the optimizer's ``param_groups``.
-            rows: for each row its group, and a segment whose parameter takes this step.
-            taken: float64, on the CPU: how many steps each segment has taken.
+            rows: for each row the index of its group, and that of a segment whose step count it uses.
+            taken: float64 (segments), on the CPU: how many steps each segment has taken.
 
         Returns:
-            float64 (rows, 11), on the CPU: overwritten by the next call.
+            float64 (rows, 11), on the CPU; the next call overwrites it.
 
         Raises:
-            TypeError, ValueError: a hyperparameter that user code has written into a group since, and is not allowed.
+            TypeError, ValueError: user code has written a hyperparameter into a group that is not allowed.
         """
         if not write_scalars(self._address, groups, rows, taken.data_ptr()):
             self._checked.check(groups, sorted({index for index, _ in rows}))
@@ -130,14 +130,14 @@ class ScalarBuffer:
 
 
 class GroupScalars(NamedTuple):
-    """What the scalars operator needs of a parameter group: a row of the float64 tensor ``group_scalars``.
+    """What the operator **scalars** needs of a parameter group: a row of the float64 tensor ``group_scalars``.
 
-    All that does not depend on the step is computed here, so that a device has only to do what the host can do with the
-    same bits: no logarithm, no power.
+    Whatever does not depend on the step is computed here, on the host: logarithms, for example. The device then uses
+    only operations that give the same bits there.
     """
 
     lr: float
-    """Unless the operator is given a tensor of learning rates."""
+    """Ignored if the operator is given a tensor of learning rates."""
     one_minus_beta1: float
     decay_rate1: float
     """``-log(beta1)``, infinite for 0."""

@@ -42,20 +42,20 @@ class StateFormat(NamedTuple):
 
     @property
     def stochastic(self) -> bool:
-        """Whether parameters of 16 bits are rounded so."""
+        """Whether 16-bit parameters are rounded stochastically."""
         return self.rounding == "stochastic"
 
     @property
     def uses_random_bits(self) -> bool:
-        """Whether something may be rounded stochastically."""
+        """Whether parameters or moments may be rounded stochastically."""
         return self.stochastic or self.state_dtype != torch.float32
 
     def moment_dtype(self, dtype: torch.dtype, numel: int) -> torch.dtype:
-        """The dtype of a parameter's moments: small ones are never in 8 bits.
+        """The dtype of a parameter's moments. Those of a small parameter never have 8 bits.
 
         Args:
-            dtype: the parameter's, or of the real numbers of a complex one.
-            numel: how many real numbers it has: a DTensor on all ranks, so that every rank stores its part alike.
+            dtype: of the parameter; of a complex one, of its real part.
+            numel: its number of real numbers; a DTensor's on all ranks, so that all ranks choose the same dtype.
         """
         if dtype == torch.float64:
             return torch.float64
@@ -66,7 +66,7 @@ class StateFormat(NamedTuple):
         return master_dtype(self.master_weights, dtype)
 
     def check(self) -> None:
-        """Raises ValueError for a value that is none of those allowed, or that does not go with another."""
+        """Raises ValueError for a value that is not allowed, or that cannot be combined with another."""
         allowed: dict[str, tuple[Any, ...]] = {
             "state_dtype": STATE_DTYPES,
             "master_weights": MASTER_WEIGHTS,
@@ -83,7 +83,7 @@ class StateFormat(NamedTuple):
             )
 
     def check_parameter(self, param: Tensor, name: str) -> None:
-        """Raises ValueError for a parameter whose state cannot be stored so."""
+        """Raises ValueError for a parameter whose state cannot have this format."""
         if self.state_dtype != torch.float32 and param.dtype in (torch.float64, torch.complex128):
             raise ValueError(
                 f"state_dtype = {self.state_dtype}: must be torch.float32 for {name}, which is {param.dtype} and "
@@ -97,7 +97,7 @@ class StateFormat(NamedTuple):
 
 
 FULL_PRECISION = StateFormat()
-"""State in float32, and nothing beside the parameters."""
+"""Moments in float32 (float64 for float64 parameters), and no master buffer."""
 
 
 class StateBuffers(NamedTuple):
@@ -134,7 +134,7 @@ def check_state_format(
     stochastic: bool,
     rng_offsets: Tensor | None = None,
 ) -> None:
-    """Raises where the buffers of a step do not fit one another.
+    """Raises if the buffers of a step do not fit one another.
 
     Raises:
         ValueError: buffers of other sizes, or state formats that exclude each other.

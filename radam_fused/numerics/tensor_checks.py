@@ -1,4 +1,4 @@
-"""What a step asks of its parameters and gradients, with errors that name the tensor, the value and what is allowed."""
+"""Checks parameters and gradients; each error names the tensor, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PARAMETER_DTYPES = (*HALF_OR_SINGLE, torch.float64, torch.complex64, torch.compl
 
 
 def gradient_dtypes(param_dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Which gradients a parameter takes: float64 computes in float64, everything else in float32."""
+    """The dtypes that a parameter's gradient may have: a step of float64 computes in float64, all others in float32."""
     return HALF_OR_SINGLE if param_dtype in HALF_OR_SINGLE else (param_dtype,)
 
 
 def is_stored(tensor: Tensor) -> bool:
-    """True if a strided tensor's storage holds all of its elements: one freed or shrunk by ``resize_`` does not."""
+    """True if a strided tensor's storage holds all of its elements; False if it was freed or shrunk by ``resize_``."""
     if tensor.numel() == 0 or tensor.is_meta:
         return True
     last = tensor.storage_offset()
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         last += (size - 1) * stride
     fits = last < tensor.untyped_storage().nbytes() // tensor.element_size()
-    # To ask a copy-on-write tensor for its address would make it a copy.
+    # data_ptr() of a copy-on-write tensor would make torch copy it.
     return fits and (is_copy_on_write(tensor) or tensor.data_ptr() != 0)
 
 
@@ -40,7 +40,7 @@ def check_stored(**tensors: Tensor | None) -> None:
     """Raises for the first tensor whose storage does not hold all of its elements.
 
     Raises:
-        ValueError: with the tensor's name.
+        ValueError: the storage is too small. The message names the tensor.
     """
     for name, tensor in tensors.items():
         if tensor is not None and not is_stored(tensor):
@@ -83,10 +83,10 @@ def check_gradients(params: Sequence[Tensor], grads: Sequence[Tensor], names: Se
 
 
 def check_layouts(params: Sequence[Tensor], segments: Tensor, state_dtype: torch.dtype) -> None:
-    """Raises where a parameter is not the one that its moments were laid out for.
+    """Raises if a parameter no longer has the layout for which its moments were laid out.
 
     Raises:
-        RuntimeError: other sizes, strides or a dtype that goes with other moments.
+        RuntimeError: other sizes or strides, or a dtype that needs moments of another dtype.
     """
     for index, (param, (_, layout)) in enumerate(zip(params, segments.tolist(), strict=True)):
         if (param.dtype == torch.float64) != (state_dtype == torch.float64):
@@ -98,7 +98,7 @@ def check_layouts(params: Sequence[Tensor], segments: Tensor, state_dtype: torch
 
 
 def overlaps_itself(param: Tensor) -> bool:
-    """Whether two elements of a strided tensor may share memory: each stride has to reach past the smaller ones."""
+    """Whether two elements of a strided tensor may share memory: some stride does not reach past the smaller ones."""
     reach = 0
     for stride, size in sorted(zip(param.stride(), param.shape, strict=True)):
         if size > 1 and stride <= reach:
@@ -108,11 +108,11 @@ def overlaps_itself(param: Tensor) -> bool:
 
 
 def storage_view(grad: Tensor, refuse_overlaps: bool = True) -> Tensor:
-    """The elements of a gradient without those that an expanded dimension repeats: a view to be filled with zeros.
+    """A view of a gradient in which expanded dimensions have size 1, so that each element is written once.
 
     Args:
         grad: any strided tensor.
-        refuse_overlaps: whether to raise for elements that share memory in another way than an expanded dimension's.
+        refuse_overlaps: whether to raise if elements still share memory.
 
     Raises:
         ValueError: see ``refuse_overlaps``.
@@ -127,11 +127,11 @@ def storage_view(grad: Tensor, refuse_overlaps: bool = True) -> Tensor:
 
 
 def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raises where two parameters share memory: as views of a flat buffer they would be tied no longer.
+    """Raises if two parameters share memory: as views of a flat buffer they would no longer be tied.
 
     Raises:
-        ValueError: with the names of both.
-        TypeError: a wrapper of torch.func, which has no memory that could be compared.
+        ValueError: two share memory. The message names both.
+        TypeError: a wrapper of torch.func, which has no memory to compare.
     """
     for index, p in enumerate(params):
         if is_functorch_wrapped_tensor(p):
@@ -143,9 +143,9 @@ def check_disjoint(params: Sequence[Tensor], names: Sequence[str]) -> None:
 
 
 def may_step(param: Tensor) -> bool:
-    """True if a parameter has a gradient or may get one with the next backward pass.
+    """True if a parameter has a gradient or may get one in the next backward pass.
 
-    False for a frozen one, which may be of any kind, and for one of a lazy module that has not run yet.
+    False for a frozen parameter and for an uninitialised one (of a lazy module that has not run).
     """
     return (param.requires_grad or param.grad is not None) and not is_lazy(param)
 
@@ -156,7 +156,7 @@ def check_parameter(param: Tensor, name: str) -> None:
     Raises:
         TypeError: an integer or unsupported dtype, or a sparse parameter.
         ValueError: a parameter whose elements share memory, or that is a lazy conjugate or negative of its memory,
-            or a DTensor that is a pending sum.
+            or a DTensor with a ``Partial`` placement.
     """
     if param.dtype not in PARAMETER_DTYPES:
         raise TypeError(f"{name} is {param.dtype}: must be one of {PARAMETER_DTYPES}")
@@ -171,7 +171,7 @@ def check_parameter(param: Tensor, name: str) -> None:
 
 
 def group_names(group: dict[str, Any], index: int) -> list[str]:
-    """How errors name a group's parameters: by the names the caller gave, or by their place."""
+    """What errors call a group's parameters: the names that the caller gave, or their indices."""
     return [
         f"parameter {name!r}" if isinstance(name, str) else f"param_groups[{index}]['params'][{k}]"
         for k, name in enumerate(group.get("param_names") or [None] * len(group["params"]))

@@ -1,4 +1,4 @@
-"""The ``reference`` backend's partial sums of squares, in plain torch; nothing here waits for the device."""
+"""The ``reference`` backend's grad_norm: partial sums of squares in plain torch. It never waits for the device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..operator_checks import check_grad_norm
 
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
-    """``radam_fused::grad_norm_reference``; what it returns is said in `radam_fused.backends.ops`."""
+    """``radam_fused::grad_norm_reference``; arguments and result are described in `radam_fused.backends.ops`."""
     check_grad_norm(grads)
     device = grads[0].device
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
     bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * len(tiles) // PARTIAL_SUMS
-    busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # on the CPU: the sums that have any tiles
+    busy = (bounds[1:] > bounds[:-1]).nonzero().squeeze(1)  # the sums that have tiles; computed on the CPU
     begin, end, place = (upload(index, tiles.device) for index in (bounds[busy], bounds[busy + 1], busy))
     lanes = torch.zeros(len(busy), NORM_TILE, dtype=torch.float64, device=device)
     for k in range(-(-len(tiles) // PARTIAL_SUMS)):

@@ -39,11 +39,11 @@ class LowPrecisionParam:
 
     Args:
         param, grad: the parameter and its gradient, of one shape.
-        buffers: the bucket's.
-        start: where the parameter's segment starts in them.
-        rng_offset: from which one on its elements use random bits.
+        buffers: the state of the bucket.
+        start: the index of the parameter's first element in the buffers.
+        rng_offset: the index of its first random number.
         row: its `StepScalars`, float64 (11).
-        stochastic: whether the parameter itself is rounded so.
+        stochastic: whether the parameter itself is rounded stochastically.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class LowPrecisionParam:
         return ordered.copy_(tensor).as_strided((tensor.numel(),), (1,))
 
     def update(self, result: Tensor) -> None:
-        """One step: of the state in place, of the parameter into another tensor of its shape."""
+        """One step: updates the state in place, and writes the parameter to another tensor of its shape."""
         row, skip = self._row, self._row.update_rule == SKIP_STEP
         x, compensation = self._value()
         m, v, d = update_moments(x, self._g, *self._moments(), row)
@@ -86,7 +86,7 @@ class LowPrecisionParam:
         p = torch.where(held, self._p, p)
         result.copy_(p.as_strided(result.shape, self._strides))
         if self._master is not None and master is not None:
-            # Without an update of the parameter an fp32 master takes over a value that user code has written into it.
+            # Without an update, an fp32 master weight takes over what user code has written into the parameter.
             unchanged = x if self._master.dtype == torch.float32 else self._master
             self._master.copy_(torch.where(skip, self._master, torch.where(held, unchanged, master)))
         self._store_moments(m, v, skip)
@@ -112,11 +112,11 @@ class LowPrecisionParam:
         return x.to(dtype), None
 
     def _compensated(self, compensation: Tensor, decrease: Tensor) -> tuple[Tensor, Tensor]:
-        """Kahan's sum: the parameter takes what it can of the update, and the compensation the rest."""
+        """Kahan's sum: the update is added to the parameter, and what rounding loses to the compensation."""
         p, dtype = self._p.float(), self._p.dtype
         update = compensation - decrease
         after = (p + update).to(dtype)
-        rest = torch.where(after.isinf(), 0.0, (p - after.float()) + update)  # of an infinite parameter there is none
+        rest = torch.where(after.isinf(), 0.0, (p - after.float()) + update)  # inf - inf would be NaN
         return after, rest.to(dtype)
 
     def _moments(self) -> tuple[Tensor, Tensor]:

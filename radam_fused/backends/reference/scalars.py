@@ -1,7 +1,7 @@
-"""The ``reference`` backend's rows, in plain torch: what a step's scalars are when a device makes them.
+"""The ``reference`` backend's scalars, in plain torch: a step's scalars when a device computes them.
 
-Elementwise over the rows, with the operations of `radam_fused.rectification` in their order, so that host and device
-give the same bits. Nothing here waits for the device.
+Elementwise over the rows of ``scalars``, with the operations of `radam_fused.rectification` in their order, so that
+host and device give the same bits. It never waits for the device.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def rho(t: Tensor, c2: Tensor, h: Any) -> Tensor:
 
 
 def rectification(rho_t: Tensor, h: Any) -> Tensor:
-    """r_t of the first order or exact, meaningless where ``rho_t`` is not above the threshold."""
+    """r_t, first-order or exact; meaningless where ``rho_t`` is not above the threshold."""
     limit = h.rho_inf
     first_order = ((rho_t - 4.0) / (limit - 4.0)) * ((rho_t - 2.0) / (limit - 2.0)) * (limit / rho_t)
     exact = h.limit_variance / _exact_variance(rho_t)

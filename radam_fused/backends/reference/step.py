@@ -24,7 +24,7 @@ def step(args: StepArgs) -> None:
     exp_avg, scalars, state = args.exp_avg, args.scalars, args.state
     full_precision = state.in_full_precision(args.rounds_stochastically)
     zeroed = [storage_view(grad) for grad in args.grads] if args.zero_grads else []
-    on_host = scalars.device.type == "cpu"  # elsewhere, to look at a row would be to wait for the device
+    on_host = scalars.device.type == "cpu"  # reading scalars on a device would wait for it
     rounded = scalars.to(
         exp_avg.dtype if full_precision else torch.float32
     )  # once: the rounded numbers decide every branch

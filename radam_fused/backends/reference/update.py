@@ -1,4 +1,4 @@
-"""The ``reference`` backend's element: plain torch operations, one a line of the numeric contract (docs/design.md)."""
+"""The ``reference`` backend's update: one plain torch operation per line of the numeric contract (docs/design.md)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: StepS
 
 
 def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any) -> None:
-    """The same by a row of tensors with one element, of the moments' dtype; the device decides between the branches."""
+    """The same, with one-element tensors of the moments' dtype as scalars: the device chooses the branches."""
     p = param.to(m.dtype)
     m_next, v_next, d = update_moments(p, grad.to(m.dtype), m, v, row)
     p_next = (p - decrease(p, d, row)).to(param.dtype)
@@ -48,7 +48,7 @@ def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any
 
 
 def update_moments(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Both moments after a step by a row of tensors, and the update's direction."""
+    """Both moments after the step, and its direction d; ``row`` has one-element tensors."""
     g = g * row.grad_scale_factor
     g = torch.where(row.l2_decay != 0.0, g + p * row.l2_decay, g)
     m = m + (g - m) * row.one_minus_beta1
@@ -59,5 +59,5 @@ def update_moments(p: Tensor, g: Tensor, m: Tensor, v: Tensor, row: Any) -> tupl
 
 
 def decrease(p: Tensor, d: Tensor, row: Any) -> Tensor:
-    """What a step takes from the parameter; without decay no product with it, which may be infinite."""
+    """What the step subtracts from the parameter. Without decay there is no product with it: inf times 0 is NaN."""
     return torch.where(row.decay_factor != 0.0, p * row.decay_factor + d * row.step_size, d * row.step_size)

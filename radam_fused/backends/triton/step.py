@@ -1,4 +1,4 @@
-"""The ``triton`` backend's step: checks and describes what it is given, and starts the kernel on the current stream.
+"""The ``triton`` backend's step: checks its arguments, makes the tables, and launches the kernel on the current stream.
 
 On a GPU the kernel's tables are uploaded in one pinned asynchronous copy; nothing here waits for the device.
 """
