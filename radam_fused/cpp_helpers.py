@@ -24,7 +24,9 @@ _ALLOWED = _pointer_table_allowed()
 
 try:
     from ._C import (
+        count_step,
         counts_shown,
+        fill_segments,
         find_tensor_offset,
         gradients,
         pairs_unmoved,
@@ -67,6 +69,7 @@ except ImportError:
     def _missing(*_: Any) -> Any:
         raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or HAS_POINTER_PATH first")
 
+    count_step = fill_segments = _missing  # type: ignore[assignment]
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
     pairs_unmoved = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
@@ -94,7 +97,9 @@ __all__ = [
     "HAS_POINTER_PATH",
     "NATIVE_DEVICE",
     "NATIVE_DTYPE",
+    "count_step",
     "counts_shown",
+    "fill_segments",
     "gradients",
     "pairs_unmoved",
     "read_pairs",

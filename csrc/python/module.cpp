@@ -8,6 +8,7 @@
 #include "cpu/cpu_capability.h"
 #include "python/param_groups.h"
 #include "python/pointer_table.h"
+#include "python/segment_table.h"
 #include "python/sequence.h"
 #include "python/step_counts.h"
 
@@ -120,6 +121,9 @@ PyMethodDef methods[] = {
      "Computes the scalars of a step; False where Python has to."},
     {"step_from_pointers", radam_fused::step_from_pointers, METH_VARARGS,
      "As read_pairs, and a step over them; or False."},
+    {"fill_segments", radam_fused::fill_segments, METH_VARARGS,
+     "As read_pairs, and fills in the table of a Triton kernel; or None."},
+    {"count_step", radam_fused::count_step, METH_O, "Counts a step that has been launched."},
     {nullptr, nullptr, 0, nullptr},
 };
 

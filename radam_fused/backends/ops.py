@@ -72,6 +72,7 @@ from .reference.grad_norm import grad_norm as grad_norm_reference
 from .reference.scalars import scalars as scalars_reference
 from .reference.step import step as step_reference
 from .triton.grad_norm import grad_norm as grad_norm_triton
+from .triton.pointer_step import PointerStep
 from .triton.scalars import scalars as scalars_triton
 from .triton.step import step as step_triton
 
@@ -185,6 +186,8 @@ class Operators(NamedTuple):
     scalars: Callable[..., tuple[Tensor, Tensor]]
     has_pointer_path: bool = False
     """Whether a step may take the pointer path: `radam_fused.step.pointer_table`."""
+    pointer_step: type[PointerStep] | None = None
+    """Takes the steps of a plan on the pointer path; None where one call of C does (``step_from_pointers``)."""
 
 
 def _operators(implementation: str) -> Operators:
@@ -195,7 +198,7 @@ _native = _operators("native")._replace(has_pointer_path=HAS_POINTER_PATH)
 OPERATORS: dict[str, Operators] = {
     "cuda": _native,
     "cpu": _native,
-    "triton": _operators("triton"),
+    "triton": _operators("triton")._replace(has_pointer_path=HAS_POINTER_PATH, pointer_step=PointerStep),
     "reference": _operators("reference"),
 }
 """By backend, the operators that its step calls."""

@@ -355,7 +355,9 @@ class Placement:
             if not plan.present:
                 return None
             runs = flat.runs(plan)
-            by_pointers = pointers and self.ops[bucket].has_pointer_path and can_bypass_dispatcher()
+            ops = self.ops[bucket]
+            by_pointers = pointers and ops.has_pointer_path and can_bypass_dispatcher()
+            by_pointers = by_pointers and not (captured and ops.pointer_step is not None)
             return Launch(bucket, plan, *runs, flat.run_origins, (by_pointers and plan.addresses) or None)
         grads, missing = gradients(bucket.params)
         if not bucket.all_present:

@@ -16,7 +16,9 @@ from torch._C import _get_function_stack_at, _len_torch_dispatch_stack, _len_tor
 from torch._C._autograd import _profiler_enabled
 from torch.utils._device import DeviceContext
 
+from ..backends.operator_args import StepArgs
 from ..backends.ops import Operators
+from ..backends.triton.pointer_step import PointerStep
 from ..cpp_helpers import NATIVE_DEVICE, NATIVE_DTYPE, read_pairs, record_params, step_from_pointers
 
 if TYPE_CHECKING:
@@ -59,19 +61,33 @@ class Addresses:
         )
         self._before = self.table, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of
         self._after = bucket.scales, bucket.residue, bucket.stochastic, origins
+        self._own: PointerStep | None = None
 
     def plain(self) -> bool:
         """Whether all pairs are plain tensors that fit."""
         return read_pairs(*self._pairs)
 
-    def step(self, rows: Tensor, zero_grads: bool, counts: tuple[int, int, int, int] | None) -> bool:
+    def step(
+        self,
+        rows: Tensor,
+        zero_grads: bool,
+        counts: tuple[int, int, int, int] | None,
+        pointer_step: type[PointerStep] | None = None,
+    ) -> bool:
         """The step, its count, and the version counters of what it writes; False, with nothing done, if not `plain`.
 
         Args:
             rows: the scalars.
             zero_grads: whether to leave zeros in the gradients.
             counts: of `Bucket.counting`.
+            pointer_step: of the backend's `Operators`.
         """
+        if pointer_step is not None:
+            if self._own is None:
+                self._own = pointer_step(
+                    self._pairs, StepArgs(self._params, self._params, *self._before[1:], rows, False, *self._after)
+                )
+            return self._own.step(rows, zero_grads, counts)
         return step_from_pointers(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after), counts)
 
 

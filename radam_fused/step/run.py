@@ -60,7 +60,13 @@ def launch(
     """
     first = launches[0]
     # One call of C moves and counts; of anything more an interrupt could see a part. A plan's first step is shown, too.
-    if len(launches) == 1 and first.addresses is not None and not first.plan.first and type(scalars) is HostScalars:
+    if (
+        len(launches) == 1
+        and first.addresses is not None
+        and not first.plan.first
+        and type(scalars) is HostScalars
+        and placement.ops[first.bucket].pointer_step is None
+    ):
         run(placement, first, scalars, zero_grads)
         return
     if len(launches) > 1:
@@ -95,7 +101,7 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     try:
         with span("step"):
             if pointers is not None:
-                stepped = pointers.step(rows, zero_grads, bucket.counting(plan))
+                stepped = pointers.step(rows, zero_grads, bucket.counting(plan), ops.pointer_step)
             else:
                 stepped = _step_lists(launch, ops, rows, zero_grads)
     except BaseException as error:

@@ -27,12 +27,12 @@ WARM = 8
 
 
 def optimizer(tensors: int, groups: int = 1, make: Any = FusedRAdam, **options: object) -> torch.optim.Optimizer:
-    """A CPU optimizer that has taken its first steps over tensors of five elements."""
+    """An optimizer of CPU tensors, five elements each, that has taken its first steps."""
     params = [torch.nn.Parameter(torch.full((5,), float(k))) for k in range(tensors)]
     for param in params:
         param.grad = torch.ones(5)
     if make is FusedRAdam:
-        options["backend"] = "cpu"
+        options.setdefault("backend", "cpu")
     opt = make([{"params": params[k::groups]} for k in range(groups)], **options)
     for _ in range(WARM):
         opt.step()

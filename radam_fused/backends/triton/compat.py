@@ -28,6 +28,23 @@ def register_limit(count: int) -> dict[str, int]:
     return {"maxnreg": count} if knobs.runtime.interpret or target() == "cuda" else {}
 
 
+def is_hooked(kernel: Any) -> bool:
+    """Whether a tool looks at launches, as Triton's profiler does, or at how kernels are compiled.
+
+    It is served by Triton's own launch alone. Until Triton 3.3 a hook was a function or None, and is a chain since.
+    """
+    from triton import knobs
+
+    runtime = knobs.runtime
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    return bool(
+        getattr(enter, "calls", enter)
+        or getattr(leave, "calls", leave)
+        or kernel.pre_run_hooks
+        or getattr(runtime, "add_stages_inspection_hook", None) is not None
+    )
+
+
 PACKED = 100
 """The first architecture (sm_100) with packed operations."""
 FIXED = 13, 1

@@ -9,6 +9,7 @@ from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..operator_checks import check_grad_norm
 from .availability import WARPS, require, stored
 from .compat import register_limit
+from .launch import launch, on_device_of
 from .tables import ALIGNED, NORM_COLUMNS, Table, facts, on_device
 
 REGISTERS = 128
@@ -25,22 +26,15 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
     require("grad_norm", first.device)
     lengths = tuple(map(Tensor.numel, grads))
     tiles = sum(-(-length // NORM_TILE) for length in lengths)
-    with torch.cuda.device_of(first):
+    with on_device_of(first):
         place = "squares", first.dtype, lengths
         (table,) = on_device(first.device, [Table(lambda: _table(grads, tiles), place, facts(grads))])
         sums = first.new_empty(PARTIAL_SUMS, dtype=torch.float64)
-        grad_norm_kernel[(PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS,)](
-            table[2 * PARTIAL_SUMS :],
-            table,
-            table,  # the strides are behind the segments
-            sums,
-            tiles,
-            GRAD=stored(first.dtype),
-            SUMS=PARTIAL_SUMS,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-            **register_limit(REGISTERS),
-        )
+        count = PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS
+        constants = {"GRAD": stored(first.dtype), "SUMS": PARTIAL_SUMS, "num_warps": WARPS, "enable_fp_fusion": False}
+        # The segments are behind the shares, the strides behind the segments.
+        arguments = table[2 * PARTIAL_SUMS :], table, table, sums, tiles
+        launch(grad_norm_kernel, count, arguments, constants | register_limit(REGISTERS))
     return sums
 
 

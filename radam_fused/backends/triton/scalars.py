@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ...numerics.scalars import StepScalars
 from ..operator_args import ScalarsArgs
 from ..operator_checks import check_scalars
 from .availability import WARPS, require
+from .launch import launch, on_device_of
 
 BLOCK = 32 * WARPS
 """Rows at a time: one a thread."""
 COUNT_BLOCK = 8 * BLOCK
 """Step counts at a time."""
+_CONSTANTS = {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK, "num_warps": WARPS, "enable_fp_fusion": False}
 
 
 def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
@@ -25,27 +26,24 @@ def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     check_scalars(args)
     made = group_scalars.new_empty(sources.shape[0], len(StepScalars._fields))
     norm = group_scalars.new_empty(())
-    with torch.cuda.device_of(group_scalars):
-        scalars_kernel[(1,)](
-            group_scalars,
-            sources,
-            counted,
-            steps,
-            taken,
-            lr,
-            0 if lr is None else lr.stride(0),
-            partial_sums,
-            max_grad_norm,
-            grad_scale,
-            found_inf,
-            made,
-            norm,
-            sources.shape[0],
-            steps.numel(),
-            0 if partial_sums is None else partial_sums.shape[0],
-            BLOCK=BLOCK,
-            COUNT_BLOCK=COUNT_BLOCK,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+    arguments = (
+        group_scalars,
+        sources,
+        counted,
+        steps,
+        taken,
+        lr,
+        0 if lr is None else lr.stride(0),
+        partial_sums,
+        max_grad_norm,
+        grad_scale,
+        found_inf,
+        made,
+        norm,
+        sources.shape[0],
+        steps.numel(),
+        0 if partial_sums is None else partial_sums.shape[0],
+    )
+    with on_device_of(group_scalars):
+        launch(scalars_kernel, 1, arguments, _CONSTANTS)
     return made, norm

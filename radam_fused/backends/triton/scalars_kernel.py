@@ -130,7 +130,7 @@ def _taken(steps_ptr, taken_ptr, segment, inside):
     return tl.where(shown == taken.to(tl.float32), taken, shown.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["row_count", "segment_count", "buckets"])
+@triton.jit(do_not_specialize=["lr_stride", "row_count", "segment_count", "buckets"])
 def scalars_kernel(
     group_scalars_ptr,  # float64 (groups, G_WIDTH)
     sources_ptr,  # int64 (row_count, 2): group, and the segment whose step count the row uses

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..operator_args import StepArgs
 from ..operator_checks import check_step, check_tables
 from .availability import WARPS, require, stored
 from .compat import register_limit
+from .launch import Arguments, launch, on_device_of
 from .tables import Segment, Table, facts, on_device, segment_table, tile_map
 
 TILE = 1024
@@ -44,6 +45,19 @@ def programs(work: int, device: torch.device) -> int:
     return min(work, PROGRAMS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def tile_of(device: torch.device) -> int:
+    """Elements of a tile on a device."""
+    return TILE if device.type == "cuda" else INTERPRETED_TILE
+
+
+def starts_anywhere(args: StepArgs) -> bool:
+    """Whether random bits of some segment start at no multiple of `RANDS_PER_CALL`: of DTensors' shards they may."""
+    offsets = args.rng_offsets
+    if offsets is None or args.state.in_full_precision(args.rounds_stochastically):
+        return False
+    return bool((offsets % RANDS_PER_CALL).any())
+
+
 def as_stored(buffer: Tensor | None) -> Tensor | None:
     """A buffer as a kernel is given it: bfloat16 travels as its bits (`narrow` in the step's kernel)."""
     return buffer.view(torch.int16) if buffer is not None and buffer.dtype == torch.bfloat16 else buffer
@@ -58,7 +72,6 @@ def step(args: StepArgs) -> None:
     places, row, offsets = args.segments.tolist(), args.scalar_index.tolist(), args.offsets()
     if len(params) != len(grads):
         raise ValueError(f"grads has {len(grads)} tensors: must have {len(params)}, as params has")
-    full_precision = state.in_full_precision(args.rounds_stochastically)
     # Cache key of the checks and the table: if it is unchanged, the checked table is used again.
     # Elements that several threads read can be zeroed only when all have: after the kernel.
     shared = [
@@ -84,9 +97,8 @@ def step(args: StepArgs) -> None:
         starts = (start for start, _ in places)
         return [Segment(*parts) for parts in zip(params, grads, starts, row, offsets, strict=True)]
 
-    # Shards of DTensors may; all others begin where segments do.
-    anywhere = args.rng_offsets is not None and not full_precision and bool((args.rng_offsets % RANDS_PER_CALL).any())
-    tile = TILE if device.type == "cuda" else INTERPRETED_TILE
+    anywhere = starts_anywhere(args)
+    tile = tile_of(device)
     launches = [
         _Launch([param.numel() for param, grad in zip(params, grads, strict=True) if grad.dtype == dtype], dtype, tile)
         for dtype in dict.fromkeys(grad.dtype for grad in grads)
@@ -94,7 +106,7 @@ def step(args: StepArgs) -> None:
     wanted = [table for launch in launches for table in launch.tables(args.exp_avg.data_ptr(), known, checked)]
     if scalars.device != device:
         wanted.append(Table(lambda: scalars))
-    with torch.cuda.device_of(args.exp_avg):
+    with on_device_of(args.exp_avg):
         tables = on_device(device, wanted)
         scalars = scalars if scalars.device == device else tables.pop().view(torch.float64)
         for launch, table, tile_segment in zip(launches, tables[::2], tables[1::2], strict=True):
@@ -136,47 +148,60 @@ class _Launch(NamedTuple):
         tiles = sum(-(-length // self.tile) for length in self.lengths)
         if tiles == 0:
             return
-        exp_avg, state, param_dtype = args.exp_avg, args.state, args.params[0].dtype
-        full_precision = state.in_full_precision(args.rounds_stochastically)
-        grid = (programs(tiles, exp_avg.device),)
-        # The strides are stored behind the segments.
-        common = (
-            table,
-            tile_segment.view(torch.int32),
-            table,
-            scalars,
-            as_stored(exp_avg),
-            as_stored(state.exp_avg_sq),
-            tiles,
-        )
-        constants = {
-            "PARAM": stored(param_dtype),
-            "GRAD": stored(self.dtype),
-            "TILE": self.tile,
-            "ZERO_GRADS": zero_grads,
-            "num_warps": WARPS,
-            "enable_fp_fusion": False,
-        }
-        if full_precision and param_dtype != torch.float64:
-            constants.update(register_limit(PLAIN_REGISTERS))
-        if full_precision:
-            from .step_kernel import step_kernel
+        kernel, constants = kernel_for(args, self.dtype, self.tile, zero_grads, anywhere)
+        given = arguments(args, table, tile_segment, scalars, tiles)
+        launch(kernel, programs(tiles, args.exp_avg.device), given, constants)
 
-            compute = stored(torch.float64 if param_dtype == torch.float64 else torch.float32)
-            lanes = SLICE if exp_avg.is_cuda else INTERPRETED_SLICE
-            step_kernel[grid](*common, COMPUTE=compute, SLICE=lanes, **constants)
-        else:
-            from .low_precision_kernel import low_precision_step_kernel
 
-            low_precision_step_kernel[grid](
-                *common,
-                state.scales,
-                as_stored(state.master),
-                exp_avg.numel() // ALIGNMENT,
-                MASTER=state.master_format(),
-                STOCHASTIC=args.rounds_stochastically,
-                ANYWHERE=anywhere,
-                SLICE=STORED_SLICE if exp_avg.is_cuda else INTERPRETED_SLICE,
-                **register_limit(STORED_REGISTERS),
-                **constants,
-            )
+def arguments(args: StepArgs, table: Tensor, tile_segment: Tensor, scalars: Tensor, tiles: int) -> Arguments:
+    """What the kernel of a step takes before its constants."""
+    state = args.state
+    # The strides are stored behind the segments.
+    common = (
+        table,
+        tile_segment.view(torch.int32),
+        table,
+        scalars,
+        as_stored(state.exp_avg),
+        as_stored(state.exp_avg_sq),
+    )
+    if state.in_full_precision(args.rounds_stochastically):
+        return *common, tiles
+    return *common, tiles, state.scales, as_stored(state.master), args.exp_avg.numel() // ALIGNMENT
+
+
+def kernel_for(
+    args: StepArgs, grad_dtype: torch.dtype, tile: int, zero_grads: bool, anywhere: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The kernel of a step over gradients of one dtype, with its constants and the compiler's options.
+
+    Args:
+        args: the step's.
+        grad_dtype: the gradients'.
+        tile: how many elements a tile has.
+        zero_grads: whether the kernel leaves zeros in the gradients.
+        anywhere: whether random bits of some segment start at no multiple of `RANDS_PER_CALL`.
+    """
+    state, param_dtype, on_gpu = args.state, args.params[0].dtype, args.exp_avg.is_cuda
+    constants: dict[str, Any] = {
+        "PARAM": stored(param_dtype),
+        "GRAD": stored(grad_dtype),
+        "TILE": tile,
+        "ZERO_GRADS": zero_grads,
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
+    if state.in_full_precision(args.rounds_stochastically):
+        from .step_kernel import step_kernel
+
+        wide = param_dtype == torch.float64
+        constants["COMPUTE"] = stored(torch.float64 if wide else torch.float32)
+        constants["SLICE"] = SLICE if on_gpu else INTERPRETED_SLICE
+        return step_kernel, constants | ({} if wide else register_limit(PLAIN_REGISTERS))
+    from .low_precision_kernel import low_precision_step_kernel
+
+    constants["MASTER"] = state.master_format()
+    constants["STOCHASTIC"] = args.rounds_stochastically
+    constants["ANYWHERE"] = anywhere
+    constants["SLICE"] = STORED_SLICE if on_gpu else INTERPRETED_SLICE
+    return low_precision_step_kernel, constants | register_limit(STORED_REGISTERS)

@@ -137,7 +137,7 @@ def zero(segment_ptr, tile, strides_ptr, GRAD: tl.constexpr, TILE: tl.constexpr,
             tl.store(g_ptr + g_index, tl.zeros([SLICE], GRAD), mask=lane < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def step_kernel(
     segments_ptr,  # int64 (n, SEGMENT_WIDTH)
     tile_segment_ptr,  # int32 (tiles): which segment a tile belongs to

@@ -103,7 +103,7 @@ def _current_stream(device: torch.device) -> tuple[int, bool]:
     """The handle of the device's current stream, and whether that records a graph."""
     if device.type != "cuda":
         return 0, False
-    return torch.cuda.current_stream(device).cuda_stream, torch.cuda.is_current_stream_capturing()
+    return torch._C._cuda_getCurrentRawStream(device.index), torch.cuda.is_current_stream_capturing()
 
 
 def _copy(host: Tensor, device: torch.device) -> Tensor:

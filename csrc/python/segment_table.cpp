@@ -1,0 +1,108 @@
+#include "python/segment_table.h"
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+
+#include "python/step_counts.h"
+#include "python/tensor_pairs.h"
+
+namespace radam_fused {
+namespace {
+
+// A row. Must match SEGMENT_COLUMNS in radam_fused/backends/triton/tables.py.
+struct SegmentRow {
+  int64_t param_address;
+  int64_t grad_address;
+  int64_t start;
+  int64_t length;
+  int64_t scalar_index;
+  int64_t first_tile;
+  int64_t aligned;
+  int64_t strides_at;
+  int64_t rng_offset;
+};
+
+constexpr int64_t kAligned = 16;    // bytes: the width of a vector access
+constexpr int64_t kNoStrides = -1;  // parameter, gradient and moments are plain arrays in one order
+const char* const kGradients = "radam_fused.HeldGradients";
+
+// Fills in the table; whether a row has changed. Only addresses can change between two steps of a plan, but a table
+// that is new holds nothing yet.
+bool fill(const TensorPairs& pairs, const int64_t* scalar_index, const int64_t* rng_offsets, int64_t tile,
+          SegmentRow* rows) {
+  int64_t changed = 0, first_tile = 0;
+  for (int64_t i = 0; i < pairs.count; ++i) {
+    const TensorPair& pair = pairs.data[i];
+    const int64_t param = reinterpret_cast<int64_t>(pair.param), grad = reinterpret_cast<int64_t>(pair.grad);
+    const int64_t start = pairs.segments[i].start;
+    SegmentRow& row = rows[i];
+    changed |= (row.param_address ^ param) | (row.grad_address ^ grad) | (row.length ^ pair.numel);
+    row = {param,
+           grad,
+           start,
+           pair.numel,
+           scalar_index[i],
+           first_tile,
+           (param | grad) % kAligned == 0,
+           kNoStrides,
+           rng_offsets == nullptr ? start : rng_offsets[i]};
+    first_tile += (pair.numel + tile - 1) / tile;
+  }
+  return changed != 0;
+}
+
+// The dtype of all gradients; -1 if they have several.
+int gradient_dtype(const TensorPairs& pairs) {
+  for (int64_t i = 1; i < pairs.count; ++i) {
+    if (pairs.data[i].grad_dtype != pairs.data[0].grad_dtype) return -1;
+  }
+  return pairs.count == 0 ? -1 : int(pairs.data[0].grad_dtype);
+}
+
+void release(PyObject* capsule) { delete static_cast<HeldGradients*>(PyCapsule_GetPointer(capsule, kGradients)); }
+
+}  // namespace
+
+// fill_segments(pairs, scalar_index, rng_offsets, tile, rows, zero_grads) -> (grad_dtype, changed, held) or None: reads
+// the pairs as `read_pairs` does, raises the version counters of what the step writes, and writes the row of each
+// segment. `changed`: whether a row is another than before. `held` keeps the gradients alive: other threads may replace
+// them while the step is launched. None, with nothing done, where `read_pairs` returns False or the gradients have
+// several dtypes. `rng_offsets` is 0 where random bits start where the moments do.
+PyObject* fill_segments(PyObject*, PyObject* args) try {
+  unsigned long long table, segments, scalar_index, rng_offsets, rows;
+  long long count, tile;
+  int dtype, device_type, device_index, zero_grads;
+  if (!PyArg_ParseTuple(args, "(KKLiii)KKLKp", &table, &segments, &count, &dtype, &device_type, &device_index,
+                        &scalar_index, &rng_offsets, &tile, &rows, &zero_grads)) {
+    return nullptr;
+  }
+  const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
+                          reinterpret_cast<const SegmentPlace*>(segments),
+                          count,
+                          dtype,
+                          {device_type, device_index}};
+  if (!read_pairs(pairs)) Py_RETURN_NONE;
+  const int grad_dtype = gradient_dtype(pairs);
+  if (grad_dtype < 0) Py_RETURN_NONE;
+  auto held = std::make_unique<HeldGradients>(pairs);
+  bump_versions(pairs, zero_grads);
+  const bool changed = fill(pairs, reinterpret_cast<const int64_t*>(scalar_index),
+                            reinterpret_cast<const int64_t*>(rng_offsets), tile, reinterpret_cast<SegmentRow*>(rows));
+  PyObject* capsule = PyCapsule_New(held.get(), kGradients, release);
+  if (capsule == nullptr) return nullptr;
+  held.release();
+  return Py_BuildValue("iNN", grad_dtype, PyBool_FromLong(changed), capsule);
+} catch (const std::exception& error) {
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+}
+
+// count_step(counts): `counts` is (shown, taken, size, counted), addresses as integers, or None.
+PyObject* count_step(PyObject*, PyObject* argument) {
+  StepCounts counts;
+  if (!parse(argument, counts)) return nullptr;
+  add_step(counts);
+  Py_RETURN_NONE;
+}
+
+}  // namespace radam_fused
