@@ -1,11 +1,12 @@
 """Builds the native part of radam_fused; everything that does not depend on the machine is in pyproject.toml.
 
-``radam_fused/_C.abi3.so`` speaks the LibTorch stable ABI and CPython's limited API: one file serves torch 2.10 and
-later, CPython 3.10 and later. Where it cannot be built for want of a C++ compiler, the package installs without it and
-the Python backends do the work. A compiler that is there and fails, fails the build.
+``radam_fused/_C.abi3.so`` uses the LibTorch stable ABI and CPython's limited API: one file works with torch 2.10 and
+later, CPython 3.10 and later. Without a C++ compiler the package installs without it and has the Python backends only.
+A compiler that fails makes the build fail.
 
-``radam_fused/_C_cuda.abi3.so`` is the same for NVIDIA GPUs, built where torch is a CUDA build and nvcc is there, with a
-GPU or without. It serves one CUDA major, and lies apart from the other so that one failing to load leaves the other.
+``radam_fused/_C_cuda.abi3.so`` is the same for NVIDIA GPUs. It is built if torch is a CUDA build and nvcc is installed,
+with or without a GPU. It works with one CUDA major version. It is a file of its own, so that either loads without the
+other.
 
 Environment: ``CXX`` names the compiler; ``RADAM_FUSED_NO_EXTENSION=1`` asks for the Python backends only;
 ``RADAM_FUSED_NO_CUDA=1`` leaves the CUDA library out, ``FORCE_CUDA=1`` fails where it cannot be built; ``CUDA_HOME``
@@ -54,7 +55,7 @@ def sources(*patterns):
 
 
 def plan():
-    """What to build here: arguments for ``setup()``, and lines for whoever is installing."""
+    """What to build here: arguments for ``setup()``, and lines to print for the user."""
     if os.environ.get("RADAM_FUSED_NO_EXTENSION", "0") not in ("", "0"):
         return {}, [python_only("RADAM_FUSED_NO_EXTENSION is set")]
     if sys.platform == "win32":
@@ -62,7 +63,7 @@ def plan():
     compiler, missing = find_compiler()
     if compiler is None:
         return {}, [python_only(missing)]
-    os.environ["CXX"] = compiler  # torch's ninja file would take `c++` whatever is there
+    os.environ["CXX"] = compiler  # torch's ninja file would use `c++` even if it does not exist
 
     try:
         from torch.utils import cpp_extension
@@ -74,7 +75,7 @@ def plan():
         ) from error
 
     cpp_extension.min_supported_cpython = MIN_CPYTHON
-    torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # their warnings are not ours
+    torch_headers = [f"-isystem{path}" for path in cpp_extension.include_paths()]  # no warnings of theirs
     cpu = cpp_extension.CppExtension(
         "radam_fused._C",
         sources("args/*.cpp", "cpu/**/*.cpp", "python/*.cpp"),
@@ -92,7 +93,7 @@ def plan():
 
 
 def plan_cuda(cpp_extension, torch_headers):
-    """The CUDA library as a list of none or one, and a line about why there is none."""
+    """The CUDA library, in a list that is empty if it is not built, and a line that says why it is not."""
     from torch import version
 
     def on(name):
@@ -117,7 +118,7 @@ def plan_cuda(cpp_extension, torch_headers):
     nvcc = os.path.join(home, "bin", "nvcc")
     release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
     if release is None or release[1] != version.cuda.partition(".")[0]:
-        found = release[0].removeprefix("release ") if release else "a version that it does not tell"
+        found = release[0].removeprefix("release ") if release else "an unknown version"
         raise SystemExit(
             f"radam_fused: torch {version.__version__} is built for CUDA {version.cuda}, but {nvcc} is CUDA {found}: "
             "the majors must be the same.\n"
@@ -150,10 +151,10 @@ def plan_cuda(cpp_extension, torch_headers):
 
 
 def find_cuda_home(cpp_extension):
-    """The CUDA toolkit that holds nvcc and its headers, or None: torch's, or where nvcc itself says that it lives.
+    """The CUDA toolkit that holds nvcc and its headers, or None: torch's, or the folder that nvcc reports.
 
-    torch goes by where nvcc lies on PATH, which may be a link or a script apart from the toolkit; and a torch without
-    CUDA does not look at all.
+    torch takes the folder of the nvcc on PATH, which may be a link or a script outside the toolkit. A torch without
+    CUDA does not search at all.
     """
     home = cpp_extension.CUDA_HOME
     if home and Path(home, "include", "cuda_runtime_api.h").exists():
@@ -167,7 +168,7 @@ def find_cuda_home(cpp_extension):
 
 
 def python_only(reason):
-    """The line that says what an install without the extension is good for."""
+    """The line that says what works without the extension."""
     return (
         f"radam_fused: built without its C++ extension: {reason}. The `cpu` backend will be missing; "
         "the Python backends (`reference`, and `triton` where Triton is installed) work."
@@ -176,6 +177,6 @@ def python_only(reason):
 
 arguments, lines = plan()
 distribution = setup(**arguments)
-if distribution.have_run.get("build_py"):  # once an install: asking for metadata runs this file as well
+if distribution.have_run.get("build_py"):  # once per install: reading the metadata runs this file as well
     for line in lines:
         print(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the two runs say about each other: the numbers, and the verdict."""
+"""Compares the two runs: the numbers, and the verdict."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Comparison:
 
     @property
     def where(self) -> str:
-        """What did the work."""
+        """The device that trained."""
         if self.settings.device == "cpu":
             return f"{torch.get_num_threads()} CPU threads"
         return torch.cuda.get_device_name(self.settings.device)

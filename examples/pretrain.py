@@ -1,4 +1,4 @@
-"""Pre-train the demo GPT on N processes: FSDP2, FusedRAdam with clipping in the step, and checkpoints to go on from.
+"""Pre-train the demo GPT on N processes: FSDP2, FusedRAdam with clipping in the step, and checkpoints to resume from.
 
     torchrun --standalone --nproc-per-node 2 examples/pretrain.py
     torchrun --standalone --nproc-per-node 8 examples/pretrain.py --layers 12 --width 768 --heads 12 --context 256
@@ -96,11 +96,11 @@ class Pretraining:
         return {"model": model, "optimizer": optimizer, "schedule": self.schedule.state_dict(), "done": self.done}
 
     def save(self) -> None:
-        """A folder a checkpoint: one that is being written never takes the place of one that is complete."""
+        """One folder per checkpoint, so that an incomplete one never overwrites a complete one."""
         dcp.save(self._parts(), checkpoint_id=self.args.out / f"step-{self.done:06}")
 
     def resume(self) -> None:
-        """Goes on from the last complete checkpoint, if there is one; its metadata are written last."""
+        """Resumes from the last complete checkpoint, if there is one: a checkpoint's metadata are written last."""
         complete = sorted(folder.parent for folder in self.args.out.glob("step-*/.metadata"))
         if not complete:
             return
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.done % args.save_every == 0:
                 run.save()
     finally:
-        run = None  # what refers to the group goes before it does
+        run = None  # free what refers to the process group before the group
         gc.collect()
         dist.destroy_process_group()
 

@@ -88,7 +88,7 @@ def choose_device(args: argparse.Namespace, console: Console) -> str:
 
 
 def settings_from(args: argparse.Namespace, device: str) -> Settings:
-    """What both runs have in common."""
+    """The settings that both runs share."""
     from gpt import GPTConfig
     from training import Settings
 

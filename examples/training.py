@@ -27,7 +27,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run depends on besides the optimizer."""
+    """The settings of a run, except for the optimizer."""
 
     model: GPTConfig = field(default_factory=GPTConfig)
     steps: int = 1200
@@ -107,7 +107,7 @@ class Clock:
 
 
 class Training:
-    """A model on its way; ``step`` takes it one step further.
+    """A model in training; ``step`` trains it for one step.
 
     The learning rate falls along a cosine to nothing and needs no warm-up: RAdam's rectification is one, of about
     ``1 / (1 - betas[1])`` steps, which is why a run this short takes 0.99.

@@ -1,4 +1,4 @@
-"""What nvcc makes of the kernels that add squares and make rows: a part of tests/codegen/cuda_code.py.
+"""The machine code of the kernels of grad_norm and scalars: a part of tests/codegen/cuda_code.py.
 
 The first has to have several 128-bit loads on their way before it uses one, in its loop over whole tiles; both must not
 spill, nor fuse a multiplication with an addition.

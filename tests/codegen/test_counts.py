@@ -76,7 +76,7 @@ def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool) -> None:
     for event in ("call", "c_call"):
         assert few[event] == many[event]
     assert many["call"] <= (47 if flatten else 42)
-    assert many["c_call"] <= (42 if flatten else 34)  # of which one a buffer looks at its references
+    assert many["c_call"] <= (42 if flatten else 34)  # one per buffer counts its references
 
 
 def test_calls_of_a_step_that_clips() -> None:
@@ -86,7 +86,7 @@ def test_calls_of_a_step_that_clips() -> None:
 
 
 def test_calls_of_a_group() -> None:
-    """A group costs a look at its learning rate; its row is written in C."""
+    """A group costs a look at its learning rate; its scalars are computed in C++."""
     one, many = (calls(optimizer(200, groups)) for groups in (1, 101))
     assert (many["call"] - one["call"]) / 100 <= 1
     assert (many["c_call"] - one["c_call"]) / 100 <= 1
@@ -111,7 +111,7 @@ def operators(opt: torch.optim.Optimizer) -> tuple[Counter[str], int]:
 @LAYOUTS
 @pytest.mark.parametrize(("tensors", "groups"), [(1, 1), (1000, 1), (1000, 50)])
 def test_one_operator_a_step(tensors: int, groups: int, flatten: bool) -> None:
-    """One launch for the whole bucket, and besides it only its rows and the group's step counts."""
+    """One launch for the whole bucket, and besides it only its scalars and the group's step counts."""
     names, _ = operators(optimizer(tensors, groups, flatten=flatten))
     steps = {name: count for name, count in names.items() if name.startswith("radam_fused::")}
     assert sum(steps.values()) == 1, names
@@ -131,7 +131,7 @@ def test_two_dtypes_are_two_operators() -> None:
 
 @LAYOUTS
 def test_torch_allocates_as_often_for_many_tensors(flatten: bool) -> None:
-    """The rows, and a step count: two allocations of a few bytes."""
+    """The scalars, and a step count: two allocations of a few bytes."""
     _, few = operators(optimizer(10, flatten=flatten))
     _, many = operators(optimizer(1000, flatten=flatten))
     assert few == many <= 3

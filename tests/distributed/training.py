@@ -173,7 +173,7 @@ def collectives(ops: list[str]) -> list[str]:
 
 
 def fused(ops: list[str]) -> list[str]:
-    """Those that update parameters, whoever wrote them; anything but our own says that something fell back."""
+    """The operators that update parameters, torch's too: one that is not ours shows that a step fell back."""
     return [op for op in ops if op.startswith("radam_fused::") or "foreach" in op or "fused_" in op or "DTensor" in op]
 
 

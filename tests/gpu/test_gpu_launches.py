@@ -17,7 +17,7 @@ MODELS = {
     "10,000 tensors": CASES["small"].shapes,
 }
 COPIES = 2
-"""Most copies a step: of gradient pointers that are too many for a launch's arguments, and of rows likewise."""
+"""At most so many copies per step: of gradient pointers, if too many for a launch's arguments, and of scalars."""
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class Problem:
         ops.OPERATORS["cuda"].step(self.params, self.grads, *self.moments, self.segments, self.scalar_index, self.rows)
 
     def check(self, steps: int) -> None:
-        """Every bit after so many steps with the same rows."""
+        """Every bit after so many steps with the same scalars."""
         for _ in range(steps):
             reference.step(StepArgs(*self.here, self.segments, self.scalar_index, self.rows))
         pairs = zip([*self.here[0], *self.here[2:]], [*self.params, *self.moments], strict=True)
@@ -116,7 +116,7 @@ def test_tables_on_several_streams() -> None:
 @pytest.mark.parametrize("segments", [100, 5000], ids=["by_value", "in_tables"])
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_captured_by_a_graph(segments: int, warm: bool) -> None:
-    """A replay repeats the step with the rows of the capture, also after its tables have been replaced in the cache."""
+    """A replay repeats the step with the capture's scalars, also after its tables were replaced in the cache."""
     problem = Problem(segments)
     if warm:
         problem.step()

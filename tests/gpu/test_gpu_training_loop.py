@@ -121,7 +121,7 @@ def test_captured_rows_for_every_beta2(backend: str, beta2: float) -> None:
     """rho_t, the branch and r_t, made on the device: 40 steps with the host's bits."""
     captured = Loop(backend, capturable=True, betas=(0.9, beta2)).run(40, captured=True)
     host = Loop(backend, betas=(0.9, beta2))
-    host.optimizer.param_groups[0]["lr"] = 0.0  # a number, so that the host makes the rows
+    host.optimizer.param_groups[0]["lr"] = 0.0  # a number, so that the host computes the scalars
     load = host.load
 
     def load_number(t: int) -> None:
@@ -218,7 +218,7 @@ def test_grad_scaler(backend: str, clip: float | None) -> None:
 
 
 def test_launches_of_a_clipped_step(backend: str) -> None:
-    """One for the norm, one for the rows, one for the step."""
+    """One for the norm, one for the scalars, one for the step."""
     _, opt = on_gpu.model([(1000,)] * 50, backend, max_grad_norm=0.1)
     for _ in range(3):
         opt.step()

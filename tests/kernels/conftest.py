@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Tests may set torch's number of threads; the next one finds it as it was."""
+    """Restores torch's number of threads after a test that sets it."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

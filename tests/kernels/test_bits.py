@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 STEPS = 30
 INTERPRETED = 16
-"""Steps where Triton's interpreter takes them, a fifth of a second each: more than half of them rectified."""
+"""Steps under Triton's interpreter, at a fifth of a second each; more than half of them are rectified."""
 FLOAT = (torch.float32, torch.float16, torch.bfloat16)
 PAIRS = [(torch.float64, torch.float64), *((p, g) for p in FLOAT for g in FLOAT)]
 SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -33,7 +33,7 @@ HYPERPARAMETERS = {
         "decoupled_weight_decay": True,
     },
 }
-"""One group each in the same optimizer, so that one launch holds rows of every kind."""
+"""One group each in the same optimizer, so that one launch has scalars of every kind."""
 
 
 def expanded(grad: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def train(
 
 @pytest.fixture(scope="module")
 def expected() -> dict[tuple, tuple[list[Tensor], list[Tensor]]]:
-    """What ``reference`` gives, computed once a pair of dtypes."""
+    """The results of ``reference``, computed once per pair of dtypes."""
     return {}
 
 

@@ -98,7 +98,7 @@ class TritonTables:
 
 
 def reference(tensor: Tensor) -> Any:
-    """A function that gives the tensor again, or None where nothing has kept its memory."""
+    """A function that returns the tensor, or None if its memory was freed."""
     storage, kind = StorageWeakRef(tensor.untyped_storage()), (tensor.storage_offset(), tensor.shape, tensor.stride())
 
     def found() -> Tensor | None:

@@ -50,7 +50,7 @@ def trained_on_the_host(
     pair: tuple[torch.dtype, torch.dtype],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Trained:
-    """What test_bits.train gives when the CUDA kernel on the host takes the place of the ``cpu`` backend."""
+    """The results of test_bits.train with the CUDA kernel, run on the host, in place of the ``cpu`` backend."""
     monkeypatch.setitem(ops.OPERATORS, "cpu", ops.OPERATORS["cpu"]._replace(step=host_step(host_kernels, geometry)))
     return train("cpu", *pair, steps=STEPS)
 

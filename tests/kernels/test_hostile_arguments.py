@@ -178,7 +178,7 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
 
 
 def written(found: Arguments) -> list[Tensor]:
-    """What a step writes, as far as there is memory for it."""
+    """The tensors that a step writes, those whose storage was not freed."""
     tensors = [*found["params"], *found["grads"], *(found.get(k) for k in ("exp_avg", "exp_avg_sq", "scales"))]
     tensors = [t for t in (*tensors, found.get("master")) if t is not None and t.layout == torch.strided]
     return [t for t in tensors if not t.is_meta and t.untyped_storage().nbytes() >= t.numel() * t.element_size()]
@@ -222,7 +222,7 @@ def test_what_is_just_allowed_is_done(options: dict, start: int, rng_offset: int
 
 
 def test_a_call_with_nothing_but_meta_tensors_does_nothing(backend: str) -> None:
-    """What torch asks of a fake kernel: shapes alone, whatever the tables hold."""
+    """A fake kernel looks at shapes only, whatever the tables contain."""
     real = arguments()
     moved = {k: [*map(meta, v)] if isinstance(v, list) else meta(v) for k, v in real.items()}
     OPERATORS[backend].step(**{**moved, "segments": real["segments"], "scalar_index": real["scalar_index"]})

@@ -39,7 +39,7 @@ def test_squares_refuse(made: tuple[Callable[[], list[Tensor]], str], backend: s
 
 
 def rows_arguments(**given: Any) -> Arguments:
-    """The rows of one group, which two segments take."""
+    """The scalars of one group, which two segments use."""
     return {
         "group_scalars": torch.tensor([group_scalars(GROUP_DEFAULTS, 1e-3)], dtype=torch.float64),
         "sources": torch.tensor([[0, 0]]),
@@ -141,7 +141,7 @@ def test_rows_of_good_arguments_count(backend: str) -> None:
 @pytest.mark.parametrize("what", ["parameter", "gradient"])
 @pytest.mark.parametrize("count", [2, 40])
 def test_a_freed_storage_is_named_by_a_step(what: str, offset: bool, count: int, backend: str) -> None:
-    """As code that shards parameters frees them; what shares the launch is not stepped, and a later step is done."""
+    """As code that shards parameters frees them: nothing of that launch is stepped, and a later step works."""
     values = [torch.linspace(0.0, 1.0, 70) for _ in range(count)]
     params = [torch.nn.Parameter(with_offset(v) if offset else v.clone()) for v in values]
     optimizer = FusedRAdam([(f"w{k}", p) for k, p in enumerate(params)], lr=0.1, backend=backend)

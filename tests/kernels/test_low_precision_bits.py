@@ -20,12 +20,12 @@ ops = torch.ops.radam_fused
 
 @pytest.fixture(scope="module")
 def expected() -> dict[Format, list[Tensor]]:
-    """What ``reference`` gives, computed once a form."""
+    """The results of ``reference``, computed once per state format."""
     return {}
 
 
 def layouts_of(form: Format) -> list[str]:
-    """Of every layout one parameter; of most forms none that takes long."""
+    """One parameter of every layout; for most formats none that takes long."""
     return [name for name in LAYOUTS if name != "size_50021" or form in FORMATS[::4]]
 
 

@@ -15,9 +15,9 @@ from tests.support.state_formats import FORMATS, Case, Format
 TRITON, REFERENCE = OPERATORS["triton"].step, OPERATORS["reference"].step
 LAYOUTS = ["size_4097", "transposed", "strided", "misaligned", "0-d", "size_0"]
 STEPS = 6
-"""Until every row is rectified; one has skipped a step by then, another has held."""
+"""Until every group is rectified; by then one has skipped a step, and another has updated its moments only."""
 STATES = {form.state: form for form in FORMATS if form.stochastic and form.param == torch.bfloat16}
-"""A form with each kind of moments."""
+"""One state format for each kind of moments."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_low_precision_equal_reference(form: Format) -> None:
 
 
 class OtherSeed(Case):
-    """One group's rows draw other numbers."""
+    """Changes the seed of one group's random bits."""
 
     def rows(self, t: int) -> Tensor:
         rows = super().rows(t)
@@ -90,7 +90,7 @@ def test_special_values(state: torch.dtype, param: torch.dtype) -> None:
 
 @pytest.mark.parametrize("form", [STATES[torch.int8], FORMATS[-1]], ids=str)
 def test_zeroed_gradients(form: Format) -> None:
-    """Every gradient is zero after the step, also of a row that is skipped, and the step is the same."""
+    """Every gradient is zero after the step, also of a group that is skipped, and the step is the same."""
     zeroed, left = Case(form, LAYOUTS), Case(form, LAYOUTS)
     seen: list[Tensor] = []
 

@@ -120,7 +120,7 @@ def test_complex_parameters(small_slots: None) -> None:
 
 
 def test_several_dtypes(small_slots: None) -> None:
-    """A bucket a dtype; they share the staging memory."""
+    """One bucket per dtype; they share the staging memory."""
     trained = []
     for offloaded in (True, False):
         params = [nn.Parameter(filled("matrix", dtype, k)) for k, dtype in enumerate(test_bits.SHORT)]
@@ -140,7 +140,7 @@ def test_nothing_is_used_before_it_is_there(
 
 
 def test_chunks_overlap(use_transfer: Callable, small_slots: None) -> None:
-    """All but the last chunks are computed while the next ones are on their way down, and none waits for a way up."""
+    """All but the last chunks are stepped while the next ones are copied down, and none waits for a copy up."""
     use_transfer(late := Late())
     train(*model(offload=True), range(1))
     order = late.order

@@ -1,4 +1,4 @@
-"""The order of an offloaded step's copies, on streams that run at random (fake_streams.py): no GPU is needed."""
+"""The order of an offloaded step's copies, on streams that run at random (tests/support/fake_streams.py)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parameters() -> list[Tensor]:
 
 
 def train(seed: int) -> list[Tensor]:
-    """Parameters and gradients as the caller's stream sees them after each step; nothing but streams orders it."""
+    """Parameters and gradients as the caller's stream sees them after each step; only streams order them."""
     params, seen = parameters(), []
     opt = FusedRAdam(params, lr=0.1, backend="cpu", offload=True, zero_grads=True)
     with World(seed).replacing_cuda() as world:

@@ -103,7 +103,7 @@ def broken(position: int, value: object, dtype: torch.dtype = torch.float32) -> 
     ],
 )
 def test_native_refuses_before_it_writes(args: tuple, message: str) -> None:
-    """The C++ operator checks what it is given, down to the last tensor of the lists, before the first write."""
+    """The C++ operator checks all arguments, down to the last tensor of the lists, before the first write."""
     before = [t.clone() for t in (*args[0], args[2], args[3])]
     with pytest.raises(RuntimeError, match=message):
         OPERATORS["cpu"].step(*args)

@@ -1,4 +1,4 @@
-"""Rows made where the tensors are: the same bits as on the host, from every backend."""
+"""The operator scalars gives the same bits as the host, from every backend."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Problem:
         )
 
     def made_by(self, operator: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, norm and step counts."""
+        """Scalars, norm and step counts."""
         arguments = self.arguments()
         rows, norm = operator(*arguments)
         assert rows.shape == (len(self.pairs), len(StepScalars._fields))
@@ -200,7 +200,7 @@ def test_clips_as_torch_does(backend: str) -> None:
 
 
 def clip_problems(count: int = 48) -> list[Problem]:
-    """One row each, of random norms over limits and scales of many magnitudes."""
+    """One row per case: random norms, limits and scales of many magnitudes."""
     generator = torch.Generator().manual_seed(6)
     problems = []
     for k in range(count):

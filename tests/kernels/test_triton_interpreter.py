@@ -14,7 +14,7 @@ from tests.support.helpers import same_bits
 
 
 def stepped(backend: str) -> torch.Tensor:
-    """A clipped step, which runs the kernels of squares, rows and steps."""
+    """A clipped step, which runs the kernels of grad_norm, scalars and step."""
     p = torch.nn.Parameter(torch.linspace(-1.0, 1.0, 100))
     p.grad = torch.ones(100)
     FusedRAdam([p], lr=0.1, backend=backend, max_grad_norm=0.5).step()
@@ -23,7 +23,7 @@ def stepped(backend: str) -> torch.Tensor:
 
 @pytest.fixture
 def _refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton 3.6 and NumPy 2.4: a number is made of an array without dimensions alone."""
+    """Triton 3.6 and NumPy 2.4: only an array without dimensions converts to a number."""
 
     def index(self: Any) -> int:
         if self.handle.data.ndim:

@@ -53,7 +53,7 @@ def row_arguments(groups: list[dict] = GROUPS, **changes: object) -> dict:
 
 
 def both(arguments: dict) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Rows, norm and counts, of Triton and of reference."""
+    """Scalars, norm and step counts, from Triton and from reference."""
     results = []
     for operators in (TRITON, REFERENCE):
         own = {**arguments, "steps": arguments["steps"].clone(), "taken": arguments["taken"].clone()}

@@ -108,7 +108,7 @@ def uploads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_tables_are_kept_and_follow_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has not changed is not made again; other gradients, layouts or rows are another table."""
+    """An unchanged table is not made again; other gradients, layouts or scalar indices need another table."""
     ours, theirs = Step(torch.float32, torch.float32), Step(torch.float32, torch.float32)
     monkeypatch.setattr(triton_tables, "_kept", {})
     carried = uploads(monkeypatch)

@@ -1,4 +1,4 @@
-"""Steps that leave zeros in the gradients, and rows that skip the step: the same bits from every backend."""
+"""Steps that leave zeros in the gradients, and scalars that skip the step: the same bits from every backend."""
 
 from __future__ import annotations
 

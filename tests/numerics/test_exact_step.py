@@ -180,7 +180,7 @@ def test_nearer_to_the_truth_than_torch(beta2: float) -> None:
     assert found["here"]["v"] < found["torch"]["v"] / 20
 
 
-# Which line a row takes, and what is special.
+# Which line of the contract the scalars choose, and special values.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])

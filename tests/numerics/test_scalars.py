@@ -1,4 +1,4 @@
-"""A row against the formulas of the paper and of Adam, in plain float64; and the host's table of them."""
+"""Scalars compared with the formulas of the paper and of Adam, in plain float64; and the host's buffer of them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("changed", GROUPS.values(), ids=GROUPS.keys())
 def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's rows are those of `compute_scalars`, bit for bit, and those of another step are not."""
+    """The host's buffer has the scalars of `compute_scalars`, bit for bit; those of another step differ."""
     group = {**GROUP_DEFAULTS, **changed}
     made = []
     monkeypatch.setattr(rows, "compute_scalars", lambda *given: made.append(given) or compute_scalars(*given))

@@ -150,7 +150,7 @@ def test_shared_gradient_is_unscaled_once() -> None:
 
 
 class Forwarding:
-    """Hands on what it has not: as Lookahead-like optimizers do."""
+    """Forwards attributes that it lacks to the optimizer, as Lookahead-like wrappers do."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner

@@ -53,7 +53,7 @@ def together(options: dict[str, Any]) -> Callable[..., Any]:
 
 
 def one_optimizer_each(options: dict[str, Any]) -> Callable[..., Any]:
-    """What it is to be: the step of each parameter alone, in their order."""
+    """The expected result: each parameter stepped alone, in order."""
 
     def make(params: list[Tensor]) -> Callable[[], None]:
         optimizers = [FusedRAdam([p], lr=0.01, **options) for p in params]

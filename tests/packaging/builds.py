@@ -18,7 +18,7 @@ import torch
 from tests.support.paths import ROOT
 
 PYTHON_ONLY = "radam_fused: built without its C++ extension: "
-# What the environment of whoever runs the tests must not decide.
+# Variables of the caller's environment that must not influence a build.
 UNSET = ("CXX", "CXXFLAGS", "CFLAGS", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH", "RADAM_FUSED_NO_EXTENSION")
 UNSET += ("RADAM_FUSED_BACKEND", "TRITON_INTERPRET", "FORCE_CUDA")
 
@@ -91,7 +91,7 @@ def tools(tmp_path_factory, real_compiler):
 
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory):
-    """The sdist of a copy of this tree into which a library of some earlier build has strayed."""
+    """The sdist of a copy of this tree that also contains the library of an earlier build."""
     pytest.importorskip("build", reason="requirements/dev.txt has it")
     base = tmp_path_factory.mktemp("sdist")
     unwanted = (".git", ".venv*", ".*cache", "__pycache__", "build", "dist", "*.egg-info", "*.so", "out")

@@ -10,7 +10,7 @@ from tests.packaging.builds import ONE_STEP, PYTHON_ONLY, install, make_wheel, o
 
 
 def said(output):
-    """The lines that setup.py has for whoever is installing."""
+    """The lines that setup.py prints for the user."""
     return [line.strip() for line in output.splitlines() if line.strip().startswith("radam_fused: ")]
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("radam_fused", "csrc", "bench", "tests", "docs", "examples", "README.md", "CONTRIBUTING.md")
+FOLDERS = ("radam_fused", "csrc", "bench", "tests", "docs", "examples", "README.md", "CONTRIBUTING.md", "setup.py")
 CODE = ("radam_fused", "csrc", "tests")
 SUFFIXES = {".py", ".h", ".cpp", ".cu", ".cuh", ".md"}
 LEFT_OUT = {

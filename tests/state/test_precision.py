@@ -92,7 +92,7 @@ def test_a_tiny_decay_decays(kept: str) -> None:
 
 @pytest.mark.parametrize("state", STATES.values(), ids=list(STATES))
 def test_a_zero_gradient_does_not_drift(state: torch.dtype) -> None:
-    """Never a gradient: nothing moves. None any more: the first moment fades, and the parameter comes to rest."""
+    """Never a gradient: nothing moves. None any more: the first moment fades, and the parameter stops moving."""
     p = nn.Parameter(torch.zeros(8192))
     opt = FusedRAdam([p], lr=1e-3, state_dtype=state)
     for t in range(400):

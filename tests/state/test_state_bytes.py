@@ -50,7 +50,7 @@ MEMORY = re.findall(r"^\| (float32|bfloat16) \| (?:`(.*?)`)?[^|]*\| ([\d.]+) \| 
 
 @pytest.mark.parametrize(("dtype", "options", "state", "whole"), MEMORY, ids=lambda cell: str(cell).replace(" ", ""))
 def test_the_readme_s_memory(dtype: str, options: str, state: str, whole: str) -> None:
-    """What the README's table says of each form is what its tensors hold."""
+    """Each format's bytes in the README's table are those of its tensors."""
     p = nn.Parameter(torch.zeros(1024, 1024, dtype=getattr(torch, dtype)))
     p.grad = torch.ones_like(p)
     opt = FusedRAdam([p], **eval(f"dict({options})", {"torch": torch}))

@@ -18,7 +18,7 @@ SIZES = (70, 5000, 3)
 
 
 class Training:
-    """Parameters with gradients in one place, as a graph wants them, and a float learning rate."""
+    """Parameters whose gradients stay at one address, as a graph needs, and a float learning rate."""
 
     def __init__(self, backend: str = "cpu", **options: Any) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -54,7 +54,7 @@ class Training:
         return graph
 
     def add_state(self) -> None:
-        """Lets the device have what the optimizer has made."""
+        """Gives the device the optimizer's state."""
         for bucket in self.optimizer._placement.buckets:
             counts = bucket.counts.shown, bucket.counts.taken
             for buffer in (bucket.exp_avg, bucket.exp_avg_sq, bucket.scales, bucket.residue, *counts):

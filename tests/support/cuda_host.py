@@ -43,7 +43,7 @@ class Geometry:
     backwards: bool = False
     """Last block and last thread first."""
     in_tables: bool = False
-    """Rows and gradients' addresses in tables, as when there are too many to be passed by value."""
+    """Scalars and gradients' pointers in tables, as when there are too many to be passed by value."""
     skipped: int = -1
     """For negative controls: the thread (counted over all blocks) that does not run."""
     only_block: int = -1
@@ -113,7 +113,7 @@ def compile_host_kernels(folder: Path) -> ctypes.CDLL:
 
 
 def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
-    """A step as `radam_fused.backends.ops` describes it."""
+    """The operator step, as in `radam_fused.backends.ops`."""
 
     def step(*flat: Any) -> None:
         args = StepArgs(*flat)
@@ -153,7 +153,7 @@ def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:
 
 
 def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Tensor]], Tensor]:
-    """Squares as `radam_fused.backends.ops` describes them."""
+    """The operator grad_norm, as in `radam_fused.backends.ops`."""
 
     def squares(grads: list[Tensor]) -> Tensor:
         tensors = (_HostTensor * len(grads))()
@@ -175,7 +175,7 @@ def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Ten
 
 
 def host_scalars(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Rows as `radam_fused.backends.ops` describes them."""
+    """The operator scalars, as in `radam_fused.backends.ops`."""
 
     def rows(
         group_scalars: Tensor,

@@ -21,7 +21,7 @@ def group(beta2: float, **options: Any) -> dict[str, Any]:
 
 
 def device_scalars(groups: list[dict[str, Any]], steps: range, backend: str, device: torch.device) -> Iterator[Tensor]:
-    """What the scalars operator says in each step, a row a group."""
+    """The result of the operator scalars in each step, one row per group."""
     table = torch.tensor([group_scalars(h := {**GROUP_DEFAULTS, **g}, h["lr"]) for g in groups], dtype=torch.float64)
     pairs = torch.tensor([(i, i) for i in range(len(groups))])
     counts = torch.full((len(groups),), steps.start - 1.0, device=device)

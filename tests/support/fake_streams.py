@@ -75,7 +75,7 @@ class World(TorchDispatchMode):
             self.advance()
 
     def advance(self) -> None:
-        """Lets one stream do the next thing in its queue, where it need not wait."""
+        """Runs the next operation in the queue of some stream that need not wait."""
         able = [s for s in self.streams if s.queue and (not isinstance(s.queue[0], Mark) or s.queue[0].done)]
         if able:
             item = self.random.choice(able).queue.popleft()

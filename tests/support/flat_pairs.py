@@ -12,7 +12,7 @@ from radam_fused import FusedRAdam
 from tests.support.helpers import params_of, same_bits
 
 MANY = 100
-"""More parameters than a step looks at one by one."""
+"""More parameters than a step checks one by one."""
 
 
 def noise(shape: torch.Size, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Every state format as a case for the step operators: buffers, parameters of many layouts, rows of every kind."""
+"""Every state format as a case for the step operators: buffers, parameters of many layouts, scalars of every kind."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Case:
             grads = gradients([p.shape for p in self.params], self.form.grad, t)
             for k in range(t % 3, len(grads), 3):  # in the parameter's own layout
                 grads[k] = torch.empty_like(self.params[k], dtype=self.form.grad).copy_(grads[k])
-            if t == 5:  # nothing but zeros for a while: blocks come to rest
+            if t == 5:  # zeros for some steps: blocks underflow to zero
                 grads = [grad * 0 for grad in grads]
             buffers = self.exp_avg, self.exp_avg_sq, self.segments, self.scalar_index, self.rows(t)
             step(self.params, grads, *buffers, False, self.scales, self.master, self.form.stochastic, self.rng_offsets)
