@@ -11,7 +11,7 @@ from ..operator_checks import check_grad_norm
 
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
-    """``radam_fused::grad_norm_reference``; arguments and result are described in `radam_fused.backends.ops`."""
+    """``radam_fused::grad_norm_reference``; its arguments and result are in `radam_fused.backends.ops`."""
     check_grad_norm(grads)
     device = grads[0].device
     tiles = torch.cat([torch.zeros(0, NORM_TILE, dtype=torch.float64, device=device), *map(_tiles, grads)])
