@@ -25,7 +25,7 @@ def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool, kernels: di
         assert few[event] == many[event]
     assert many["call"] <= 79
     assert many["c_call"] <= (92 if flatten else 84)
-    assert kernels["step_kernel"].ordinary <= 4  # of 18 launches: the first through the dispatcher, the first of each plan
+    assert kernels["step_kernel"].ordinary <= 4  # of 18 launches: the first of all, the first of each plan
 
 
 @LAYOUTS
