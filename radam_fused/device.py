@@ -7,7 +7,7 @@ A capture runs nothing. It records work, which each replay does again. Hence:
 - A step that needs new state is refused, with the reason, before anything is recorded. Every replay would zero the
   state, upload the step counts or lay out the moments again.
 - Between two replays, user code may take eager steps or replay other graphs. A captured step therefore has its own
-  scalars for each parameter, computed from that parameter's own step count (`Bucket.captured_plan`).
+  scalars for each parameter, computed from that parameter's own step count (`step.plan.captured_plan`).
 """
 
 from __future__ import annotations

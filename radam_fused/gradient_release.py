@@ -24,6 +24,7 @@ from .numerics.tensor_checks import group_names
 from .optimizer import FusedRAdam
 from .state.bucket import Bucket
 from .state.per_param import SeparatePlacement
+from .step.collect import collect_bucket
 from .step.interrupts import Deferred
 from .step.launch import Launch
 from .step.run import run
@@ -216,7 +217,7 @@ class Hooks:
         bucket = placement.bucket_of(p, optimizer.param_groups, optimizer.state)
         if bucket is None:
             return False
-        launch = placement.collect(bucket)
+        launch = collect_bucket(placement, bucket)
         if launch is None:
             raise RuntimeError(
                 f"{placement.names()[p]} has no gradient any more: a hook that ran before has taken it. "

@@ -38,8 +38,9 @@ from .state.checkpoint import check_state_dict, pack, unwrap, wrap
 from .state.per_param import SeparatePlacement
 from .state.transaction import Transaction
 from .step import compiled
+from .step.bucket_operators import BucketOperators
 from .step.differentiable import step as differentiable_step
-from .step.grad_norm import partial_sums
+from .step.grad_norm import GlobalNorms, partial_sums
 from .step.grad_scaler import asked_of_another
 from .step.parts import WHOLE, sharing_group
 from .step.parts import given as given_to
@@ -182,6 +183,7 @@ class FusedRAdam(Optimizer):
         self.grad_norm_group: Any = None
         self._compiled_norm: Tensor | None = None
         self._tables = DeviceTables()
+        self._norms = GlobalNorms()
         self._keys = -1
         self._placement: Placement | None = None
         super().__init__(params, defaults)
@@ -194,7 +196,8 @@ class FusedRAdam(Optimizer):
     @in_own_modes
     def _place(self, attach: bool = False) -> Placement:
         kind = Placement if self._in_backward is None else SeparatePlacement
-        options = self._backend, self._flatten, attach, self._offload, self._storage
+        operators = BucketOperators(self._backend, self._storage, self._offload)
+        options = operators, self._flatten, attach, self._offload, self._storage
         return kind(self.param_groups, self.state, *options, self._placement, self._within)
 
     @_disable_dynamo
@@ -288,7 +291,7 @@ class FusedRAdam(Optimizer):
             self._in_backward.before_step(self)
         placement = self._current_placement()
         clips = self._max_grad_norm is not None
-        norm = placement.global_norm(self.grad_norm_group, self._made_with) if clips else None
+        norm = self._norms.find(placement, self.grad_norm_group, self._made_with) if clips else None
         amp = self.__dict__  # where GradScaler leaves what it knows while it calls `step`
         grad_scale, found_inf = amp.get("grad_scale"), amp.get("found_inf")
         if norm is None:
@@ -329,7 +332,7 @@ class FusedRAdam(Optimizer):
         self._check_keys()
         placement = self._current_placement()
         if self._max_grad_norm is not None:
-            if placement.global_norm(self.grad_norm_group, self._made_with) is not None:
+            if self._norms.find(placement, self.grad_norm_group, self._made_with) is not None:
                 raise NotImplementedError(
                     "max_grad_norm over several ranks under torch.compile: step outside of the compiled function"
                 )
@@ -417,6 +420,7 @@ class FusedRAdam(Optimizer):
             self.grad_norm_group = None
             self._made_with = WHOLE if self._max_grad_norm is None else given_to(self.param_groups)
         self._tables = DeviceTables()
+        self._norms = GlobalNorms()
         self._keys = -1
         for group in self.param_groups:
             for name, default in GROUP_DEFAULTS.items():

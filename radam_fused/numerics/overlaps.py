@@ -6,20 +6,17 @@ bucket of its own: launches of several buckets follow one another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.parameter import is_lazy
 
-from ..cpp_helpers import HAS_POINTER_PATH, record_views, share_no_memory, views_intact
+from ..cpp_helpers import HAS_POINTER_PATH, record_views, views_intact
 from ..dtensor import local
 from ..tensor_kinds import is_fake
-
-if TYPE_CHECKING:
-    from ..step.plan import Plan
 
 
 class Span(NamedTuple):
@@ -132,32 +129,3 @@ def check_freed(tensor: Tensor, name: str) -> None:
             f"{name} of shape {tuple(tensor.shape)}: its storage has {held} bytes and does not hold all of its "
             "elements; it was freed or made smaller (resize_)"
         )
-
-
-def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
-    """Raises if two parameters of a plan share memory by now; when their moments were laid out, they did not.
-
-    Args:
-        plan: what one launch steps.
-        names: what errors call each parameter.
-
-    Raises:
-        RuntimeError: two parameters share memory. The message names both.
-        ValueError: the storage of one was freed or shrunk, and other memory may have taken its addresses.
-    """
-    if plan.places is not None and plan.places.intact():
-        return
-    if any(is_fake(local(p)) for p in plan.params[:1]):
-        return
-    plan.places = None
-    if not share_no_memory([local(p) for p in plan.params]):
-        for later, earlier in sharing(plan.params):
-            name = names()
-            for p in (plan.params[later], plan.params[earlier]):
-                check_freed(local(p), name[p])  # a freed parameter's addresses may be another tensor's
-            raise RuntimeError(
-                f"{name[plan.params[later]]} shares memory with {name[plan.params[earlier]]}, and did not when their "
-                "moments were laid out: load_state_dict(state_dict()) lays them out again, to be stepped one after the "
-                "other"
-            )
-    plan.places = Places(plan.params)

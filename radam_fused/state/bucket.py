@@ -1,8 +1,8 @@
-"""The buckets of the flat index space, and what a step launches over one.
+"""The buckets of the flat index space: where the state of some parameters is stored.
 
 Parameters of one device and dtype form a *bucket*, whatever their groups. In it each parameter is a *segment*; the
 moments of all segments share one flat buffer each, and ``state[p]["exp_avg"]`` is a view of it with the parameter's own
-strides. What stays from step to step is built once, as a `Plan` (step/plan.py).
+strides.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import may_capture, upload
+from ..device import may_capture
 from ..dtensor import is_sharded, wrapped
-from ..modes import real
 from ..numerics.layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
 from ..numerics.state_format import FULL_PRECISION, StateFormat, second_dtype
-from ..step.plan import Plan, build_plan
 from ..tensor_kinds import is_fake
 from . import memory
 from .codec import (
@@ -67,6 +65,8 @@ class Bucket:
         views: those views of the buffers that are shown.
         released: whether user code has changed an entry, so that the buffers are gone from here and the state has to be
             laid out again from what the entries hold.
+        last_plan: the plan of the last step (`radam_fused.step.plan.Plan`). It is stored here because it is valid only
+            as long as this layout: whatever changes the layout sets it to None.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Bucket:
         for index in range(len(params) if self.residue is not None else 0):
             self._keep(index, None)
         self.counts = StepCounts(len(params))
-        self._plan: Plan | None = None
+        self.last_plan: Any = None
         self.entries: list[weakref.ref[ParameterState] | None] = [None] * len(params)
         self.released = False
         self._edits = edits
@@ -153,7 +153,7 @@ class Bucket:
         self.released = True
         if self._edits is not None:
             self._edits.released = True
-        self._plan = None
+        self.last_plan = None
         self.views = ShownViews([])
         self.exp_avg = self.exp_avg_sq = torch.empty(0, dtype=torch.float32, device="cpu")
         self.scales = self.residue = None
@@ -168,7 +168,7 @@ class Bucket:
         if groups != self.groups:
             self.groups = groups
             self.all_present = min(groups) >= 0
-            self._plan = None
+            self.last_plan = None
 
     def state(self, index: int) -> dict[str, Tensor]:
         """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""
@@ -238,7 +238,7 @@ class Bucket:
         tensors = [as_real(p) for p in self.params]
         moved = [i for i, tensor in enumerate(tensors) if tuple(tensor.stride()) != self.strides[i]]
         for index in moved:
-            self._plan = None
+            self.last_plan = None
             views = self.state(index)
             old = {name: value.clone() for name, value in views.items()}
             with Transaction() as transaction:
@@ -270,61 +270,8 @@ class Bucket:
         """
         if not self.counts.on_device:
             # A step of the last plan may be under way.
-            self.counts.move_to(self.state_device, set(self._plan.missing) if self._plan is not None else set())
-            self._plan = None
+            self.counts.move_to(self.state_device, set(self.last_plan.missing) if self.last_plan is not None else set())
+            self.last_plan = None
             for index in range(len(self.params)):
                 self.show_again(index)
             self.note_shown()
-
-    def plan(self, missing: list[int]) -> Plan:
-        """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
-
-        Raises:
-            ValueError: user code has written something into a step count that is none.
-        """
-        if self.counts.written():
-            self.counts.honour()
-            self._plan = None
-        if self._plan is None or self._plan.missing != missing:
-            self._plan = build_plan(self, missing)
-        return self._plan
-
-    def captured_plan(self, missing: list[int]) -> Plan:
-        """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (device.py).
-
-        Other steps may be taken between two replays, so that segments need not have the same count in each. For the
-        same reason the classes of eager steps are split as if the replays had been taken.
-        """
-        plan = build_plan(self, missing, apart=True)
-        plan.counts_known = self.counts.expect_replays(set(missing))
-        if missing:
-            self._plan = None
-        return plan
-
-    def whole_plan(self) -> Plan | None:
-        """The last step's plan, if all segments were in it and no count was written since."""
-        plan = self._plan
-        return plan if plan and not plan.missing and not self.counts.written() else None
-
-    def tables(self, plan: Plan) -> tuple[Tensor, Tensor]:
-        """``pairs`` and ``counted`` of the rows operator (`radam_fused.backends.ops`), with the moments."""
-        if plan.tables is None:
-            with real():
-                counted = torch.zeros(len(self.params), dtype=torch.float32, device="cpu")
-                counted[plan.present] = 1.0
-                device = torch.device("cpu") if self.is_fake else self.state_device
-                both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
-                plan.tables = upload(both[0], device), upload(both[1], device)
-        return plan.tables
-
-    def counting(self, plan: Plan) -> tuple[int, int, int, int] | None:
-        """What the pointer path counts a step of the plan by, in the call that makes it; None where a device counts."""
-        if self.counts.on_device:
-            return None
-        if plan.counting is None:
-            plan.counting = (*self.counts.addresses, self.tables(plan)[1].data_ptr() if plan.missing else 0)
-        return plan.counting
-
-    def count_step(self, plan: Plan) -> None:
-        """Counts one step for every segment of the plan."""
-        self.counts.add(plan.present if plan.missing else None, plan.counts_known)

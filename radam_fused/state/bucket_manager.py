@@ -8,36 +8,25 @@ and state are still the same stays as it is, whatever the groups look like now; 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..backends import backend_for
-from ..backends.fake_tensors import faked
-from ..backends.offload import Offloader
-from ..backends.ops import OPERATORS, Operators
-from ..cpp_helpers import gradients, unchanged, views_intact
+from ..cpp_helpers import unchanged, views_intact
 from ..device import NEW_STATE, capturing
 from ..dtensor import is_sharded
 from ..numerics.layout import as_real, rng_length, rng_offset_of, segment_starts, whole_numel
 from ..numerics.overlaps import layers
 from ..numerics.state_format import FULL_PRECISION, StateFormat
 from ..numerics.tensor_checks import may_step
-from ..param_groups import check_arrivals
-from ..step.grad_norm import GlobalNorm
-from ..step.launch import Launch, by_lists
-from ..step.parts import Given
-from ..step.plan import Plan
-from ..step.pointer_table import addresses, can_bypass_dispatcher, suits
-from ..step.scalars import check_capture
 from .bucket import Bucket
 from .checkpoint import check_entry, has_state
 from .codec import NAMES
 from .flat_buffers import FlatBuffers
-from .membership import check_flatten, is_current, members_of, names_of, stepping, without_absent
+from .membership import check_flatten, is_current, members_of, names_of, stepping
 from .snapshot import Snapshot
 from .tracked_dict import Edits
 from .transaction import Transaction
@@ -46,11 +35,21 @@ from .views import warn_of_shared
 _serial = itertools.count()
 
 
+class Backend(Protocol):
+    """Who steps the buckets of an optimizer, which gives it: `radam_fused.step.bucket_operators.BucketOperators`."""
+
+    def check_params(self, params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]]) -> None:
+        """Raises TypeError or ValueError for a parameter that it cannot step, by name."""
+
+    def operators_for(self, bucket: Bucket) -> Any:
+        """The operators (`radam_fused.backends.ops.Operators`) that step a bucket."""
+
+
 class _Made(NamedTuple):
     """A bucket that nothing refers to yet."""
 
     bucket: Bucket
-    ops: Operators
+    ops: Any
     flat: FlatBuffers | None
 
 
@@ -60,7 +59,7 @@ class Placement:
     Args:
         groups: the optimizer's ``param_groups``; all state in ``state`` is adopted.
         state: the optimizer's ``state``, which this fills as parameters take their first steps.
-        backend: what `radam_fused.backends.check_name` returned.
+        backend: who steps the buckets.
         flatten: make parameters and gradients views of flat buffers, at once.
         attach: under ``flatten``, give parameters without a gradient a zero one.
         offload: keep moments on the CPU, and step there (backends/offload.py).
@@ -71,15 +70,17 @@ class Placement:
     Attributes:
         name: of this layout alone, which a compiled step is guarded by.
         buckets: in the order they were made.
-        ops: the operator that steps each.
-        offload: as given.
+        ops: the operators that step each (`radam_fused.backends.ops.Operators`).
+        flat_buffers: of each, under ``flatten``.
+        groups: the optimizer's, as last seen.
+        flatten, offload: as given.
     """
 
     def __init__(
         self,
         groups: list[dict[str, Any]],
         state: dict[Tensor, Any],
-        backend: str,
+        backend: Backend,
         flatten: bool,
         attach: bool,
         offload: bool = False,
@@ -87,19 +88,17 @@ class Placement:
         before: Placement | None = None,
         within: Transaction | None = None,
     ) -> None:
-        self._groups = groups
+        self.groups = groups
         self._state = state
         self._backend = backend
-        self._flatten = flatten
+        self.flatten = flatten
         self.offload = offload
         self._storage = storage
-        self._offloaders: dict[torch.device, Offloader] = {}
-        self._norm: GlobalNorm | None = None
         self._edits = Edits()
         self._snapshot: Snapshot | None = None
         self.buckets: list[Bucket] = []
-        self.ops: dict[Bucket, Operators] = {}
-        self._flats: dict[Bucket, FlatBuffers] = {}
+        self.ops: dict[Bucket, Any] = {}
+        self.flat_buffers: dict[Bucket, FlatBuffers] = {}
         members = members_of(groups)
         arrivals = stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
         self._lay_out(groups, state, [], arrivals, attach, () if before is None else before.buckets, within)
@@ -107,11 +106,9 @@ class Placement:
     def add(self, index: int, transaction: Transaction) -> None:
         """Takes in a group that has just been added; if the transaction fails, all is as it was."""
         members = [(p, i) for p, i in self._waiting_params() if i != index]
-        members += [(p, index) for p in self._groups[index]["params"]]
+        members += [(p, index) for p in self.groups[index]["params"]]
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
-        self._lay_out(
-            self._groups, self._state, kept, stepping(members) if self._flatten else [], True, (), transaction
-        )
+        self._lay_out(self.groups, self._state, kept, stepping(members) if self.flatten else [], True, (), transaction)
 
     # Noticing what user code has changed.
 
@@ -137,7 +134,7 @@ class Placement:
     def refresh(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """Follows what user code has made of the optimizer's groups and state; most often nothing."""
         if not self.outdated(groups, state):
-            self._groups, self._state = groups, state
+            self.groups, self._state = groups, state
             return
         members = members_of(groups)
         index_of = dict(members)
@@ -150,7 +147,7 @@ class Placement:
                 replaced.append(bucket)
         known = {p for bucket, _ in kept for p in bucket.params}
         waiting = [(p, index) for p, index in members if p not in known]
-        arrivals = stepping(waiting) if self._flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
+        arrivals = stepping(waiting) if self.flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
         self._lay_out(groups, state, kept, arrivals, False, replaced)
 
     def settle(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
@@ -163,12 +160,12 @@ class Placement:
 
     def _waiting_params(self) -> list[tuple[Tensor, int]]:
         """The parameters without a bucket, by the index of their group."""
-        return [(self._groups[index]["params"][k], index) for index, places in self._waiting for k in places]
+        return [(self.groups[index]["params"][k], index) for index, places in self._waiting for k in places]
 
     def place_arrivals(self) -> None:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
         for index, places in self._waiting:
-            params = self._groups[index]["params"]
+            params = self.groups[index]["params"]
             if any(params[k].grad is not None for k in places):
                 self._place(stepping(self._waiting_params()), attach=False)
                 return
@@ -176,7 +173,7 @@ class Placement:
     def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
         """Gives buckets to these parameters."""
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
-        self._lay_out(self._groups, self._state, kept, arrivals, attach)
+        self._lay_out(self.groups, self._state, kept, arrivals, attach)
 
     def _kind(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
@@ -218,14 +215,13 @@ class Placement:
         Under ``flatten`` the state of a parameter with a gradient is shown at once: torch's distributed state_dict
         makes state for a fresh optimizer only where no parameter has a gradient.
         """
-        offloaders = dict(self._offloaders)
         absent = [
             bucket.params[k]
             for bucket, indices in kept
             for k, i in enumerate(indices)
             if i < 0 and bucket.counts.begun(k)
         ]
-        made = self._build(groups, state, arrivals, attach, replaced, offloaders, absent)
+        made = self._build(groups, state, arrivals, attach, replaced, absent)
         placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in arrivals}
         with Transaction() if within is None else nullcontext(within) as transaction:
             transaction.keep_attributes(self)
@@ -236,18 +232,16 @@ class Placement:
                 if one.flat is not None:
                     one.flat.bind(transaction)
                 for segment, p in enumerate(one.bucket.params):
-                    if has_state(state.get(p)) or (self._flatten and p.grad is not None):
+                    if has_state(state.get(p)) or (self.flatten and p.grad is not None):
                         transaction.keep_item(state, p)
                         self._show(one.bucket, segment, state)
                 one.bucket.note_shown()
             self.name = f"placement {next(_serial)}"
-            self._groups, self._state = groups, state
-            self._offloaders = offloaders
-            self._norm = None
+            self.groups, self._state = groups, state
             self.buckets = [bucket for bucket, _ in kept] + [one.bucket for one in made]
             self.ops = {b: self.ops[b] for b, _ in kept} | {one.bucket: one.ops for one in made}
-            self._flats = {b: self._flats[b] for b, _ in kept if b in self._flats}
-            self._flats |= {one.bucket: one.flat for one in made if one.flat is not None}
+            self.flat_buffers = {b: self.flat_buffers[b] for b, _ in kept if b in self.flat_buffers}
+            self.flat_buffers |= {one.bucket: one.flat for one in made if one.flat is not None}
             places = ((i, [k for k, p in enumerate(g["params"]) if p not in placed]) for i, g in enumerate(groups))
             self._waiting = [(index, waiting) for index, waiting in places if waiting]
             self._looked_at = self.buckets
@@ -261,7 +255,6 @@ class Placement:
         arrivals: list[tuple[Tensor, int]],
         attach: bool,
         replaced: Sequence[Bucket],
-        offloaders: dict[torch.device, Offloader],
         absent: list[Tensor],
     ) -> list[_Made]:
         """Buckets for new parameters, with the state that these have; nothing that exists is changed."""
@@ -272,12 +265,12 @@ class Placement:
                 raise RuntimeError(NEW_STATE)
         names = names_of(groups)
         may = (p for p, _ in arrivals if may_step(p))
-        check_arrivals(may, lambda: names, self._backend, self._storage, self.offload)
+        self._backend.check_params(may, lambda: names)
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
         layer_of = layers([p for p, _ in arrivals])
         for k, (p, index) in enumerate(arrivals):
             kinds.setdefault((self._kind(p), layer_of.get(k, 0)), []).append((p, index))
-        if self._flatten:
+        if self.flatten:
             check_flatten(names, [p for p, _ in arrivals])
         for p, _ in arrivals:
             if has_state(state.get(p)):
@@ -290,10 +283,8 @@ class Placement:
             params = [p for p, _ in members]
             drawn = [rng_offset_of(p, origins[p]) for p in params] if self._storage.uses_random_bits else None
             bucket = Bucket(params, [i for _, i in members], self.offload, self._storage, drawn, self._edits)
-            op = self._operators(bucket.device, offloaders)
-            if bucket.is_fake:
-                op = op._replace(scalars=faked(op).scalars) if self.offload else faked(op)
-            flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self._flatten else None
+            ops = self._backend.operators_for(bucket)
+            flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self.flatten else None
             for segment, p in enumerate(params):
                 if has_state(state.get(p)):
                     was = counts.get(p)
@@ -301,16 +292,8 @@ class Placement:
                     bucket.adopt(segment, state[p], count)
             if any(groups[index]["capturable"] for index in bucket.groups):
                 bucket.count_on_device()
-            made.append(_Made(bucket, op if suits(bucket, op) else op._replace(has_pointer_path=False), flat))
+            made.append(_Made(bucket, ops, flat))
         return made
-
-    def _operators(self, device: torch.device, offloaders: dict[torch.device, Offloader]) -> Operators:
-        """What steps the parameters of a device; all offloaded buckets of a device share its staging memory."""
-        if not self.offload:
-            return OPERATORS[backend_for(device.type, self._backend)]
-        if device not in offloaders:
-            offloaders[device] = Offloader(device, self._backend)
-        return offloaders[device].operators
 
     def _show(self, bucket: Bucket, segment: int, state: dict[Tensor, Any]) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
@@ -325,79 +308,19 @@ class Placement:
 
     def names(self) -> dict[Tensor, str]:
         """What errors call each parameter."""
-        return names_of(self._groups)
+        return names_of(self.groups)
 
-    # A step.
-
-    def collect(self, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
-        """What a step launches over a bucket, or None where no parameter of it has a gradient.
-
-        Unless ``sure`` a launch by addresses may be one that cannot go that way, which its step finds out itself.
-        Without ``pointers`` there is none.
-        """
-        captured = bucket.may_capture and capturing(bucket.device)
-        if pointers and bucket.all_present and not (captured or self._flatten):
-            whole = bucket.whole_plan()
-            found = None if whole is None else addresses(bucket, whole, self.ops[bucket])
-            if whole is not None and found is not None and (not sure or found.plain()):
-                return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
-        plan_of = bucket.captured_plan if captured else bucket.plan
-        if captured:
-            if self.offload:
-                raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
-            check_capture([bucket], self._groups)
-        if not bucket.all_present and max(bucket.groups) < 0:
-            return None
-        if self._flatten:
-            flat = self._flats[bucket]
-            missing = flat.collect()
-            plan = plan_of(missing if bucket.all_present else sorted({*missing, *bucket.absent}))
-            if not plan.present:
-                return None
-            runs = flat.runs(plan)
-            ops = self.ops[bucket]
-            by_pointers = pointers and ops.has_pointer_path and can_bypass_dispatcher()
-            by_pointers = by_pointers and not (captured and ops.pointer_step is not None)
-            return Launch(bucket, plan, *runs, flat.run_origins, (by_pointers and plan.addresses) or None)
-        grads, missing = gradients(bucket.params)
-        if not bucket.all_present:
-            grads, missing = without_absent(bucket, grads, missing)
-        plan = plan_of(missing)
-        if not plan.present:
-            return None
-        return by_lists(bucket, plan, grads, self.names)
-
-    def global_norm(self, group: Any, made_with: Given) -> GlobalNorm | None:
-        """How the gradients' norm is found where other ranks hold a part of them; None where none does.
-
-        Args:
-            group: the optimizer's ``grad_norm_group``.
-            made_with: what the optimizer was made with.
-        """
-        if self._norm is None or self._norm.given is not group:
-            self._norm = GlobalNorm(self.names(), group, made_with)
-        return self._norm if self._norm.group is not None else None
-
-    def stepped(self, launch: Launch) -> None:
-        """Counts a step for the segments of a launch, and shows those that have taken their first."""
-        if launch.addresses is None or launch.bucket.counts.on_device:  # otherwise the call that made it has counted it
-            launch.bucket.count_step(launch.plan)
-        if launch.plan.first:
-            self.show_first(launch.bucket, launch.plan)
-
-    def show_first(self, bucket: Bucket, plan: Plan) -> None:
-        """Shows the state of segments that had none yet."""
-        if plan.first:
-            for segment in plan.present:
-                if bucket.entries[segment] is None:
-                    self._show(bucket, segment, self._state)
-            bucket.note_shown()
-            self._snapshot = Snapshot(self._groups, self._state)
-            plan.first = False
+    def show_new(self, bucket: Bucket, segments: list[int]) -> None:
+        """Shows the state of those segments that had none yet: they have taken their first step."""
+        for segment in segments:
+            if bucket.entries[segment] is None:
+                self._show(bucket, segment, self._state)
+        bucket.note_shown()
+        self._snapshot = Snapshot(self.groups, self._state)
 
     def zero_grads(self, set_to_none: bool) -> None:
         """Under ``flatten``: one memset a bucket, and torch's ways for parameters that have no bucket yet."""
-        for flat in self._flats.values():
+        for flat in self.flat_buffers.values():
             flat.zero_grads()
         for p, _ in self._waiting_params():
             if p.grad is not None:

@@ -10,19 +10,12 @@ moment.
 
 from __future__ import annotations
 
-import weakref
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 
 from ..cpp_helpers import HAS_POINTER_PATH, NATIVE_DEVICE, NATIVE_DTYPE, pairs_unmoved, record_params
-from ..modes import real
-from ..numerics.layout import ALIGNMENT, layout_hash
 from ..numerics.tensor_checks import check_gradients, check_stored
-from ..step.plan import Plan
-from ..step.pointer_table import Addresses
 from ..tensor_kinds import is_fake
 from . import memory
 from .bucket import Bucket
@@ -63,7 +56,6 @@ class FlatBuffers:
 
     Attributes:
         param, grad: ``bucket.length`` elements of the parameters' dtype; zero between the segments.
-        run_origins: where the random numbers of each of the last `runs` begin; None where none are drawn.
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient that the buffer cannot take, before anything is written.
@@ -79,8 +71,6 @@ class FlatBuffers:
         self.grad = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
         self._next = 0
-        self._runs_of: weakref.ref[Plan] | None = None
-        self.run_origins: Tensor | None = None
         self._attach = attach
         with torch.no_grad():
             for index, p in enumerate(bucket.params):
@@ -169,6 +159,11 @@ class FlatBuffers:
             return same and tensor.storage_offset() == place
         return tensor.data_ptr() == buffer.data_ptr() + place * buffer.element_size()
 
+    def note_views(self) -> None:
+        """Counts the references to both buffers again, after views of them were made that are not to be missed."""
+        self._count(0)
+        self._count(1)
+
     def check_storage(self) -> None:
         """Raises RuntimeError if a parameter is no longer a view of the flat buffer."""
         for index, name in enumerate(self._names):
@@ -246,49 +241,3 @@ class FlatBuffers:
                 self._bind(index, None if grad is None else torch.zeros_like(p))
             self._settle()
         self.grad.zero_()
-
-    def runs(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        """Neighbouring segments of the same row, merged: parameters, gradients, segments and rows of a launch."""
-        if self._runs_of is None or self._runs_of() is not plan:
-            self._runs = params, grads, segments, row_of = self._merge(plan)
-            self._runs_of = weakref.ref(plan)  # which goes with the moments where the bucket releases these
-            if HAS_POINTER_PATH and not self._bucket.is_fake:
-                for p, grad in zip(params, grads, strict=True):
-                    p.grad = grad  # where `Addresses` looks for it
-                plan.addresses = Addresses(self._bucket, params, segments, row_of, self.run_origins)
-            for which in range(2):  # the runs are views too; `collect` has just seen that all else is in place
-                self._count(which)
-        return self._runs
-
-    def _run_on(self, index: int, after: int) -> bool:
-        """Whether two neighbouring segments may be stepped as one: that shows in the stored form, in some of them."""
-        bucket = self._bucket
-        if bucket.scales is not None and bucket.params[index].numel() % ALIGNMENT:
-            return False  # what lies between the two would count among the last block's elements
-        distance = bucket.starts[after] - bucket.starts[index]
-        return not bucket.draws or bucket.origin(after) - bucket.origin(index) == distance
-
-    def _merge(self, plan: Plan) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
-        with real():
-            row_of = plan.row_of.tolist()
-        present = plan.present
-        breaks = [
-            k
-            for k, after in pairwise(range(len(present)))
-            if row_of[k] != row_of[after]
-            or present[after] != present[k] + 1
-            or not self._run_on(present[k], present[after])
-        ]
-        firsts = [0, *(k + 1 for k in breaks)]
-        lasts = [*breaks, len(present) - 1]
-        starts = [self._bucket.starts[present[k]] for k in firsts]
-        ends = [self._bucket.starts[present[k]] + self._bucket.params[present[k]].numel() for k in lasts]
-        spans = list(zip(starts, ends, strict=True))
-        if self._bucket.draws:
-            origins = [self._bucket.origin(present[k]) for k in firsts]
-            self.run_origins = torch.tensor(origins, dtype=torch.int64, device="cpu")
-        with real():
-            segments = torch.tensor([(s, layout_hash([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
-            rows = torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu")
-        params = [self.param[start:end] for start, end in spans]
-        return params, [self.grad[start:end] for start, end in spans], segments, rows

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..device import NEW_STATE, capturing
-from ..step.launch import Launch
 from .bucket import Bucket
 from .bucket_manager import Placement
 from .checkpoint import has_state
@@ -31,7 +30,7 @@ class SeparatePlacement(Placement):
 
     def _all_seats(self) -> dict[Tensor, tuple[int, int]]:
         """Of every parameter its group, and its place in it."""
-        return {p: (index, k) for index, group in enumerate(self._groups) for k, p in enumerate(group["params"])}
+        return {p: (index, k) for index, group in enumerate(self.groups) for k, p in enumerate(group["params"])}
 
     def _kind(self, p: Tensor) -> Hashable:
         return p
@@ -49,7 +48,7 @@ class SeparatePlacement(Placement):
         left to the next `FusedRAdam.step`, which looks at all of them and lays out anew what has changed.
         """
         seat = self._seats.get(p)
-        if seat is None or self.edited or groups is not self._groups or state is not self._state:
+        if seat is None or self.edited or groups is not self.groups or state is not self._state:
             return None
         index, k = seat
         if index >= len(groups) or k >= len(groups[index]["params"]) or groups[index]["params"][k] is not p:
@@ -78,17 +77,9 @@ class SeparatePlacement(Placement):
             if placed_on.type == "cuda":
                 torch.cuda.current_stream(placed_on).synchronize()
 
-    def collect(self, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
-        """See `Placement.collect`; a bucket without a gradient keeps its plan for the next."""
-        return None if bucket.params[0].grad is None else super().collect(bucket, sure, pointers)
-
-    def stepped(self, launch: Launch) -> None:
-        """See `Placement.stepped`."""
-        bucket = launch.bucket
-        if launch.addresses is None or bucket.counts.on_device:
-            bucket.count_step(launch.plan)
+    def show_new(self, bucket: Bucket, segments: list[int]) -> None:
+        """See `Placement.show_new`."""
         if bucket.entries[0] is None:
             self._show(bucket, 0, self._state)
             bucket.note_shown()
             self._snapshot = None  # to take one for each parameter would be quadratic
-        launch.plan.first = False

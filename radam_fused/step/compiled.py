@@ -21,6 +21,7 @@ from ..numerics.tensor_checks import gradient_dtypes
 from ..options import check_all
 from ..state.bucket_manager import Placement
 from .launch import Launch
+from .plan import device_tables, plan_for
 from .recovery import check_launch, repair_layout
 from .scalars import DeviceTables
 
@@ -95,18 +96,20 @@ def choose(
             )
         repair_layout(bucket)
         present, missing = gradients(bucket.params)
-        plan = bucket.plan(missing)
+        plan = plan_for(bucket, missing)
         if not plan.present:
             continue
         check_launch(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of), placement.names)
-        placement.show_first(bucket, plan)
+        if plan.first:
+            placement.show_new(bucket, plan.present)
+            plan.first = False
         params += plan.params
         grads += present
         # A row for each segment: nobody looks again at whether some have still taken the same number of steps.
         row_of = torch.arange(len(plan.present), dtype=torch.int64, device="cpu")
         own = [(bucket.groups[i], i) for i in plan.present]
         pairs = upload(torch.tensor(own, dtype=torch.int64, device="cpu"), bucket.device)
-        _, counted = bucket.tables(plan)
+        _, counted = device_tables(bucket, plan)
         group_scalars = tables.group_scalars(constant, bucket.device)
         tables.keep(group_scalars, row_of, pairs, counted, plan.segments, plan.origins)
         tensors += (

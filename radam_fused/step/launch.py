@@ -9,11 +9,10 @@ from torch import Tensor
 
 from ..dtensor import local_gradients
 from ..numerics.layout import as_real
-from ..numerics.overlaps import check_apart
 from ..numerics.tensor_checks import check_gradients
 from ..state.bucket import Bucket
 from ..tensor_kinds import check_memory, may_wrap
-from .plan import Plan
+from .plan import Plan, check_apart
 from .pointer_table import Addresses
 
 Names = Callable[[], dict[Tensor, str]]

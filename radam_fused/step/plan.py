@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from ..cpp_helpers import share_no_memory
+from ..device import upload
+from ..dtensor import local
 from ..modes import real
 from ..numerics.layout import layout_hash
+from ..numerics.overlaps import Places, check_freed, sharing
 from ..numerics.scalars import ScalarBuffer
+from ..state.bucket import Bucket
+from ..tensor_kinds import is_fake
 
 if TYPE_CHECKING:
-    from ..numerics.overlaps import Places
-    from ..state.bucket import Bucket
+    from .merged_segments import MergedSegments
     from .pointer_table import Addresses
 
 
@@ -35,19 +41,21 @@ class Plan:
     row_table: ScalarBuffer
     """Where the host writes the rows of a step."""
     counting: tuple[int, int, int, int] | None = None
-    """See `Bucket.counting`."""
+    """See `counting`."""
     first: bool = True
     """Whether this plan has not been launched yet."""
     counts_known: bool = True
     """Whether the host knows which segments have the same count; a capture cannot wait to find out."""
     tables: tuple[Tensor, Tensor] | None = None
-    """What the rows operator takes of this plan, where a device counts: see `Bucket.tables`."""
+    """What the rows operator takes of this plan, where a device counts: see `device_tables`."""
     origins: Tensor | None = None
     """int64, on the CPU: where the random numbers of each present segment begin; None where none are drawn."""
     places: Places | None = None
     """Where the parameters are stored, as of when it was last found that none shares memory with another."""
     addresses: Addresses | Literal[False] | None = None
     """See `radam_fused.step.pointer_table`; False where there is not that way, None until a step asks."""
+    merged: MergedSegments | None = None
+    """Under ``flatten``: what is launched in the place of the segments, see `radam_fused.step.merged_segments`."""
 
 
 def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
@@ -85,3 +93,87 @@ def _built(
         row_table=ScalarBuffer(len(leaders)),
         origins=origins if bucket.draws else None,
     )
+
+
+def plan_for(bucket: Bucket, missing: list[int]) -> Plan:
+    """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
+
+    Raises:
+        ValueError: user code has written something into a step count that is none.
+    """
+    if bucket.counts.written():
+        bucket.counts.honour()
+        bucket.last_plan = None
+    if bucket.last_plan is None or bucket.last_plan.missing != missing:
+        bucket.last_plan = build_plan(bucket, missing)
+    plan: Plan = bucket.last_plan
+    return plan
+
+
+def captured_plan(bucket: Bucket, missing: list[int]) -> Plan:
+    """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (device.py).
+
+    Other steps may be taken between two replays, so that segments need not have the same count in each. For the same
+    reason the classes of eager steps are split as if the replays had been taken.
+    """
+    plan = build_plan(bucket, missing, apart=True)
+    plan.counts_known = bucket.counts.expect_replays(set(missing))
+    if missing:
+        bucket.last_plan = None
+    return plan
+
+
+def whole_plan(bucket: Bucket) -> Plan | None:
+    """The last step's plan, if all segments were in it and no count was written since."""
+    plan: Plan | None = bucket.last_plan
+    return plan if plan and not plan.missing and not bucket.counts.written() else None
+
+
+def device_tables(bucket: Bucket, plan: Plan) -> tuple[Tensor, Tensor]:
+    """``pairs`` and ``counted`` of the rows operator (`radam_fused.backends.ops`), with the moments."""
+    if plan.tables is None:
+        with real():
+            counted = torch.zeros(len(bucket.params), dtype=torch.float32, device="cpu")
+            counted[plan.present] = 1.0
+            device = torch.device("cpu") if bucket.is_fake else bucket.state_device
+            both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
+            plan.tables = upload(both[0], device), upload(both[1], device)
+    return plan.tables
+
+
+def counting(bucket: Bucket, plan: Plan) -> tuple[int, int, int, int] | None:
+    """What the pointer path counts a step of the plan by, in the call that makes it; None where a device counts."""
+    if bucket.counts.on_device:
+        return None
+    if plan.counting is None:
+        plan.counting = (*bucket.counts.addresses, device_tables(bucket, plan)[1].data_ptr() if plan.missing else 0)
+    return plan.counting
+
+
+def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
+    """Raises if two parameters of a plan share memory by now; when their moments were laid out, they did not.
+
+    Args:
+        plan: what one launch steps.
+        names: what errors call each parameter.
+
+    Raises:
+        RuntimeError: two parameters share memory. The message names both.
+        ValueError: the storage of one was freed or shrunk, and other memory may have taken its addresses.
+    """
+    if plan.places is not None and plan.places.intact():
+        return
+    if any(is_fake(local(p)) for p in plan.params[:1]):
+        return
+    plan.places = None
+    if not share_no_memory([local(p) for p in plan.params]):
+        for later, earlier in sharing(plan.params):
+            name = names()
+            for p in (plan.params[later], plan.params[earlier]):
+                check_freed(local(p), name[p])  # a freed parameter's addresses may be another tensor's
+            raise RuntimeError(
+                f"{name[plan.params[later]]} shares memory with {name[plan.params[earlier]]}, and did not when their "
+                "moments were laid out: load_state_dict(state_dict()) lays them out again, to be stepped one after the "
+                "other"
+            )
+    plan.places = Places(plan.params)

@@ -79,7 +79,7 @@ class Addresses:
         Args:
             rows: the scalars.
             zero_grads: whether to leave zeros in the gradients.
-            counts: of `Bucket.counting`.
+            counts: of `radam_fused.step.plan.counting`.
             pointer_step: of the backend's `Operators`.
         """
         if pointer_step is not None:

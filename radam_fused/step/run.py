@@ -10,9 +10,11 @@ from torch import Tensor
 from ..backends.ops import Operators
 from ..modes import writing
 from ..state.bucket_manager import Placement
+from .collect import collect_bucket
 from .grad_scaler import unscale
 from .interrupts import Deferred
 from .launch import Launch
+from .plan import counting
 from .profiling import span
 from .recovery import check_launch, repair_layout
 from .scalars import HostScalars, Scalars
@@ -32,7 +34,7 @@ def collect(placement: Placement, sure: bool) -> list[Launch]:
     placement.place_arrivals()
     sure = sure or len(placement.buckets) > 1
     with span("collect"):
-        launches = [launch for b in placement.buckets if (launch := placement.collect(b, sure)) is not None]
+        launches = [launch for b in placement.buckets if (launch := collect_bucket(placement, b, sure)) is not None]
     if len(launches) > 1:
         for launch in launches:
             check_launch(launch, placement.names)
@@ -101,7 +103,7 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     try:
         with span("step"):
             if pointers is not None:
-                stepped = pointers.step(rows, zero_grads, bucket.counting(plan), ops.pointer_step)
+                stepped = pointers.step(rows, zero_grads, counting(bucket, plan), ops.pointer_step)
             else:
                 stepped = _step_lists(launch, ops, rows, zero_grads)
     except BaseException as error:
@@ -113,10 +115,10 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
             raise
     else:
         if stepped:
-            placement.stepped(launch)
+            finish_step(placement, launch)
             return
         scalars.undo(bucket, plan)
-    again = placement.collect(bucket, pointers=False)
+    again = collect_bucket(placement, bucket, pointers=False)
     if again is not None:
         run(placement, again, scalars, zero_grads, repair=pointers is not None)
 
@@ -135,3 +137,13 @@ def _step_lists(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) 
     if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
         torch.autograd.graph.increment_version(plan.params)
     return True
+
+
+def finish_step(placement: Placement, launch: Launch) -> None:
+    """Counts a step for the segments of a launch, and shows the state of those that have taken their first."""
+    bucket, plan = launch.bucket, launch.plan
+    if launch.addresses is None or bucket.counts.on_device:  # otherwise the call that made it has counted it
+        bucket.counts.add(plan.present if plan.missing else None, plan.counts_known)
+    if plan.first:
+        placement.show_new(bucket, plan.present)
+        plan.first = False

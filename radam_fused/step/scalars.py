@@ -20,7 +20,7 @@ from ..device import NEW_COUNTS, NOT_CAPTURABLE, capturing, upload
 from ..numerics.scalars import SKIP_STEP, StepScalars, group_scalars
 from ..options import beside_rate, check_all
 from ..state.bucket import Bucket
-from .plan import Plan
+from .plan import Plan, device_tables
 
 Groups = list[dict[str, Any]]
 
@@ -202,7 +202,7 @@ class DeviceScalars:
         """See `Scalars`; counts the step."""
         device = bucket.state_device
         hypers = self._tables.group_scalars(self._groups, device)
-        pairs, counted = bucket.tables(plan)
+        pairs, counted = device_tables(bucket, plan)
         squares, grad_scale, found_inf = [
             given if given is None or given.device == device else _moved(given, device) for given in self._given
         ]
@@ -228,7 +228,7 @@ class DeviceScalars:
         """See `Scalars`."""
         assert self._rows is not None
         taken = self._rows[0, StepScalars._fields.index("update_rule")] != SKIP_STEP
-        bucket.counts.take_back(bucket.tables(plan)[1] * taken)
+        bucket.counts.take_back(device_tables(bucket, plan)[1] * taken)
 
 
 def choose_scalars(

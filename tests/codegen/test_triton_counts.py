@@ -37,6 +37,6 @@ def test_python_allocates_nothing_for_a_tensor(flatten: bool) -> None:
 def test_tensor_lists_call_more_for_each_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control: what a step through the dispatcher costs."""
     monkeypatch.setattr(pointer_table, "can_bypass_dispatcher", lambda: False)
-    monkeypatch.setattr("radam_fused.state.bucket_manager.can_bypass_dispatcher", lambda: False)
+    monkeypatch.setattr("radam_fused.step.collect.can_bypass_dispatcher", lambda: False)
     few, many = (calls(optimizer(n, backend="triton")) for n in (100, 200))
     assert many["c_call"] - few["c_call"] >= 100

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from radam_fused.numerics.layout import ALIGNMENT, SMALL, SMALL_ALIGNMENT, is_dense, moment_strides, segment_starts
 from radam_fused.state.bucket import Bucket
+from radam_fused.step.plan import plan_for
 from tests.support.helpers import LAYOUTS
 
 
@@ -81,22 +82,22 @@ def test_views_share_the_flat_buffers() -> None:
 
 def test_a_plan_lasts_while_nothing_changes() -> None:
     b = bucket()
-    plan = b.plan([])
+    plan = plan_for(b, [])
     assert plan.rows == [(0, 0), (1, 1)]
     assert plan.row_of.tolist() == [0, 1, 1]
-    b.count_step(plan)
-    assert b.plan([]) is plan
+    b.counts.add(plan.present)
+    assert plan_for(b, []) is plan
     assert b.counts.taken.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_plan_is_rebuilt_when_a_gradient_goes_missing_or_a_step_is_edited() -> None:
     b = bucket()
-    b.count_step(b.plan([]))
-    without = b.plan([2])
+    b.counts.add(plan_for(b, []).present)
+    without = plan_for(b, [2])
     assert (without.present, without.rows) == ([0, 1], [(0, 0), (1, 1)])
-    b.count_step(without)
+    b.counts.add(without.present)
     assert b.counts.taken.tolist() == [2.0, 2.0, 1.0]
-    assert b.plan([]).rows == [(0, 0), (1, 1), (1, 2)]
+    assert plan_for(b, []).rows == [(0, 0), (1, 1), (1, 2)]
     b.state(0)["step"].fill_(40.0)
-    assert b.plan([]).rows == [(0, 0), (1, 1), (1, 2)]
+    assert plan_for(b, []).rows == [(0, 0), (1, 1), (1, 2)]
     assert b.counts.taken.tolist() == [40.0, 2.0, 1.0]

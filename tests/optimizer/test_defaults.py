@@ -18,6 +18,7 @@ from torch.utils._device import _device_constructors
 
 import radam_fused
 from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.step.collect import collect_bucket
 from tests.support.helpers import BACKENDS, same_bits
 from tests.support.option_sets import BF16
 from tests.support.option_sets import OPTIONS as COMMON
@@ -214,7 +215,7 @@ def test_a_default_device_leaves_the_pointer_path_on(monkeypatch: pytest.MonkeyP
         optimizer.step()
         placement = optimizer._placement
         assert placement is not None
-        launch = placement.collect(placement.buckets[0])
+        launch = collect_bucket(placement, placement.buckets[0])
         assert launch is not None
         return launch.addresses is not None
 

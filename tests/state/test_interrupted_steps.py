@@ -107,7 +107,7 @@ def test_a_failing_operator_is_tried_a_bounded_number_of_times(monkeypatch: pyte
     opt._placement.ops[bucket] = ops._replace(step=failing, has_pointer_path=False)
     # It says each time that it has repaired something.
     monkeypatch.setattr("radam_fused.step.run.repair_layout", lambda bucket: True)
-    bucket._plan = None
+    bucket.last_plan = None
     give(params, 1)
     with pytest.raises(RuntimeError, match="a launch failed"):
         opt.step()

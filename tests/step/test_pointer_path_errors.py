@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
+from radam_fused.step.plan import whole_plan
 from tests.support.helpers import same_bits
 from tests.support.pointer_path import STEPS, parameters
 
@@ -85,7 +86,7 @@ def test_an_error_of_the_operator_says_what_it_says(brief: bool) -> None:
         p.grad = torch.ones_like(p)
     for _ in range(2):
         opt.step()
-    plan = opt._placement.buckets[0].whole_plan()
+    plan = whole_plan(opt._placement.buckets[0])
     table, exp_avg, exp_avg_sq, *rest = plan.addresses._before
     plan.addresses._before = table, exp_avg, exp_avg_sq[1:], *rest
     plan.addresses._brief = brief

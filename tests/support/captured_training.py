@@ -60,7 +60,7 @@ class Training:
             for buffer in (bucket.exp_avg, bucket.exp_avg_sq, bucket.scales, bucket.residue, *counts):
                 if buffer is not None:
                     self.device.add(buffer)
-        for flat in self.optimizer._placement._flats.values():
+        for flat in self.optimizer._placement.flat_buffers.values():
             self.device.add(flat.param)
             self.device.add(flat.grad)
 

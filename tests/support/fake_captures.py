@@ -23,7 +23,7 @@ from radam_fused import device as captures
 from radam_fused.state import bucket, step_counts
 from radam_fused.state import bucket_manager as placement
 from radam_fused.state import per_param as separate
-from radam_fused.step import scalars
+from radam_fused.step import collect, plan, scalars
 
 
 def spoil(tensor: Tensor) -> None:
@@ -114,7 +114,7 @@ class Device(TorchDispatchMode):
         capturing = lambda device: self.graph is not None  # noqa: E731
         with (
             patch.object(scalars, "upload", self.upload),
-            patch.object(bucket, "upload", self.upload),
+            patch.object(plan, "upload", self.upload),
             patch.object(
                 bucket.Bucket, "may_capture", property(lambda self: True, lambda self, value: None), create=True
             ),
@@ -123,6 +123,7 @@ class Device(TorchDispatchMode):
             patch.object(scalars, "capturing", capturing),
             patch.object(placement, "capturing", capturing),
             patch.object(separate, "capturing", capturing),
+            patch.object(collect, "capturing", capturing),
         ):
             yield self
 

@@ -1,0 +1,54 @@
+"""The operators that step each bucket of an optimizer: its backend's on the bucket's device, or the host's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ..backends import backend_for
+from ..backends.fake_tensors import faked
+from ..backends.offload import Offloader
+from ..backends.ops import OPERATORS, Operators
+from ..numerics.state_format import StateFormat
+from ..param_groups import check_arrivals
+from ..state.bucket import Bucket
+from .pointer_table import suits
+
+
+class BucketOperators:
+    """Chooses the operators of one optimizer's buckets: what `radam_fused.state.bucket_manager.Backend` asks for.
+
+    Args:
+        backend: what `radam_fused.backends.check_name` returned.
+        storage: how the state is stored.
+        offload: whether it is kept on the host, and stepped there.
+
+    Attributes:
+        offloaders: by device, what steps offloaded buckets: those of one device share its staging memory.
+    """
+
+    def __init__(self, backend: str, storage: StateFormat, offload: bool) -> None:
+        self._backend = backend
+        self._storage = storage
+        self._offload = offload
+        self.offloaders: dict[torch.device, Offloader] = {}
+
+    def check_params(self, params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]]) -> None:
+        """Raises for a parameter that the backend cannot step: `radam_fused.param_groups.check_arrivals`."""
+        check_arrivals(params, names, self._backend, self._storage, self._offload)
+
+    def operators_for(self, bucket: Bucket) -> Operators:
+        """The operators that step a bucket."""
+        ops = self._on(bucket.device)
+        if bucket.is_fake:
+            ops = ops._replace(scalars=faked(ops).scalars) if self._offload else faked(ops)
+        return ops if suits(bucket, ops) else ops._replace(has_pointer_path=False)
+
+    def _on(self, device: torch.device) -> Operators:
+        if not self._offload:
+            return OPERATORS[backend_for(device.type, self._backend)]
+        if device not in self.offloaders:
+            self.offloaders[device] = Offloader(device, self._backend)
+        return self.offloaders[device].operators

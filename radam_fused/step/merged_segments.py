@@ -1,0 +1,80 @@
+"""``flatten=True``: neighbouring segments of a plan that are launched as one, over the flat buffers."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cpp_helpers import HAS_POINTER_PATH
+from ..modes import real
+from ..numerics.layout import ALIGNMENT, layout_hash
+from ..state.bucket import Bucket
+from ..state.flat_buffers import FlatBuffers
+from .plan import Plan
+from .pointer_table import Addresses
+
+
+class MergedSegments(NamedTuple):
+    """What a launch takes in the place of its plan's own segments: views of the flat buffers, and their tables."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    segments: Tensor
+    row_of: Tensor
+    origins: Tensor | None
+    """Where the random numbers of each begin; None where none are drawn."""
+
+
+def merged_segments(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
+    """Neighbouring segments of the same row, merged; kept in the plan.
+
+    Args:
+        bucket: the plan's.
+        flat: its flat buffers, whose views `FlatBuffers.collect` has just found in place.
+        plan: with at least one segment.
+    """
+    if plan.merged is None:
+        plan.merged = merged = _merge(bucket, flat, plan)
+        if HAS_POINTER_PATH and not bucket.is_fake:
+            for p, grad in zip(merged.params, merged.grads, strict=True):
+                p.grad = grad  # where `Addresses` looks for it
+            plan.addresses = Addresses(bucket, merged.params, merged.segments, merged.row_of, merged.origins)
+        flat.note_views()
+    return plan.merged
+
+
+def _is_contiguous_with(bucket: Bucket, index: int, after: int) -> bool:
+    """Whether two neighbouring segments may be stepped as one: some formats of the state show where one ends."""
+    if bucket.scales is not None and bucket.params[index].numel() % ALIGNMENT:
+        return False  # the padding between the two would count among the last block's elements
+    distance = bucket.starts[after] - bucket.starts[index]
+    return not bucket.draws or bucket.origin(after) - bucket.origin(index) == distance
+
+
+def _merge(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
+    with real():
+        row_of = plan.row_of.tolist()
+    present = plan.present
+    breaks = [
+        k
+        for k, after in pairwise(range(len(present)))
+        if row_of[k] != row_of[after]
+        or present[after] != present[k] + 1
+        or not _is_contiguous_with(bucket, present[k], present[after])
+    ]
+    firsts = [0, *(k + 1 for k in breaks)]
+    lasts = [*breaks, len(present) - 1]
+    starts = [bucket.starts[present[k]] for k in firsts]
+    ends = [bucket.starts[present[k]] + bucket.params[present[k]].numel() for k in lasts]
+    spans = list(zip(starts, ends, strict=True))
+    with real():
+        segments = torch.tensor([(s, layout_hash([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
+        rows = torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu")
+    origins = None
+    if bucket.draws:
+        origins = torch.tensor([bucket.origin(present[k]) for k in firsts], dtype=torch.int64, device="cpu")
+    params, grads = ([buffer[start:end] for start, end in spans] for buffer in (flat.param, flat.grad))
+    return MergedSegments(params, grads, segments, rows, origins)
