@@ -8,49 +8,26 @@ and state are still the same stays as it is, whatever the groups look like now; 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..cpp_helpers import unchanged, views_intact
-from ..device import NEW_STATE, capturing
-from ..dtensor import is_sharded
-from ..numerics.layout import as_real, rng_length, rng_offset_of, segment_starts, whole_numel
-from ..numerics.overlaps import layers
 from ..numerics.state_format import FULL_PRECISION, StateFormat
-from ..numerics.tensor_checks import may_step
 from .bucket import Bucket
-from .checkpoint import check_entry, has_state
+from .bucket_builder import Backend, BucketBuilder
+from .checkpoint import has_state
 from .codec import NAMES
 from .flat_buffers import FlatBuffers
-from .membership import check_flatten, is_current, members_of, names_of, stepping
+from .membership import is_current, members_of, names_of, stepping
 from .snapshot import Snapshot
 from .tracked_dict import Edits
 from .transaction import Transaction
-from .views import warn_of_shared
 
 _serial = itertools.count()
-
-
-class Backend(Protocol):
-    """Who steps the buckets of an optimizer, which gives it: `radam_fused.step.bucket_operators.BucketOperators`."""
-
-    def check_params(self, params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]]) -> None:
-        """Raises TypeError or ValueError for a parameter that it cannot step, by name."""
-
-    def operators_for(self, bucket: Bucket) -> Any:
-        """The operators (`radam_fused.backends.ops.Operators`) that step a bucket."""
-
-
-class _Made(NamedTuple):
-    """A bucket that nothing refers to yet."""
-
-    bucket: Bucket
-    ops: Any
-    flat: FlatBuffers | None
 
 
 class Placement:
@@ -76,6 +53,8 @@ class Placement:
         flatten, offload: as given.
     """
 
+    _per_param = False  # whether each parameter gets a bucket of its own
+
     def __init__(
         self,
         groups: list[dict[str, Any]],
@@ -90,11 +69,10 @@ class Placement:
     ) -> None:
         self.groups = groups
         self._state = state
-        self._backend = backend
         self.flatten = flatten
         self.offload = offload
-        self._storage = storage
         self._edits = Edits()
+        self._builder = BucketBuilder(backend, storage, flatten, offload, self._per_param, self._edits)
         self._snapshot: Snapshot | None = None
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Any] = {}
@@ -175,22 +153,6 @@ class Placement:
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
         self._lay_out(self.groups, self._state, kept, arrivals, attach)
 
-    def _kind(self, p: Tensor) -> Hashable:
-        """The same for parameters that share a bucket."""
-        return p.device, p.dtype, is_sharded(p), self._moments(p)
-
-    def _moments(self, p: Tensor) -> torch.dtype:
-        return self._storage.moment_dtype(as_real(p).dtype, whole_numel(p))
-
-    def _origins(self, groups: list[dict[str, Any]], absent: list[Tensor]) -> dict[Tensor, int]:
-        """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed.
-
-        Those that have been stepped and are in no group now come first: DeepSpeed's ZeRO puts one parameter after
-        another into a group alone, and these must not all draw the same numbers.
-        """
-        params = [*absent, *(p for group in groups for p in group["params"])]
-        return dict(zip(params, segment_starts([rng_length(p) for p in params])[0], strict=True))
-
     def _lay_out(
         self,
         groups: list[dict[str, Any]],
@@ -221,7 +183,7 @@ class Placement:
             for k, i in enumerate(indices)
             if i < 0 and bucket.counts.begun(k)
         ]
-        made = self._build(groups, state, arrivals, attach, replaced, absent)
+        made = self._builder.build(groups, state, arrivals, attach, replaced, absent)
         placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in arrivals}
         with Transaction() if within is None else nullcontext(within) as transaction:
             transaction.keep_attributes(self)
@@ -247,53 +209,6 @@ class Placement:
             self._looked_at = self.buckets
             self._snapshot = Snapshot(groups, state)
         self._edits.released = False  # by entries that the new ones have replaced
-
-    def _build(
-        self,
-        groups: list[dict[str, Any]],
-        state: dict[Tensor, Any],
-        arrivals: list[tuple[Tensor, int]],
-        attach: bool,
-        replaced: Sequence[Bucket],
-        absent: list[Tensor],
-    ) -> list[_Made]:
-        """Buckets for new parameters, with the state that these have; nothing that exists is changed."""
-        if not arrivals:
-            return []
-        for device in {p.device for p, _ in arrivals}:
-            if capturing(device):
-                raise RuntimeError(NEW_STATE)
-        names = names_of(groups)
-        may = (p for p, _ in arrivals if may_step(p))
-        self._backend.check_params(may, lambda: names)
-        kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
-        layer_of = layers([p for p, _ in arrivals])
-        for k, (p, index) in enumerate(arrivals):
-            kinds.setdefault((self._kind(p), layer_of.get(k, 0)), []).append((p, index))
-        if self.flatten:
-            check_flatten(names, [p for p, _ in arrivals])
-        for p, _ in arrivals:
-            if has_state(state.get(p)):
-                check_entry("optimizer.state", names[p], p, state[p])
-                warn_of_shared(state[p], names[p])
-        counts = {p: (bucket, k) for bucket in replaced for k, p in enumerate(bucket.params)}
-        origins = self._origins(groups, absent) if self._storage.uses_random_bits else {}
-        made = []
-        for members in kinds.values():
-            params = [p for p, _ in members]
-            drawn = [rng_offset_of(p, origins[p]) for p in params] if self._storage.uses_random_bits else None
-            bucket = Bucket(params, [i for _, i in members], self.offload, self._storage, drawn, self._edits)
-            ops = self._backend.operators_for(bucket)
-            flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self.flatten else None
-            for segment, p in enumerate(params):
-                if has_state(state.get(p)):
-                    was = counts.get(p)
-                    count = None if was is None else was[0].counts.exact(was[1], state[p]["step"])
-                    bucket.adopt(segment, state[p], count)
-            if any(groups[index]["capturable"] for index in bucket.groups):
-                bucket.count_on_device()
-            made.append(_Made(bucket, ops, flat))
-        return made
 
     def _show(self, bucket: Bucket, segment: int, state: dict[Tensor, Any]) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""

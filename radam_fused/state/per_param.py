@@ -7,7 +7,6 @@ that steps it, or waited for.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from .membership import is_current, stepping
 class SeparatePlacement(Placement):
     """`Placement`, with the same arguments, but a bucket for each parameter."""
 
+    _per_param = True
+
     def __init__(self, *args: Any) -> None:
         self._bucket_of: dict[Tensor, Bucket] = {}
         self._seats: dict[Tensor, tuple[int, int]] = {}
@@ -31,9 +32,6 @@ class SeparatePlacement(Placement):
     def _all_seats(self) -> dict[Tensor, tuple[int, int]]:
         """Of every parameter its group, and its place in it."""
         return {p: (index, k) for index, group in enumerate(self.groups) for k, p in enumerate(group["params"])}
-
-    def _kind(self, p: Tensor) -> Hashable:
-        return p
 
     def _lay_out(self, *args: Any, **options: Any) -> None:
         super()._lay_out(*args, **options)

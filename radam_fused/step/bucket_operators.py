@@ -18,7 +18,7 @@ from .pointer_table import suits
 
 
 class BucketOperators:
-    """Chooses the operators of one optimizer's buckets: what `radam_fused.state.bucket_manager.Backend` asks for.
+    """Chooses the operators of one optimizer's buckets: what `radam_fused.state.bucket_builder.Backend` asks for.
 
     Args:
         backend: what `radam_fused.backends.check_name` returned.

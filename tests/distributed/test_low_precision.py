@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from radam_fused import FusedRAdam
 from radam_fused.numerics.layout import rng_offset_of, segment_starts
-from radam_fused.state import bucket_manager as placement
+from radam_fused.state import bucket_builder
 from tests.distributed.ranks import Ranks
 from tests.distributed.test_checkpoints import gradient
 from tests.support.helpers import same_bits
@@ -76,7 +76,7 @@ def straight(form: str, elsewhere: int = 0) -> tuple[list[Tensor], list[Tensor]]
             p.grad = gradient(p, k, t)
             part.grad = local(p.grad)
         optimizer.step()
-        with mock.patch.object(placement, "rng_offset_of", lambda part, _: begin[part] + elsewhere):
+        with mock.patch.object(bucket_builder, "rng_offset_of", lambda part, _: begin[part] + elsewhere):
             alone.step()
     return values(model, optimizer), values(nn.ParameterList(parts), alone)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
-from radam_fused.state.bucket_manager import Placement
+from radam_fused.state.bucket_builder import BucketBuilder
 from tests.support.helpers import same_bits
 from tests.support.mixed_dtypes import step
 
@@ -44,14 +44,14 @@ def same(opts: tuple[FusedRAdam, FusedRAdam]) -> bool:
 def counting_layouts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many buckets each layout made, from now on."""
     made: list[int] = []
-    build = Placement._build
+    build = BucketBuilder.build
 
-    def noting(self: Placement, *args: Any) -> Any:
+    def noting(self: BucketBuilder, *args: Any) -> Any:
         result = build(self, *args)
         made.append(len(result))
         return result
 
-    monkeypatch.setattr(Placement, "_build", noting)
+    monkeypatch.setattr(BucketBuilder, "build", noting)
     return made
 
 

@@ -20,8 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 from radam_fused import device as captures
-from radam_fused.state import bucket, step_counts
-from radam_fused.state import bucket_manager as placement
+from radam_fused.state import bucket, bucket_builder, step_counts
 from radam_fused.state import per_param as separate
 from radam_fused.step import collect, plan, scalars
 
@@ -121,7 +120,7 @@ class Device(TorchDispatchMode):
             patch.object(step_counts, "upload", self.upload),
             patch.object(step_counts, "readable", lambda device: False),
             patch.object(scalars, "capturing", capturing),
-            patch.object(placement, "capturing", capturing),
+            patch.object(bucket_builder, "capturing", capturing),
             patch.object(separate, "capturing", capturing),
             patch.object(collect, "capturing", capturing),
         ):
