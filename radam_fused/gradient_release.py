@@ -23,7 +23,7 @@ from .device import capturing
 from .numerics.tensor_checks import group_names
 from .optimizer import FusedRAdam
 from .state.bucket import Bucket
-from .state.per_param import SeparatePlacement
+from .state.per_param import PerParamBuckets
 from .step.collect import collect_bucket
 from .step.interrupts import Deferred
 from .step.launch import Launch
@@ -76,16 +76,16 @@ def step_in_backward(optimizer: FusedRAdam, accumulate: int = 1) -> StepInBackwa
     if optimizer._in_backward is not None:
         raise RuntimeError("this optimizer steps in backward already: call remove() of the handle that it gave first")
     _check_options(optimizer)
-    before = optimizer._placement
+    before = optimizer._bucket_manager
     hooks = Hooks(optimizer, accumulate)
     optimizer._in_backward = hooks
     try:
-        optimizer._placement = optimizer._place()
+        optimizer._bucket_manager = optimizer._make_buckets()
         hooks.follow(optimizer)
     except BaseException:
         hooks.remove()
         optimizer._in_backward = None
-        optimizer._placement = before  # the next step rebuilds it if optimizer.state shows other views by now
+        optimizer._bucket_manager = before  # the next step rebuilds it if optimizer.state shows other views by now
         raise
     return StepInBackward(optimizer, hooks)
 
@@ -125,7 +125,7 @@ class StepInBackward:
         if self._optimizer._in_backward is self._hooks:
             self._hooks.remove()
             self._optimizer._in_backward = None
-            self._optimizer._placement = self._optimizer._place()
+            self._optimizer._bucket_manager = self._optimizer._make_buckets()
 
     def __enter__(self) -> StepInBackward:
         return self
@@ -167,7 +167,7 @@ class Hooks:
         for p in params:
             if p not in self._handles and _may_get_gradients(p):
                 self._handles[p] = self._register(p)
-        self._followed = optimizer._placement.name if optimizer._placement is not None else None
+        self._followed = optimizer._bucket_manager.name if optimizer._bucket_manager is not None else None
 
     def _register(self, p: Tensor) -> RemovableHandle:
         frozen = not p.requires_grad
@@ -212,21 +212,21 @@ class Hooks:
 
     def _step(self, optimizer: FusedRAdam, p: Tensor) -> bool:
         """Steps one parameter; False, without a step, if its state was edited: `FusedRAdam.step` then steps it."""
-        placement = optimizer._placement
-        assert isinstance(placement, SeparatePlacement)
-        bucket = placement.bucket_of(p, optimizer.param_groups, optimizer.state)
+        manager = optimizer._bucket_manager
+        assert isinstance(manager, PerParamBuckets)
+        bucket = manager.bucket_of(p, optimizer.param_groups, optimizer.state)
         if bucket is None:
             return False
-        launch = collect_bucket(placement, bucket)
+        launch = collect_bucket(manager, bucket)
         if launch is None:
             raise RuntimeError(
-                f"{placement.names()[p]} has no gradient any more: a hook that ran before has taken it. "
+                f"{manager.names()[p]} has no gradient any more: a hook that ran before has taken it. "
                 "One optimizer alone can step a parameter in backward"
             )
-        run(placement, launch, self._scalars(optimizer, placement, bucket), zero_grads=False)
+        run(manager, launch, self._scalars(optimizer, manager, bucket), zero_grads=False)
         return True
 
-    def _scalars(self, optimizer: FusedRAdam, placement: SeparatePlacement, bucket: Bucket) -> Scalars:
+    def _scalars(self, optimizer: FusedRAdam, manager: PerParamBuckets, bucket: Bucket) -> Scalars:
         """Where one parameter's scalars are computed: `choose_scalars` of step/scalars.py, for one bucket."""
         check_capture([bucket], optimizer.param_groups)
         group = optimizer.param_groups[bucket.groups[0]]
@@ -277,7 +277,7 @@ class Hooks:
             launch.bucket.params[0].grad = None
         self._passes.clear()
         self._stepped.clear()
-        if optimizer._placement is None or optimizer._placement.name != self._followed or self._lazy:
+        if optimizer._bucket_manager is None or optimizer._bucket_manager.name != self._followed or self._lazy:
             self.follow(optimizer)
 
     def zeroed(self) -> None:

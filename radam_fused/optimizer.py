@@ -33,9 +33,9 @@ from .options import (
     refuse_with_differentiable,
 )
 from .param_groups import check_new_group
-from .state.bucket_manager import Placement
+from .state.bucket_manager import BucketManager
 from .state.checkpoint import check_state_dict, pack, unwrap, wrap
-from .state.per_param import SeparatePlacement
+from .state.per_param import PerParamBuckets
 from .state.transaction import Transaction
 from .step import compiled
 from .step.bucket_operators import BucketOperators
@@ -103,8 +103,8 @@ class FusedRAdam(Optimizer):
         offload: keep the moments in the host's memory (pinned, for parameters on a GPU) and compute the step there,
             with the ``cpu`` backend: 8 bytes a parameter less on the GPU (16 for float64), for a step that is bound by
             the bus, and by the host's memory, and during which the host waits. ``backend`` is ``"auto"`` or ``"cpu"``.
-        seed: of the random numbers that stochastic rounding draws (moments of 16 or 8 bits are always rounded so), from
-            0 to 2^32 - 1; a parameter group's, and so in the state_dict. A run repeats bit for bit.
+        seed: of the random numbers of stochastic rounding (moments of 16 or 8 bits are always rounded so), from 0 to
+            2^32 - 1; a parameter group's, and so in the state_dict. A run repeats bit for bit.
 
     Attributes:
         last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
@@ -185,27 +185,27 @@ class FusedRAdam(Optimizer):
         self._tables = DeviceTables()
         self._norms = GlobalNorms()
         self._keys = -1
-        self._placement: Placement | None = None
+        self._bucket_manager: BucketManager | None = None
         super().__init__(params, defaults)
         self._made_with = WHOLE if max_grad_norm is None else given_to(self.param_groups)
         if self._made_with.handed_on:
             self.grad_norm_group = sharing_group()
         if not differentiable:
-            self._placement = self._place(attach=True)
+            self._bucket_manager = self._make_buckets(attach=True)
 
     @in_own_modes
-    def _place(self, attach: bool = False) -> Placement:
-        kind = Placement if self._in_backward is None else SeparatePlacement
+    def _make_buckets(self, attach: bool = False) -> BucketManager:
+        kind = BucketManager if self._in_backward is None else PerParamBuckets
         operators = BucketOperators(self._backend, self._storage, self._offload)
         options = operators, self._flatten, attach, self._offload, self._storage
-        return kind(self.param_groups, self.state, *options, self._placement, self._within)
+        return kind(self.param_groups, self.state, *options, self._bucket_manager, self._within)
 
     @_disable_dynamo
     @in_own_modes
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
-        if self._placement is not None:  # takes in what user code has edited, before what is noted here hides it
-            self._placement.refresh(self.param_groups, self.state)
+        if self._bucket_manager is not None:  # takes in what user code has edited, before what is noted here hides it
+            self._bucket_manager.refresh(self.param_groups, self.state)
         index = len(self.param_groups)
         with Transaction() as transaction:
             transaction.on_failure(self.param_groups.__delitem__, slice(index, None))
@@ -216,8 +216,8 @@ class FusedRAdam(Optimizer):
             self._fake_mode = self._fake_mode or fake_mode_of(group["params"])
             if self._in_backward is not None:
                 self._in_backward.check_group(group, index)
-            if self._placement is not None:
-                self._placement.add(index, transaction)
+            if self._bucket_manager is not None:
+                self._bucket_manager.add(index, transaction)
             if self._in_backward is not None:
                 self._in_backward.follow(self)
 
@@ -263,12 +263,12 @@ class FusedRAdam(Optimizer):
             torch._C._set_grad_enabled(before)
         return loss
 
-    def _current_placement(self) -> Placement:
-        if self._placement is None:
-            self._placement = self._place()
+    def _current_buckets(self) -> BucketManager:
+        if self._bucket_manager is None:
+            self._bucket_manager = self._make_buckets()
         else:
-            self._placement.refresh(self.param_groups, self.state)
-        return self._placement
+            self._bucket_manager.refresh(self.param_groups, self.state)
+        return self._bucket_manager
 
     def _check_keys(self) -> None:
         """Raises where user code has given a group an option of the whole optimizer; looks where a key is new."""
@@ -289,27 +289,27 @@ class FusedRAdam(Optimizer):
             self._check_keys()
         if self._in_backward is not None:
             self._in_backward.before_step(self)
-        placement = self._current_placement()
+        manager = self._current_buckets()
         clips = self._max_grad_norm is not None
-        norm = self._norms.find(placement, self.grad_norm_group, self._made_with) if clips else None
+        norm = self._norms.find(manager, self.grad_norm_group, self._made_with) if clips else None
         amp = self.__dict__  # where GradScaler leaves what it knows while it calls `step`
         grad_scale, found_inf = amp.get("grad_scale"), amp.get("found_inf")
         if norm is None:
-            launches = collect(placement, sure=clips)
-            sums = partial_sums(launches, placement.ops, placement.names) if clips else None
+            launches = collect(manager, sure=clips)
+            sums = partial_sums(launches, manager.ops, manager.names) if clips else None
         else:
             with norm.taking_part():
-                launches = collect(placement, sure=True)
-                counted = partial_sums(launches, placement.ops, placement.names, norm)
+                launches = collect(manager, sure=True)
+                counted = partial_sums(launches, manager.ops, manager.names, norm)
             sums = norm.total(counted)  # also on a rank that has nothing to step
             found_inf = norm.joined(sums, found_inf)
         if launches:
             scalars = choose_scalars(
-                placement.buckets, self.param_groups, self._tables, self._max_grad_norm, sums, grad_scale, found_inf
+                manager.buckets, self.param_groups, self._tables, self._max_grad_norm, sums, grad_scale, found_inf
             )
             # Gradients that hooks have stepped are freed.
             zero_grads = self._zero_grads and self._in_backward is None
-            launch(placement, launches, scalars, zero_grads, None if self._zero_grads else grad_scale)
+            launch(manager, launches, scalars, zero_grads, None if self._zero_grads else grad_scale)
             self.last_grad_norm = scalars.grad_norm
         elif norm is not None and sums is not None:
             self.last_grad_norm = norm.of(sums, grad_scale)
@@ -330,18 +330,18 @@ class FusedRAdam(Optimizer):
                 "torch.compile: step() under step_in_backward has little left to do; leave it out"
             )
         self._check_keys()
-        placement = self._current_placement()
+        manager = self._current_buckets()
         if self._max_grad_norm is not None:
-            if self._norms.find(placement, self.grad_norm_group, self._made_with) is not None:
+            if self._norms.find(manager, self.grad_norm_group, self._made_with) is not None:
                 raise NotImplementedError(
                     "max_grad_norm over several ranks under torch.compile: step outside of the compiled function"
                 )
             if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
-                device = next((b.device for b in placement.buckets), torch.device("cpu"))
+                device = next((b.device for b in manager.buckets), torch.device("cpu"))
                 self._compiled_norm = torch.zeros(1, dtype=torch.float64, device=device)
             self.last_grad_norm = self._compiled_norm[0]
         return compiled.choose(
-            placement, self._tables, self.param_groups, self._backend, self._compiled_norm, params, grads, tensors
+            manager, self._tables, self.param_groups, self._backend, self._compiled_norm, params, grads, tensors
         )
 
     # What else torch.optim's optimizers do.
@@ -350,13 +350,13 @@ class FusedRAdam(Optimizer):
     @in_own_modes
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
-        if self._placement is None or not self._flatten:
+        if self._bucket_manager is None or not self._flatten:
             super().zero_grad(set_to_none)
             if self._in_backward is not None:
                 self._in_backward.zeroed()
             return
         with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
-            self._placement.zero_grads(set_to_none)
+            self._bucket_manager.zero_grads(set_to_none)
 
     @_disable_dynamo
     def rectification_state(self) -> list[RectificationState]:
@@ -369,8 +369,8 @@ class FusedRAdam(Optimizer):
 
         State in other forms keeps them, under names of their own (docs/precision.md).
         """
-        if self._placement is not None:
-            self._placement.settle(self.param_groups, self.state)
+        if self._bucket_manager is not None:
+            self._bucket_manager.refresh_thoroughly(self.param_groups, self.state)
         return pack(super().state_dict(), self.param_groups)
 
     @_disable_dynamo
@@ -413,7 +413,7 @@ class FusedRAdam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._placement = None
+        self._bucket_manager = None
         unwrap(self.state)
         self.last_grad_norm = self._compiled_norm = None
         if "_wide" in state:  # a copy or a pickle, which process groups stay out of; load_state_dict keeps what it has
@@ -426,4 +426,4 @@ class FusedRAdam(Optimizer):
             for name, default in GROUP_DEFAULTS.items():
                 group.setdefault(name, default)
         self._fake_mode = fake_mode_of(p for group in self.param_groups for p in group["params"])
-        self._placement = None if self._differentiable else self._place()
+        self._bucket_manager = None if self._differentiable else self._make_buckets()

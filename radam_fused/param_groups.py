@@ -34,8 +34,8 @@ def check_new_group(
         offload: whether it is kept on the host.
         own: the optimizer's value of each option in `radam_fused.options.WIDE`.
 
-    A parameter that requires no gradient may be a tensor of any kind here: `check_arrivals` checks it before its first
-    step, should it be thawed.
+    A parameter that requires no gradient may be a tensor of any kind here: `check_new_params` checks it before its
+    first step, should it be thawed.
 
     Raises:
         TypeError, ValueError: a hyperparameter or a parameter that is not allowed. The message names it.
@@ -53,7 +53,7 @@ def check_new_group(
             _check_steppable(p, name, backend, storage, offload)
 
 
-def check_arrivals(
+def check_new_params(
     params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]], backend: str, storage: StateFormat, offload: bool
 ) -> None:
     """Raises for a parameter that the optimizer cannot step, before its state is made; a thawed one, for example.

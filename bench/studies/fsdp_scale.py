@@ -126,7 +126,7 @@ def simulated(world: int, rank: int = 0) -> dict[str, Any]:
             with Seen() as seen:
                 optimizer.step()
         local = [p._local_tensor.numel() for p in params]
-        buckets = optimizer._placement.buckets
+        buckets = optimizer._bucket_manager.buckets
         return {
             "world": world,
             "rank": rank,

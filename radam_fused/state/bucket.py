@@ -28,15 +28,15 @@ from .codec import (
     encode,
     encode_with_root,
     first_and_root,
-    keep,
     local_entry,
     master_name,
     names_of,
+    write_master,
 )
 from .step_counts import StepCounts
-from .tracked_dict import TRACKED, Edits, ParameterState
+from .tracked_dict import TRACKED, DirtyFlag, ParameterState
 from .transaction import Transaction
-from .views import ShownViews, own_view
+from .views import PublishedViews, own_view
 
 
 class Bucket:
@@ -58,7 +58,7 @@ class Bucket:
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, in the dtype that `storage` asks for (`radam_fused.numerics.state_format`).
         scales: float32 (2, length / 256) of int8 moments; None for others.
-        residue: what is kept of master weights beside the parameters, flat; None where nothing is.
+        master: what is kept of master weights beside the parameters, flat; None where nothing is.
         stochastic: whether parameters are rounded so.
         counts: how many steps each parameter has taken.
         entries: which entry of ``optimizer.state`` shows each segment; None where none does yet.
@@ -75,8 +75,8 @@ class Bucket:
         groups: list[int],
         offload: bool = False,
         storage: StateFormat = FULL_PRECISION,
-        origins: list[int] | None = None,
-        edits: Edits | None = None,
+        rng_offsets: list[int] | None = None,
+        dirty: DirtyFlag | None = None,
     ) -> None:
         first = params[0]
         self.params = params
@@ -95,7 +95,7 @@ class Bucket:
         moments = storage.moment_dtype(self.dtype, whole_numel(first))
         lengths = [tensor.numel() for tensor in tensors]
         self.starts, self.length = segment_starts(lengths, coded=moments == torch.int8)
-        self._origins = self.starts if origins is None else origins
+        self._rng_offsets = self.starts if rng_offsets is None else rng_offsets
         self.state_device = torch.device("cpu") if offload else self.device
         pinned = offload and self.device.type == "cuda"
 
@@ -105,17 +105,17 @@ class Bucket:
         self.exp_avg = zeros(moments, self.length)
         self.exp_avg_sq = zeros(second_dtype(moments), self.length)
         self.scales = zeros(torch.float32, 2, self.length // ALIGNMENT) if moments == torch.int8 else None
-        residue = storage.master_dtype(self.dtype)
-        self.residue = None if residue is None else zeros(residue, self.length)
+        master = storage.master_dtype(self.dtype)
+        self.master = None if master is None else zeros(master, self.length)
         self.stochastic = storage.stochastic and self.dtype.itemsize == 2
-        for index in range(len(params) if self.residue is not None else 0):
-            self._keep(index, None)
+        for index in range(len(params) if self.master is not None else 0):
+            self._write_master(index, None)
         self.counts = StepCounts(len(params))
         self.last_plan: Any = None
         self.entries: list[weakref.ref[ParameterState] | None] = [None] * len(params)
         self.released = False
-        self._edits = edits
-        self.views = ShownViews([])
+        self._dirty = dirty
+        self.views = PublishedViews([])
 
     def view(self, buffer: Tensor, index: int) -> Tensor:
         """A segment of a flat buffer of this bucket, in its parameter's shape, with a storage of its own."""
@@ -123,25 +123,25 @@ class Bucket:
 
     # What ``optimizer.state`` shows.
 
-    def show(self, index: int, others: dict[str, Any]) -> ParameterState:
+    def publish_state(self, index: int, others: dict[str, Any]) -> ParameterState:
         """An entry of ``optimizer.state`` for a parameter, with what else its owner keeps there."""
         entry = ParameterState({**others, **self.state(index)}, self)
         self.entries[index] = weakref.ref(entry)
         return entry
 
-    def show_again(self, index: int) -> None:
+    def republish(self, index: int) -> None:
         """Puts the views into a parameter's entry, if it has one: they have moved."""
         reference = self.entries[index]
         entry = None if reference is None else reference()
         if entry is not None:
             dict.update(entry, self.state(index))  # not as user code does it
 
-    def note_shown(self) -> None:
+    def record_views(self) -> None:
         """Remembers what is shown, to notice where user code gives a view other memory."""
         live = [entry for reference in self.entries if reference is not None and (entry := reference()) is not None]
-        buffers = [self.exp_avg, self.exp_avg_sq, self.scales, self.residue, self.counts.shown]
-        views = ShownViews([buffer for buffer in buffers if buffer is not None])
-        views.show([value for entry in live for name, value in entry.items() if name in TRACKED])
+        buffers = [self.exp_avg, self.exp_avg_sq, self.scales, self.master, self.counts.shown]
+        views = PublishedViews([buffer for buffer in buffers if buffer is not None])
+        views.record([value for entry in live for name, value in entry.items() if name in TRACKED])
         self.views = views  # at the end: an interrupt may come before
 
     def intact(self, thoroughly: bool = False) -> bool:
@@ -151,12 +151,12 @@ class Bucket:
     def release(self) -> None:
         """Lets go of the buffers, which live on as long as ``optimizer.state`` shows some of them."""
         self.released = True
-        if self._edits is not None:
-            self._edits.released = True
+        if self._dirty is not None:
+            self._dirty.is_set = True
         self.last_plan = None
-        self.views = ShownViews([])
+        self.views = PublishedViews([])
         self.exp_avg = self.exp_avg_sq = torch.empty(0, dtype=torch.float32, device="cpu")
-        self.scales = self.residue = None
+        self.scales = self.master = None
 
     @property
     def absent(self) -> list[int]:
@@ -175,7 +175,7 @@ class Bucket:
         moments = self._moments(index)
         if self.is_complex and self.exp_avg.dtype.itemsize >= 4:
             moments = {name: torch.view_as_complex(moment) for name, moment in moments.items()}
-        kept = {} if self.residue is None else {master_name(self.residue.dtype): self.view(self.residue, index)}
+        kept = {} if self.master is None else {master_name(self.master.dtype): self.view(self.master, index)}
         values = {**moments, **kept}
         if self.is_sharded:  # the scales are of this rank's blocks: state_dict() spreads them over elements
             param = self.params[index]
@@ -191,7 +191,7 @@ class Bucket:
             views += [own_view(flat, (count,), (1,), row * self.scales.shape[1] + first) for row in range(2)]
         return dict(zip(MOMENTS[self.exp_avg.dtype], views, strict=True))
 
-    def adopt(self, index: int, state: Mapping[str, Any], count: float | None = None) -> None:
+    def load_state(self, index: int, state: Mapping[str, Any], count: float | None = None) -> None:
         """Copies a parameter's state, of the same shape and in whatever form, into this bucket.
 
         Args:
@@ -202,9 +202,9 @@ class Bucket:
         if count is None:
             count = 0.0 if is_fake(state["step"]) else float(state["step"])
         self.counts.assign(index, count)
-        self._adopt_values(index, state)
+        self._load_values(index, state)
 
-    def _adopt_values(self, index: int, state: Mapping[str, Any]) -> None:
+    def _load_values(self, index: int, state: Mapping[str, Any]) -> None:
         views = self._moments(index)
         if self.is_sharded:
             state = local_entry(state, self.params[index])
@@ -222,13 +222,13 @@ class Bucket:
             encode_with_root(views, *first_and_root(state))
         else:
             encode(views, *map(as_real, decoded(state)))
-        if self.residue is not None:
-            self._keep(index, state)
+        if self.master is not None:
+            self._write_master(index, state)
 
-    def _keep(self, index: int, state: Mapping[str, Any] | None) -> None:
+    def _write_master(self, index: int, state: Mapping[str, Any] | None) -> None:
         """Makes what is kept beside a parameter, from another form of it or from nothing."""
-        assert self.residue is not None
-        keep(self.view(self.residue, index), as_real(self.params[index]), state)
+        assert self.master is not None
+        write_master(self.view(self.master, index), as_real(self.params[index]), state)
 
     def follow_strides(self) -> list[int]:
         """Moves moments along with parameters whose strides have changed; returns which segments that were.
@@ -248,20 +248,20 @@ class Bucket:
                     transaction.on_failure(view.copy_, old[name])
                 self.strides[index] = tuple(tensors[index].stride())
                 self.moment_strides[index] = moment_strides(tensors[index])
-                self._adopt_values(index, old)
-                self.show_again(index)
+                self._load_values(index, old)
+                self.republish(index)
         if moved:
-            self.note_shown()
+            self.record_views()
         return moved
 
     @property
-    def draws(self) -> bool:
-        """Whether a step draws random numbers."""
+    def uses_random_bits(self) -> bool:
+        """Whether a step rounds with random bits."""
         return self.stochastic or self.exp_avg.dtype.itemsize < 4
 
-    def origin(self, index: int) -> int:
+    def rng_offset(self, index: int) -> int:
         """Where the random numbers of a segment begin."""
-        return self._origins[index]
+        return self._rng_offsets[index]
 
     def count_on_device(self) -> None:
         """From now on a rows operator counts the steps, where alone it may be known whether one is taken.
@@ -273,5 +273,5 @@ class Bucket:
             self.counts.move_to(self.state_device, set(self.last_plan.missing) if self.last_plan is not None else set())
             self.last_plan = None
             for index in range(len(self.params)):
-                self.show_again(index)
-            self.note_shown()
+                self.republish(index)
+            self.record_views()

@@ -18,7 +18,7 @@ from .bucket import Bucket
 from .checkpoint import check_entry, has_state
 from .flat_buffers import FlatBuffers
 from .membership import check_flatten, names_of
-from .tracked_dict import Edits
+from .tracked_dict import DirtyFlag
 from .views import warn_of_shared
 
 
@@ -49,24 +49,24 @@ class BucketBuilder:
         flatten: make flat buffers of parameters and gradients, too.
         offload: keep the state on the CPU.
         per_param: make a bucket for each parameter.
-        edits: shared by all buckets.
+        dirty: shared by all buckets.
     """
 
     def __init__(
-        self, backend: Backend, storage: StateFormat, flatten: bool, offload: bool, per_param: bool, edits: Edits
+        self, backend: Backend, storage: StateFormat, flatten: bool, offload: bool, per_param: bool, dirty: DirtyFlag
     ) -> None:
         self.backend = backend
         self._storage = storage
         self._flatten = flatten
         self._offload = offload
         self._per_param = per_param
-        self._edits = edits
+        self._dirty = dirty
 
     def build(
         self,
         groups: list[dict[str, Any]],
         state: dict[Tensor, Any],
-        arrivals: list[tuple[Tensor, int]],
+        new_params: list[tuple[Tensor, int]],
         attach: bool,
         replaced: Sequence[Bucket],
         absent: list[Tensor],
@@ -76,7 +76,7 @@ class BucketBuilder:
         Args:
             groups: the optimizer's ``param_groups``.
             state: its ``state``.
-            arrivals: the parameters, and the indices of their groups.
+            new_params: the parameters, and the indices of their groups.
             attach: under ``flatten``, give parameters without a gradient a zero one.
             replaced: buckets that have held some of them, and know their exact step counts.
             absent: parameters that have been stepped and are in no group now.
@@ -84,51 +84,53 @@ class BucketBuilder:
         Raises:
             RuntimeError, TypeError, ValueError: a parameter or its state that does not fit, by name.
         """
-        if not arrivals:
+        if not new_params:
             return []
-        for device in {p.device for p, _ in arrivals}:
+        for device in {p.device for p, _ in new_params}:
             if capturing(device):
                 raise RuntimeError(NEW_STATE)
         names = names_of(groups)
-        may = (p for p, _ in arrivals if may_step(p))
+        may = (p for p, _ in new_params if may_step(p))
         self.backend.check_params(may, lambda: names)
         kinds: dict[Hashable, list[tuple[Tensor, int]]] = {}
-        layer_of = layers([p for p, _ in arrivals])
-        for k, (p, index) in enumerate(arrivals):
-            kinds.setdefault((self._kind(p), layer_of.get(k, 0)), []).append((p, index))
+        layer_of = layers([p for p, _ in new_params])
+        for k, (p, index) in enumerate(new_params):
+            kinds.setdefault((self._bucket_key(p), layer_of.get(k, 0)), []).append((p, index))
         if self._flatten:
-            check_flatten(names, [p for p, _ in arrivals])
-        for p, _ in arrivals:
+            check_flatten(names, [p for p, _ in new_params])
+        for p, _ in new_params:
             if has_state(state.get(p)):
                 check_entry("optimizer.state", names[p], p, state[p])
                 warn_of_shared(state[p], names[p])
         counts = {p: (bucket, k) for bucket in replaced for k, p in enumerate(bucket.params)}
-        origins = self._origins(groups, absent) if self._storage.uses_random_bits else {}
+        whole_offsets = self._rng_offsets(groups, absent) if self._storage.uses_random_bits else {}
         made = []
         for members in kinds.values():
             params = [p for p, _ in members]
-            drawn = [rng_offset_of(p, origins[p]) for p in params] if self._storage.uses_random_bits else None
-            bucket = Bucket(params, [i for _, i in members], self._offload, self._storage, drawn, self._edits)
+            rng_offsets = None
+            if self._storage.uses_random_bits:
+                rng_offsets = [rng_offset_of(p, whole_offsets[p]) for p in params]
+            bucket = Bucket(params, [i for _, i in members], self._offload, self._storage, rng_offsets, self._dirty)
             ops = self.backend.operators_for(bucket)
             flat = FlatBuffers(bucket, [names[p] for p in params], attach) if self._flatten else None
             for segment, p in enumerate(params):
                 if has_state(state.get(p)):
                     was = counts.get(p)
                     count = None if was is None else was[0].counts.exact(was[1], state[p]["step"])
-                    bucket.adopt(segment, state[p], count)
+                    bucket.load_state(segment, state[p], count)
             if any(groups[index]["capturable"] for index in bucket.groups):
                 bucket.count_on_device()
             made.append(NewBucket(bucket, ops, flat))
         return made
 
-    def _kind(self, p: Tensor) -> Hashable:
+    def _bucket_key(self, p: Tensor) -> Hashable:
         """The same for parameters that share a bucket."""
         return p if self._per_param else (p.device, p.dtype, is_sharded(p), self._moments(p))
 
     def _moments(self, p: Tensor) -> torch.dtype:
         return self._storage.moment_dtype(as_real(p).dtype, whole_numel(p))
 
-    def _origins(self, groups: list[dict[str, Any]], absent: list[Tensor]) -> dict[Tensor, int]:
+    def _rng_offsets(self, groups: list[dict[str, Any]], absent: list[Tensor]) -> dict[Tensor, int]:
         """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed.
 
         Those that have been stepped and are in no group now come first: DeepSpeed's ZeRO puts one parameter after

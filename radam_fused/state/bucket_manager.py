@@ -24,13 +24,13 @@ from .codec import NAMES
 from .flat_buffers import FlatBuffers
 from .membership import is_current, members_of, names_of, stepping
 from .snapshot import Snapshot
-from .tracked_dict import Edits
+from .tracked_dict import DirtyFlag
 from .transaction import Transaction
 
 _serial = itertools.count()
 
 
-class Placement:
+class BucketManager:
     """The buckets of an optimizer's parameters.
 
     Args:
@@ -64,40 +64,41 @@ class Placement:
         attach: bool,
         offload: bool = False,
         storage: StateFormat = FULL_PRECISION,
-        before: Placement | None = None,
+        before: BucketManager | None = None,
         within: Transaction | None = None,
     ) -> None:
         self.groups = groups
         self._state = state
         self.flatten = flatten
         self.offload = offload
-        self._edits = Edits()
-        self._builder = BucketBuilder(backend, storage, flatten, offload, self._per_param, self._edits)
+        self._dirty = DirtyFlag()
+        self._builder = BucketBuilder(backend, storage, flatten, offload, self._per_param, self._dirty)
         self._snapshot: Snapshot | None = None
         self.buckets: list[Bucket] = []
         self.ops: dict[Bucket, Any] = {}
         self.flat_buffers: dict[Bucket, FlatBuffers] = {}
         members = members_of(groups)
-        arrivals = stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
-        self._lay_out(groups, state, [], arrivals, attach, () if before is None else before.buckets, within)
+        new_params = stepping(members) if flatten else [(p, i) for p, i in members if has_state(state.get(p))]
+        self._update_layout(groups, state, [], new_params, attach, () if before is None else before.buckets, within)
 
     def add(self, index: int, transaction: Transaction) -> None:
         """Takes in a group that has just been added; if the transaction fails, all is as it was."""
         members = [(p, i) for p, i in self._waiting_params() if i != index]
         members += [(p, index) for p in self.groups[index]["params"]]
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
-        self._lay_out(self.groups, self._state, kept, stepping(members) if self.flatten else [], True, (), transaction)
+        new_params = stepping(members) if self.flatten else []
+        self._update_layout(self.groups, self._state, kept, new_params, True, (), transaction)
 
     # Noticing what user code has changed.
 
     @property
     def edited(self) -> bool:
         """Whether user code has put another tensor into an entry of the state."""
-        return self._edits.released
+        return self._dirty.is_set
 
     def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
         """Whether the optimizer's groups or state are no longer those that this has placed."""
-        snapshot = None if self._edits.released else self._snapshot
+        snapshot = None if self._dirty.is_set else self._snapshot
         if snapshot is None:
             return True
         # Calls of Python's own cost a microsecond each where a training step has emptied the caches: few are made here.
@@ -125,10 +126,10 @@ class Placement:
                 replaced.append(bucket)
         known = {p for bucket, _ in kept for p in bucket.params}
         waiting = [(p, index) for p, index in members if p not in known]
-        arrivals = stepping(waiting) if self.flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
-        self._lay_out(groups, state, kept, arrivals, False, replaced)
+        new_params = stepping(waiting) if self.flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
+        self._update_layout(groups, state, kept, new_params, False, replaced)
 
-    def settle(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
+    def refresh_thoroughly(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """As `refresh`, with a look at every view of the state: before it is saved, say."""
         if not all(bucket.intact(thoroughly=True) for bucket in self.buckets):
             self._snapshot = None
@@ -140,25 +141,25 @@ class Placement:
         """The parameters without a bucket, by the index of their group."""
         return [(self.groups[index]["params"][k], index) for index, places in self._waiting for k in places]
 
-    def place_arrivals(self) -> None:
+    def add_new_params(self) -> None:
         """Gives a bucket to every parameter that has its first gradient, and to those that may get one with it."""
         for index, places in self._waiting:
             params = self.groups[index]["params"]
             if any(params[k].grad is not None for k in places):
-                self._place(stepping(self._waiting_params()), attach=False)
+                self._add_params(stepping(self._waiting_params()), attach=False)
                 return
 
-    def _place(self, arrivals: list[tuple[Tensor, int]], attach: bool) -> None:
+    def _add_params(self, new_params: list[tuple[Tensor, int]], attach: bool) -> None:
         """Gives buckets to these parameters."""
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
-        self._lay_out(self.groups, self._state, kept, arrivals, attach)
+        self._update_layout(self.groups, self._state, kept, new_params, attach)
 
-    def _lay_out(
+    def _update_layout(
         self,
         groups: list[dict[str, Any]],
         state: dict[Tensor, Any],
         kept: list[tuple[Bucket, list[int]]],
-        arrivals: list[tuple[Tensor, int]],
+        new_params: list[tuple[Tensor, int]],
         attach: bool,
         replaced: Sequence[Bucket] = (),
         within: Transaction | None = None,
@@ -169,7 +170,7 @@ class Placement:
             groups: the optimizer's ``param_groups``.
             state: its ``state``.
             kept: buckets that stay, and for each the indices of its parameters' groups, -1 for one in none.
-            arrivals: parameters that get a bucket, and the indices of their groups.
+            new_params: parameters that get a bucket, and the indices of their groups.
             attach: under ``flatten``, give parameters without a gradient a zero one.
             replaced: buckets that have held some of them, and know their exact step counts.
             within: the transaction that this is a part of, if any.
@@ -183,8 +184,8 @@ class Placement:
             for k, i in enumerate(indices)
             if i < 0 and bucket.counts.begun(k)
         ]
-        made = self._builder.build(groups, state, arrivals, attach, replaced, absent)
-        placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in arrivals}
+        made = self._builder.build(groups, state, new_params, attach, replaced, absent)
+        placed = {p for bucket, _ in kept for p in bucket.params} | {p for p, _ in new_params}
         with Transaction() if within is None else nullcontext(within) as transaction:
             transaction.keep_attributes(self)
             for bucket, indices in kept:
@@ -196,9 +197,9 @@ class Placement:
                 for segment, p in enumerate(one.bucket.params):
                     if has_state(state.get(p)) or (self.flatten and p.grad is not None):
                         transaction.keep_item(state, p)
-                        self._show(one.bucket, segment, state)
-                one.bucket.note_shown()
-            self.name = f"placement {next(_serial)}"
+                        self._publish(one.bucket, segment, state)
+                one.bucket.record_views()
+            self.name = f"layout {next(_serial)}"
             self.groups, self._state = groups, state
             self.buckets = [bucket for bucket, _ in kept] + [one.bucket for one in made]
             self.ops = {b: self.ops[b] for b, _ in kept} | {one.bucket: one.ops for one in made}
@@ -208,13 +209,13 @@ class Placement:
             self._waiting = [(index, waiting) for index, waiting in places if waiting]
             self._looked_at = self.buckets
             self._snapshot = Snapshot(groups, state)
-        self._edits.released = False  # by entries that the new ones have replaced
+        self._dirty.is_set = False  # by entries that the new ones have replaced
 
-    def _show(self, bucket: Bucket, segment: int, state: dict[Tensor, Any]) -> None:
+    def _publish(self, bucket: Bucket, segment: int, state: dict[Tensor, Any]) -> None:
         """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
         p = bucket.params[segment]
         others = {name: value for name, value in state.get(p, {}).items() if name not in NAMES}
-        state[p] = bucket.show(segment, others)
+        state[p] = bucket.publish_state(segment, others)
 
     def count_on_device(self) -> None:
         """From now on a device counts the steps, where it alone may know whether one is taken."""
@@ -225,12 +226,12 @@ class Placement:
         """What errors call each parameter."""
         return names_of(self.groups)
 
-    def show_new(self, bucket: Bucket, segments: list[int]) -> None:
+    def publish_new(self, bucket: Bucket, segments: list[int]) -> None:
         """Shows the state of those segments that had none yet: they have taken their first step."""
         for segment in segments:
             if bucket.entries[segment] is None:
-                self._show(bucket, segment, self._state)
-        bucket.note_shown()
+                self._publish(bucket, segment, self._state)
+        bucket.record_views()
         self._snapshot = Snapshot(self.groups, self._state)
 
     def zero_grads(self, set_to_none: bool) -> None:

@@ -53,9 +53,9 @@ _NEAREST = 0x8000
 """The random number that makes stochastic rounding of codes one to nearest."""
 
 
-def master_name(residue: torch.dtype) -> str:
-    """The name of a residue of this dtype."""
-    return next((name for name, dtype in MASTERS.items() if dtype == residue), "compensation")
+def master_name(master: torch.dtype) -> str:
+    """The name of a master of this dtype."""
+    return next((name for name, dtype in MASTERS.items() if dtype == master), "compensation")
 
 
 def names_of(entry: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -223,25 +223,25 @@ def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:
     return None
 
 
-def keep(residue: Tensor, param: Tensor, entry: Mapping[str, Any] | None) -> None:
+def write_master(master: Tensor, param: Tensor, entry: Mapping[str, Any] | None) -> None:
     """Writes what is kept beside a parameter.
 
     Args:
-        residue: a view of the bucket's buffer, whose dtype tells the form.
+        master: a view of the bucket's buffer, whose dtype tells the form.
         param: the parameter as it is now.
         entry: of ``optimizer.state``, in whatever form, or None for no more than the parameter.
     """
-    same = None if entry is None else entry.get(master_name(residue.dtype))
-    if same is not None and same.dtype in (residue.dtype, *PORTABLE):
-        residue.copy_(same)
+    same = None if entry is None else entry.get(master_name(master.dtype))
+    if same is not None and same.dtype in (master.dtype, *PORTABLE):
+        master.copy_(same)
         return
-    param = param.detach().to(residue.device)
+    param = param.detach().to(master.device)
     exact = param.float()
     value = None if entry is None else master_value(entry, param)
     value = exact if value is None else value.float()
-    if residue.dtype == torch.float32:
-        residue.copy_(value)
-    elif residue.dtype == torch.int16:  # whether the parameter is already the value's, or will be loaded next
-        residue.copy_(low_bits(value))
+    if master.dtype == torch.float32:
+        master.copy_(value)
+    elif master.dtype == torch.int16:  # whether the parameter is already the value's, or will be loaded next
+        master.copy_(low_bits(value))
     else:
-        residue.copy_(torch.where(value.isfinite() & exact.isfinite(), value - exact, 0.0))
+        master.copy_(torch.where(value.isfinite() & exact.isfinite(), value - exact, 0.0))

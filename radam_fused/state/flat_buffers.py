@@ -66,7 +66,7 @@ class FlatBuffers:
         self._names = names
         for index, p in enumerate(bucket.params):
             if p.grad is not None:
-                self._check_stray(index, p.grad)
+                self._check_detached(index, p.grad)
         self.param = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self.grad = memory.zeros((bucket.length,), bucket.dtype, bucket.device)
         self._storages = self.param.untyped_storage(), self.grad.untyped_storage()
@@ -95,11 +95,11 @@ class FlatBuffers:
                 p.data = bucket.view(self.param, index)
                 p.grad = grad
         bucket.strides = list(bucket.moment_strides)
-        self._places = self._described_places()
+        self._places = self._pair_table()
         self._count(0)
-        self._settle()
+        self._record_gradients()
 
-    def _described_places(self) -> Tensor | None:
+    def _pair_table(self) -> Tensor | None:
         """int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each parameter, as it is to be."""
         bucket = self._bucket
         if bucket.is_fake:
@@ -119,7 +119,7 @@ class FlatBuffers:
     def _count(self, which: int) -> None:
         self._references[which] = torch._C._storage_Use_Count(self._storages[which]._cdata)
 
-    def _check_stray(self, index: int, grad: Tensor) -> None:
+    def _check_detached(self, index: int, grad: Tensor) -> None:
         """Raises for a gradient that the flat buffer cannot take as it is."""
         p, name = self._bucket.params[index], self._names[index]
         check_gradients([p], [grad], [name])
@@ -129,7 +129,7 @@ class FlatBuffers:
         if grad.dtype != self._bucket.dtype:
             raise TypeError(f"flatten=True: gradient of {name} is {grad.dtype}: must be {self._bucket.dtype}, as it is")
 
-    def undisturbed(self) -> bool:
+    def views_intact(self) -> bool:
         """Whether all views are in place, as far as a step looks (see above)."""
         count = len(self._is_missing)
         if count <= LOOKED_AT:
@@ -187,7 +187,7 @@ class FlatBuffers:
         same_memory = grad.numel() == 0 or self._is_view(grad, self.grad, index)
         return same_memory and grad.stride() == self._bucket.moment_strides[index]
 
-    def _strays(self) -> list[tuple[int, Tensor | None]]:
+    def _detached(self) -> list[tuple[int, Tensor | None]]:
         """Every gradient that is not bound."""
         params = self._bucket.params
         return [(index, params[index].grad) for index in range(len(params)) if not self._is_bound(index)]
@@ -199,20 +199,20 @@ class FlatBuffers:
             RuntimeError, TypeError, ValueError: a parameter that is no view any more, or a gradient that the buffer
                 cannot take, before anything is written.
         """
-        if not self.undisturbed():
+        if not self.views_intact():
             self.check_storage()
             self._rebind()
         return self._missing
 
     def _rebind(self) -> None:
-        strays = self._strays()
-        for index, grad in strays:
+        detached = self._detached()
+        for index, grad in detached:
             if grad is not None:
-                self._check_stray(index, grad)
-        for index, grad in strays:
+                self._check_detached(index, grad)
+        for index, grad in detached:
             self._bind(index, grad)
-        del strays
-        self._settle()
+        del detached
+        self._record_gradients()
 
     def _bind(self, index: int, grad: Tensor | None) -> None:
         """Makes ``p.grad`` a view of the flat buffer with the values of `grad`; None stays None."""
@@ -222,7 +222,7 @@ class FlatBuffers:
             view.copy_(grad)
             self._bucket.params[index].grad = view
 
-    def _settle(self) -> None:
+    def _record_gradients(self) -> None:
         """Remembers how things are, after every gradient has been looked at."""
         self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
         if self._places is not None:
@@ -233,11 +233,11 @@ class FlatBuffers:
 
     def zero_grads(self) -> None:
         """Zeroes every gradient of the bucket with one memset; a gradient that is None stays so."""
-        if not self.undisturbed():
-            for index, grad in self._strays():
+        if not self.views_intact():
+            for index, grad in self._detached():
                 p = self._bucket.params[index]
                 p.grad = None
                 # Whatever a stray held is to be zero, so its values, which may not even fit, do not matter.
                 self._bind(index, None if grad is None else torch.zeros_like(p))
-            self._settle()
+            self._record_gradients()
         self.grad.zero_()

@@ -52,15 +52,15 @@ def is_current(bucket: Bucket, state: dict[Tensor, Any], indices: list[int]) -> 
     return True
 
 
-def check_flatten(names: dict[Tensor, str], arrivals: list[Tensor]) -> None:
+def check_flatten(names: dict[Tensor, str], new_params: list[Tensor]) -> None:
     """Raises for parameters that cannot become views of flat buffers, or whose gradients cannot."""
-    for p in arrivals:
+    for p in new_params:
         if p.is_complex():
             raise ValueError(f"flatten=True: {names[p]} is {p.dtype}: must be real, or flatten=False")
         check_not_shared(p, names[p])
     refuse_flatten(names)
     check_disjoint(list(names), list(names.values()))
-    for p in arrivals:
+    for p in new_params:
         if p.grad is not None:
             check_gradients([p], [p.grad], [names[p]])
 

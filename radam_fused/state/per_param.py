@@ -1,8 +1,8 @@
 """A bucket for each parameter, for a step that takes one parameter at a time (gradient_release.py).
 
-What `Placement` does once a step for all parameters is done here for one, at a cost that does not depend on how many
-there are. Parameters may be stepped on several CUDA streams at once: what belongs to one of them is made on the stream
-that steps it, or waited for.
+What `BucketManager` does once a step for all parameters is done here for one, at a cost that does not depend on how
+many there are. Parameters may be stepped on several CUDA streams at once: what belongs to one of them is made on the
+stream that steps it, or waited for.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from torch import Tensor
 
 from ..device import NEW_STATE, capturing
 from .bucket import Bucket
-from .bucket_manager import Placement
+from .bucket_manager import BucketManager
 from .checkpoint import has_state
 from .membership import is_current, stepping
 
 
-class SeparatePlacement(Placement):
-    """`Placement`, with the same arguments, but a bucket for each parameter."""
+class PerParamBuckets(BucketManager):
+    """`BucketManager`, with the same arguments, but a bucket for each parameter."""
 
     _per_param = True
 
     def __init__(self, *args: Any) -> None:
         self._bucket_of: dict[Tensor, Bucket] = {}
-        self._seats: dict[Tensor, tuple[int, int]] = {}
+        self._positions: dict[Tensor, tuple[int, int]] = {}
         super().__init__(*args)
 
-    def _all_seats(self) -> dict[Tensor, tuple[int, int]]:
+    def _all_positions(self) -> dict[Tensor, tuple[int, int]]:
         """Of every parameter its group, and its place in it."""
         return {p: (index, k) for index, group in enumerate(self.groups) for k, p in enumerate(group["params"])}
 
-    def _lay_out(self, *args: Any, **options: Any) -> None:
-        super()._lay_out(*args, **options)
+    def _update_layout(self, *args: Any, **options: Any) -> None:
+        super()._update_layout(*args, **options)
         self._bucket_of = {bucket.params[0]: bucket for bucket in self.buckets}
-        self._seats = self._all_seats()
+        self._positions = self._all_positions()
         self._looked_at = []  # `bucket_of` looks at the bucket that it returns
 
     def bucket_of(self, p: Tensor, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> Bucket | None:
@@ -45,24 +45,24 @@ class SeparatePlacement(Placement):
         None where somebody has edited the optimizer's groups or state, as far as this parameter shows it: it is then
         left to the next `FusedRAdam.step`, which looks at all of them and lays out anew what has changed.
         """
-        seat = self._seats.get(p)
-        if seat is None or self.edited or groups is not self.groups or state is not self._state:
+        position = self._positions.get(p)
+        if position is None or self.edited or groups is not self.groups or state is not self._state:
             return None
-        index, k = seat
+        index, k = position
         if index >= len(groups) or k >= len(groups[index]["params"]) or groups[index]["params"][k] is not p:
             return None
         bucket = self._bucket_of.get(p)
         if bucket is None:
             if has_state(state.get(p)):
                 return None
-            self._place_waiting(p.device)
+            self._add_waiting(p.device)
             return self._bucket_of[p]
         if not is_current(bucket, state, [index]):
             self._snapshot = None
             return None
         return bucket
 
-    def _place_waiting(self, device: torch.device) -> None:
+    def _add_waiting(self, device: torch.device) -> None:
         """Gives buckets to all parameters that may get a gradient, and waits until they are there for every stream.
 
         All at once, as memory that is made between two gradients, and stays, leaves holes between those to come.
@@ -70,14 +70,14 @@ class SeparatePlacement(Placement):
         if capturing(device):
             raise RuntimeError(NEW_STATE)
         known = len(self.buckets)
-        self._place(stepping(self._waiting_params()), attach=False)
+        self._add_params(stepping(self._waiting_params()), attach=False)
         for placed_on in {bucket.device for bucket in self.buckets[known:]}:
             if placed_on.type == "cuda":
                 torch.cuda.current_stream(placed_on).synchronize()
 
-    def show_new(self, bucket: Bucket, segments: list[int]) -> None:
-        """See `Placement.show_new`."""
+    def publish_new(self, bucket: Bucket, segments: list[int]) -> None:
+        """See `BucketManager.publish_new`."""
         if bucket.entries[0] is None:
-            self._show(bucket, 0, self._state)
-            bucket.note_shown()
+            self._publish(bucket, 0, self._state)
+            bucket.record_views()
             self._snapshot = None  # to take one for each parameter would be quadratic

@@ -19,11 +19,11 @@ TRACKED = NAMES | {"step"}
 """The keys of an entry that a step reads. Whatever else user code keeps there is its own affair."""
 
 
-class Edits:
+class DirtyFlag:
     """Shared by the buckets of an optimizer: whether one of them has let go of its buffers."""
 
     def __init__(self) -> None:
-        self.released = False
+        self.is_set = False
 
 
 class Owner(Protocol):

@@ -62,7 +62,7 @@ def warn_of_shared(entry: Mapping[str, Any], name: str) -> None:
             return
 
 
-class ShownViews:
+class PublishedViews:
     """The views of a bucket's buffers that ``optimizer.state`` shows.
 
     Each view holds one reference to its buffer. Where user code gives one of them other memory (``.data =``,
@@ -86,7 +86,7 @@ class ShownViews:
         self._table: Tensor | None = None
         self._next = 0
 
-    def show(self, tensors: Sequence[Any]) -> None:
+    def record(self, tensors: Sequence[Any]) -> None:
         """Remembers tensors that `optimizer.state` shows, all of them, as they are now."""
         tensors = [t for t in tensors if has_memory(local(t))]
         self._views = [local(t) for t in tensors]

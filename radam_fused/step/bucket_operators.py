@@ -12,9 +12,9 @@ from ..backends.fake_tensors import faked
 from ..backends.offload import Offloader
 from ..backends.ops import OPERATORS, Operators
 from ..numerics.state_format import StateFormat
-from ..param_groups import check_arrivals
+from ..param_groups import check_new_params
 from ..state.bucket import Bucket
-from .pointer_table import suits
+from .pointer_table import may_use_pointers
 
 
 class BucketOperators:
@@ -36,15 +36,15 @@ class BucketOperators:
         self.offloaders: dict[torch.device, Offloader] = {}
 
     def check_params(self, params: Iterable[Tensor], names: Callable[[], dict[Tensor, str]]) -> None:
-        """Raises for a parameter that the backend cannot step: `radam_fused.param_groups.check_arrivals`."""
-        check_arrivals(params, names, self._backend, self._storage, self._offload)
+        """Raises for a parameter that the backend cannot step: `radam_fused.param_groups.check_new_params`."""
+        check_new_params(params, names, self._backend, self._storage, self._offload)
 
     def operators_for(self, bucket: Bucket) -> Operators:
         """The operators that step a bucket."""
         ops = self._on(bucket.device)
         if bucket.is_fake:
             ops = ops._replace(scalars=faked(ops).scalars) if self._offload else faked(ops)
-        return ops if suits(bucket, ops) else ops._replace(has_pointer_path=False)
+        return ops if may_use_pointers(bucket, ops) else ops._replace(has_pointer_path=False)
 
     def _on(self, device: torch.device) -> Operators:
         if not self._offload:

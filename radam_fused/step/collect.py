@@ -6,20 +6,20 @@ from ..backends.ops import Operators
 from ..cpp_helpers import gradients
 from ..device import capturing
 from ..state.bucket import Bucket
-from ..state.bucket_manager import Placement
+from ..state.bucket_manager import BucketManager
 from ..state.membership import without_absent
-from .launch import Launch, by_lists
+from .launch import Launch, tensor_list_launch
 from .merged_segments import merged_segments
 from .plan import captured_plan, plan_for, whole_plan
-from .pointer_table import addresses, can_bypass_dispatcher
+from .pointer_table import can_bypass_dispatcher, find_pointer_table
 from .scalars import check_capture
 
 
-def collect_bucket(placement: Placement, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
+def collect_bucket(manager: BucketManager, bucket: Bucket, sure: bool = True, pointers: bool = True) -> Launch | None:
     """What a step launches over a bucket, or None where no parameter of it has a gradient.
 
     Args:
-        placement: the bucket's.
+        manager: the bucket's.
         bucket: any.
         sure: look at every pair now. Otherwise a launch on the pointer path may be one that does not fit it, which the
             step finds out itself.
@@ -30,21 +30,22 @@ def collect_bucket(placement: Placement, bucket: Bucket, sure: bool = True, poin
             could not replay the step.
     """
     captured = bucket.may_capture and capturing(bucket.device)
-    ops: Operators = placement.ops[bucket]
-    if pointers and bucket.all_present and not (captured or placement.flatten):
+    ops: Operators = manager.ops[bucket]
+    if pointers and bucket.all_present and not (captured or manager.flatten):
         whole = whole_plan(bucket)
-        found = None if whole is None else addresses(bucket, whole, ops)
-        if whole is not None and found is not None and (not sure or found.plain()):
-            return Launch(bucket, whole, whole.params, None, whole.segments, whole.row_of, whole.origins, found)
+        table = None if whole is None else find_pointer_table(bucket, whole, ops)
+        if whole is not None and table is not None and (not sure or table.fits()):
+            tables = whole.segments, whole.scalar_index, whole.rng_offsets
+            return Launch(bucket, whole, whole.params, None, *tables, table)
     plan_of = captured_plan if captured else plan_for
     if captured:
-        if placement.offload:
+        if manager.offload:
             raise RuntimeError("offload = True: a CUDA graph cannot capture step(), which the host computes")
-        check_capture([bucket], placement.groups)
+        check_capture([bucket], manager.groups)
     if not bucket.all_present and max(bucket.groups) < 0:
         return None
-    if placement.flatten:
-        flat = placement.flat_buffers[bucket]
+    if manager.flatten:
+        flat = manager.flat_buffers[bucket]
         missing = flat.collect()
         plan = plan_of(bucket, missing if bucket.all_present else sorted({*missing, *bucket.absent}))
         if not plan.present:
@@ -52,10 +53,10 @@ def collect_bucket(placement: Placement, bucket: Bucket, sure: bool = True, poin
         merged = plan.merged or merged_segments(bucket, flat, plan)
         by_pointers = pointers and ops.has_pointer_path and can_bypass_dispatcher()
         by_pointers = by_pointers and not (captured and ops.pointer_step is not None)
-        return Launch(bucket, plan, *merged, (by_pointers and plan.addresses) or None)
+        return Launch(bucket, plan, *merged, (by_pointers and plan.pointer_table) or None)
     grads, missing = gradients(bucket.params)
     if not bucket.all_present:
         grads, missing = without_absent(bucket, grads, missing)
     if not grads:
         return None  # and the bucket keeps its plan for the next step
-    return by_lists(bucket, plan_of(bucket, missing), grads, placement.names)
+    return tensor_list_launch(bucket, plan_of(bucket, missing), grads, manager.names)

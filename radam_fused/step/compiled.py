@@ -19,7 +19,7 @@ from ..cpp_helpers import gradients
 from ..device import COMPILING, capturing, upload
 from ..numerics.tensor_checks import gradient_dtypes
 from ..options import check_all
-from ..state.bucket_manager import Placement
+from ..state.bucket_manager import BucketManager
 from .launch import Launch
 from .plan import device_tables, plan_for
 from .recovery import check_launch, repair_layout
@@ -37,8 +37,8 @@ def run(optimizer: FusedRAdam) -> None:
     params: list[Tensor] = []
     grads: list[Tensor] = []
     tensors: list[Tensor] = []
-    placement = optimizer._placement
-    guards = (placement.name, placement.edited) if placement is not None else ()
+    manager = optimizer._bucket_manager
+    guards = (manager.name, manager.edited) if manager is not None else ()
     step(
         optimizer._init_group(guards, params, grads, tensors),
         optimizer.param_groups,
@@ -53,7 +53,7 @@ def run(optimizer: FusedRAdam) -> None:
 
 
 def choose(
-    placement: Placement,
+    manager: BucketManager,
     tables: DeviceTables,
     groups: list[dict[str, Any]],
     backend: str,
@@ -64,7 +64,7 @@ def choose(
 ) -> tuple[Any, ...]:
     """Fills the lists with what a step launches over each bucket.
 
-    Returns (backend, count of parameters, which of ``scales``, ``residue`` and ``origins`` follow its tensors,
+    Returns (backend, count of parameters, which of ``scales``, ``master`` and ``rng_offsets`` follow its tensors,
     stochastic) of each launch.
 
     ``grad_norm`` goes to the end of ``tensors``: where a step that clips leaves the norm.
@@ -78,17 +78,17 @@ def choose(
         for p in group["params"]:
             if capturing(p.device):  # what is made here stays for later calls, whose replays would not fill it
                 raise RuntimeError(COMPILING)
-    placement.place_arrivals()
-    placement.count_on_device()
+    manager.add_new_params()
+    manager.count_on_device()
     launches: list[Any] = []
     # Lines without a learning rate: `step` passes that as a tensor.
     constant = [{**group, "lr": 0.0} for group in groups]
-    for bucket in placement.buckets:
+    for bucket in manager.buckets:
         if bucket.is_complex:  # torch's functionalisation cannot mutate the real view of a complex tensor (2.13)
             raise NotImplementedError(
                 "complex parameters under torch.compile: step them outside of the compiled function"
             )
-        if placement.offload:  # dynamo would trace the ring of chunks, whose streams and order are its whole point
+        if manager.offload:  # dynamo would trace the ring of chunks, whose streams and order are its whole point
             raise NotImplementedError("offload=True under torch.compile: step outside of the compiled function")
         if bucket.is_sharded:  # the operators would meet DTensors in the graph, which know no rule for them
             raise NotImplementedError(
@@ -99,31 +99,31 @@ def choose(
         plan = plan_for(bucket, missing)
         if not plan.present:
             continue
-        check_launch(Launch(bucket, plan, plan.params, present, plan.segments, plan.row_of), placement.names)
+        check_launch(Launch(bucket, plan, plan.params, present, plan.segments, plan.scalar_index), manager.names)
         if plan.first:
-            placement.show_new(bucket, plan.present)
+            manager.publish_new(bucket, plan.present)
             plan.first = False
         params += plan.params
         grads += present
         # A row for each segment: nobody looks again at whether some have still taken the same number of steps.
-        row_of = torch.arange(len(plan.present), dtype=torch.int64, device="cpu")
+        scalar_index = torch.arange(len(plan.present), dtype=torch.int64, device="cpu")
         own = [(bucket.groups[i], i) for i in plan.present]
         pairs = upload(torch.tensor(own, dtype=torch.int64, device="cpu"), bucket.device)
         _, counted = device_tables(bucket, plan)
         group_scalars = tables.group_scalars(constant, bucket.device)
-        tables.keep(group_scalars, row_of, pairs, counted, plan.segments, plan.origins)
+        tables.keep(group_scalars, scalar_index, pairs, counted, plan.segments, plan.rng_offsets)
         tensors += (
             bucket.exp_avg,
             bucket.exp_avg_sq,
             plan.segments,
-            row_of,
+            scalar_index,
             group_scalars,
             pairs,
             counted,
             bucket.counts.shown,
         )
         tensors += (bucket.counts.taken,)
-        forms = bucket.scales, bucket.residue, plan.origins
+        forms = bucket.scales, bucket.master, plan.rng_offsets
         tensors += (tensor for tensor in forms if tensor is not None)
         there = tuple(tensor is not None for tensor in forms)
         launches.append((backend_for(bucket.device.type, backend), len(plan.present), there, bucket.stochastic))
@@ -154,7 +154,7 @@ def step(
                     partial.append(OPERATORS[name].grad_norm(chosen))
         squares = torch.stack([sums.to(partial[0].device) for sums in partial])
     for name, begin, end, index, there, stochastic in _launches(launches):
-        exp_avg, exp_avg_sq, segments, row_of, group_scalars, pairs, counted, steps, taken = tensors[
+        exp_avg, exp_avg_sq, segments, scalar_index, group_scalars, pairs, counted, steps, taken = tensors[
             index : index + TENSORS
         ]
         device = exp_avg.device
@@ -179,20 +179,20 @@ def step(
             _on(grad_scale, device),
             _on(found_inf, device),
         )
-        scales, residue, origins = _forms(tensors, index + TENSORS, there)
+        scales, master, rng_offsets = _forms(tensors, index + TENSORS, there)
         OPERATORS[name].step(
             params[begin:end],
             grads[begin:end],
             exp_avg,
             exp_avg_sq,
             segments,
-            row_of,
+            scalar_index,
             rows,
             zero_grads,
             scales,
-            residue,
+            master,
             stochastic,
-            origins,
+            rng_offsets,
         )
         if max_grad_norm is not None and begin == 0:
             tensors[-1].copy_(norm)
@@ -206,7 +206,7 @@ def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def _forms(tensors: list[Tensor], at: int, there: tuple[bool, ...]) -> list[Tensor | None]:
-    """``scales``, ``residue`` and ``origins`` of a launch, those that are there."""
+    """``scales``, ``master`` and ``rng_offsets`` of a launch, those that are there."""
     found: list[Tensor | None] = []
     for is_there in there:
         found.append(tensors[at] if is_there else None)

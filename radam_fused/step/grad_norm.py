@@ -26,7 +26,7 @@ from ..dtensor import is_sharded
 from ..numerics.layout import PARTIAL_SUMS
 from ..numerics.tensor_checks import gradient_dtypes
 from ..state.bucket import Bucket
-from ..state.bucket_manager import Placement
+from ..state.bucket_manager import BucketManager
 from .launch import Launch, Names
 from .parts import WHOLE, Given, refuse_parts
 from .plan import Plan
@@ -194,17 +194,17 @@ class GlobalNorms:
         self._found: GlobalNorm | None = None
         self._layout = ""
 
-    def find(self, placement: Placement, group: Any, made_with: Given) -> GlobalNorm | None:
+    def find(self, manager: BucketManager, group: Any, made_with: Given) -> GlobalNorm | None:
         """How the gradients' norm is found where other ranks hold a part of them; None where none does.
 
         Args:
-            placement: the optimizer's buckets.
+            manager: the optimizer's buckets.
             group: its ``grad_norm_group``.
             made_with: what it was made with.
         """
-        if self._found is None or self._layout != placement.name or self._found.given is not group:
-            self._found = GlobalNorm(placement.names(), group, made_with)
-            self._layout = placement.name
+        if self._found is None or self._layout != manager.name or self._found.given is not group:
+            self._found = GlobalNorm(manager.names(), group, made_with)
+            self._layout = manager.name
         return self._found if self._found.group is not None else None
 
 

@@ -12,8 +12,8 @@ from ..numerics.layout import as_real
 from ..numerics.tensor_checks import check_gradients
 from ..state.bucket import Bucket
 from ..tensor_kinds import check_memory, may_wrap
-from .plan import Plan, check_apart
-from .pointer_table import Addresses
+from .plan import Plan, check_params_disjoint
+from .pointer_table import PointerTable
 
 Names = Callable[[], dict[Tensor, str]]
 """Gives what errors call each parameter."""
@@ -28,10 +28,10 @@ class Launch(NamedTuple):
     grads: list[Tensor] | None
     """None where they are found by `addresses`."""
     segments: Tensor
-    row_of: Tensor
-    origins: Tensor | None = None
-    """Where the random numbers of each segment begin; None where none are drawn."""
-    addresses: Addresses | None = None
+    scalar_index: Tensor
+    rng_offsets: Tensor | None = None
+    """Where the random numbers of each segment begin; None where a step uses no random bits."""
+    pointer_table: PointerTable | None = None
 
 
 def resolved(param: Tensor, grad: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def resolved(param: Tensor, grad: Tensor) -> Tensor:
     return grad
 
 
-def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> Launch:
+def tensor_list_launch(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> Launch:
     """The launch of a plan, whose parameters have these gradients.
 
     Raises:
@@ -50,7 +50,7 @@ def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> L
             tensor subclass without memory.
     """
     params = plan.params
-    check_apart(plan, names)
+    check_params_disjoint(plan, names)
     if bucket.is_sharded:
         grads = local_gradients(params, grads, names)
         params = [p._local_tensor for p in params]  # type: ignore[attr-defined]
@@ -62,4 +62,4 @@ def by_lists(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> L
         check_gradients(params, grads, [names()[p] for p in plan.params])
         grads = [resolved(p, grad) for p, grad in zip(params, grads, strict=True)]
         params, grads = list(map(as_real, params)), list(map(as_real, grads))
-    return Launch(bucket, plan, params, grads, plan.segments, plan.row_of, plan.origins)
+    return Launch(bucket, plan, params, grads, plan.segments, plan.scalar_index, plan.rng_offsets)

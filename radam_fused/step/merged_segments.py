@@ -14,7 +14,7 @@ from ..numerics.layout import ALIGNMENT, layout_hash
 from ..state.bucket import Bucket
 from ..state.flat_buffers import FlatBuffers
 from .plan import Plan
-from .pointer_table import Addresses
+from .pointer_table import PointerTable
 
 
 class MergedSegments(NamedTuple):
@@ -23,9 +23,9 @@ class MergedSegments(NamedTuple):
     params: list[Tensor]
     grads: list[Tensor]
     segments: Tensor
-    row_of: Tensor
-    origins: Tensor | None
-    """Where the random numbers of each begin; None where none are drawn."""
+    scalar_index: Tensor
+    rng_offsets: Tensor | None
+    """Where the random numbers of each begin; None where a step uses no random bits."""
 
 
 def merged_segments(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
@@ -40,8 +40,9 @@ def merged_segments(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegm
         plan.merged = merged = _merge(bucket, flat, plan)
         if HAS_POINTER_PATH and not bucket.is_fake:
             for p, grad in zip(merged.params, merged.grads, strict=True):
-                p.grad = grad  # where `Addresses` looks for it
-            plan.addresses = Addresses(bucket, merged.params, merged.segments, merged.row_of, merged.origins)
+                p.grad = grad  # where `PointerTable` looks for it
+            tables = merged.segments, merged.scalar_index, merged.rng_offsets
+            plan.pointer_table = PointerTable(bucket, merged.params, *tables)
         flat.note_views()
     return plan.merged
 
@@ -51,17 +52,17 @@ def _is_contiguous_with(bucket: Bucket, index: int, after: int) -> bool:
     if bucket.scales is not None and bucket.params[index].numel() % ALIGNMENT:
         return False  # the padding between the two would count among the last block's elements
     distance = bucket.starts[after] - bucket.starts[index]
-    return not bucket.draws or bucket.origin(after) - bucket.origin(index) == distance
+    return not bucket.uses_random_bits or bucket.rng_offset(after) - bucket.rng_offset(index) == distance
 
 
 def _merge(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
     with real():
-        row_of = plan.row_of.tolist()
+        scalar_index = plan.scalar_index.tolist()
     present = plan.present
     breaks = [
         k
         for k, after in pairwise(range(len(present)))
-        if row_of[k] != row_of[after]
+        if scalar_index[k] != scalar_index[after]
         or present[after] != present[k] + 1
         or not _is_contiguous_with(bucket, present[k], present[after])
     ]
@@ -72,9 +73,9 @@ def _merge(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
     spans = list(zip(starts, ends, strict=True))
     with real():
         segments = torch.tensor([(s, layout_hash([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
-        rows = torch.tensor([row_of[k] for k in firsts], dtype=torch.int64, device="cpu")
-    origins = None
-    if bucket.draws:
-        origins = torch.tensor([bucket.origin(present[k]) for k in firsts], dtype=torch.int64, device="cpu")
+        rows = torch.tensor([scalar_index[k] for k in firsts], dtype=torch.int64, device="cpu")
+    rng_offsets = None
+    if bucket.uses_random_bits:
+        rng_offsets = torch.tensor([bucket.rng_offset(present[k]) for k in firsts], dtype=torch.int64, device="cpu")
     params, grads = ([buffer[start:end] for start, end in spans] for buffer in (flat.param, flat.grad))
-    return MergedSegments(params, grads, segments, rows, origins)
+    return MergedSegments(params, grads, segments, rows, rng_offsets)

@@ -21,7 +21,7 @@ from ..tensor_kinds import is_fake
 
 if TYPE_CHECKING:
     from .merged_segments import MergedSegments
-    from .pointer_table import Addresses
+    from .pointer_table import PointerTable
 
 
 @dataclass
@@ -34,11 +34,11 @@ class Plan:
     params: list[Tensor]
     segments: Tensor
     """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `layout_hash`."""
-    row_of: Tensor
+    scalar_index: Tensor
     """int64, on the CPU: the row of each present segment."""
     rows: list[tuple[int, int]]
     """For each row its parameter group, and a segment that has taken as many steps as all of the row."""
-    row_table: ScalarBuffer
+    scalar_buffer: ScalarBuffer
     """Where the host writes the rows of a step."""
     counting: tuple[int, int, int, int] | None = None
     """See `counting`."""
@@ -48,11 +48,11 @@ class Plan:
     """Whether the host knows which segments have the same count; a capture cannot wait to find out."""
     tables: tuple[Tensor, Tensor] | None = None
     """What the rows operator takes of this plan, where a device counts: see `device_tables`."""
-    origins: Tensor | None = None
-    """int64, on the CPU: where the random numbers of each present segment begin; None where none are drawn."""
+    rng_offsets: Tensor | None = None
+    """int64, on the CPU: where the random numbers of each present segment begin; None where none are used."""
     places: Places | None = None
     """Where the parameters are stored, as of when it was last found that none shares memory with another."""
-    addresses: Addresses | Literal[False] | None = None
+    pointer_table: PointerTable | Literal[False] | None = None
     """See `radam_fused.step.pointer_table`; False where there is not that way, None until a step asks."""
     merged: MergedSegments | None = None
     """Under ``flatten``: what is launched in the place of the segments, see `radam_fused.step.merged_segments`."""
@@ -64,34 +64,34 @@ def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
     present = [i for i in range(len(bucket.params)) if i not in absent]
     taken = range(len(bucket.params)) if apart else bucket.counts.classes(absent)
     row_indices: dict[tuple[int, int], int] = {}
-    row_of = [row_indices.setdefault((bucket.groups[i], taken[i]), len(row_indices)) for i in present]
+    scalar_index = [row_indices.setdefault((bucket.groups[i], taken[i]), len(row_indices)) for i in present]
     first_of: dict[int, int] = {}
-    for i, row in zip(present, row_of, strict=True):
+    for i, row in zip(present, scalar_index, strict=True):
         first_of.setdefault(row, i)
     segments = [(bucket.starts[i], layout_hash(bucket.shapes[i], bucket.strides[i])) for i in present]
     with real():
-        return _built(bucket, missing, present, row_of, list(first_of.values()), segments)
+        return _built(bucket, missing, present, scalar_index, list(first_of.values()), segments)
 
 
 def _built(
     bucket: Bucket,
     missing: list[int],
     present: list[int],
-    row_of: list[int],
-    leaders: list[int],
+    scalar_index: list[int],
+    representatives: list[int],
     segments: list[tuple[int, int]],
 ) -> Plan:
     """A plan whose tables the host and C can read."""
-    origins = torch.tensor([bucket.origin(i) for i in present], dtype=torch.int64, device="cpu")
+    rng_offsets = torch.tensor([bucket.rng_offset(i) for i in present], dtype=torch.int64, device="cpu")
     return Plan(
         missing=missing,
         present=present,
         params=[bucket.params[i] for i in present],
         segments=torch.tensor(segments, dtype=torch.int64, device="cpu").reshape(-1, 2),
-        row_of=torch.tensor(row_of, dtype=torch.int64, device="cpu"),
-        rows=[(bucket.groups[i], i) for i in leaders],
-        row_table=ScalarBuffer(len(leaders)),
-        origins=origins if bucket.draws else None,
+        scalar_index=torch.tensor(scalar_index, dtype=torch.int64, device="cpu"),
+        rows=[(bucket.groups[i], i) for i in representatives],
+        scalar_buffer=ScalarBuffer(len(representatives)),
+        rng_offsets=rng_offsets if bucket.uses_random_bits else None,
     )
 
 
@@ -150,7 +150,7 @@ def counting(bucket: Bucket, plan: Plan) -> tuple[int, int, int, int] | None:
     return plan.counting
 
 
-def check_apart(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
+def check_params_disjoint(plan: Plan, names: Callable[[], dict[Tensor, str]]) -> None:
     """Raises if two parameters of a plan share memory by now; when their moments were laid out, they did not.
 
     Args:

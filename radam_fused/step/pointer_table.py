@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from ..state.bucket import Bucket
     from .plan import Plan
 
-BRIEF = 2**22
+HOLD_GIL_UP_TO = 2**22
 """Of a bucket up to so many elements a step takes a few milliseconds at most: no longer than Python's threads wait for
 each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive."""
 
 
-class Addresses:
+class PointerTable:
     """The pairs of a launch whose segments are all dense arrays.
 
     Args:
         bucket: whose state is stepped.
         params: tensors whose gradients are looked for in ``.grad``.
-        segments, row_of, origins: the operator's.
+        segments, scalar_index, rng_offsets: the operator's.
 
     Attributes:
         table: int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each.
@@ -44,13 +44,13 @@ class Addresses:
     """
 
     def __init__(
-        self, bucket: Bucket, params: list[Tensor], segments: Tensor, row_of: Tensor, origins: Tensor | None
+        self, bucket: Bucket, params: list[Tensor], segments: Tensor, scalar_index: Tensor, rng_offsets: Tensor | None
     ) -> None:
         self.table = torch.zeros(len(params), 5, dtype=torch.int64, device="cpu")
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
         self.known = record_params(params, self.table.data_ptr())
         self._params = params  # the table has addresses within these objects
-        self._brief = bucket.length <= BRIEF  # on the CPU alone: a launch on a GPU never keeps the interpreter
+        self._hold_gil = bucket.length <= HOLD_GIL_UP_TO  # on a GPU the GIL is always released
         self._pairs = (
             self.table.data_ptr(),
             segments.data_ptr(),
@@ -59,11 +59,11 @@ class Addresses:
             NATIVE_DEVICE[bucket.device.type],
             bucket.device.index or 0,
         )
-        self._before = self.table, bucket.exp_avg, bucket.exp_avg_sq, segments, row_of
-        self._after = bucket.scales, bucket.residue, bucket.stochastic, origins
+        self._before = self.table, bucket.exp_avg, bucket.exp_avg_sq, segments, scalar_index
+        self._after = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
         self._own: PointerStep | None = None
 
-    def plain(self) -> bool:
+    def fits(self) -> bool:
         """Whether all pairs are plain tensors that fit."""
         return read_pairs(*self._pairs)
 
@@ -74,7 +74,7 @@ class Addresses:
         counts: tuple[int, int, int, int] | None,
         pointer_step: type[PointerStep] | None = None,
     ) -> bool:
-        """The step, its count, and the version counters of what it writes; False, with nothing done, if not `plain`.
+        """The step, its count, and the version counters of what it writes; False, with nothing done, unless it `fits`.
 
         Args:
             rows: the scalars.
@@ -88,10 +88,10 @@ class Addresses:
                     self._pairs, StepArgs(self._params, self._params, *self._before[1:], rows, False, *self._after)
                 )
             return self._own.step(rows, zero_grads, counts)
-        return step_from_pointers(self._pairs, self._brief, (*self._before, rows, zero_grads, *self._after), counts)
+        return step_from_pointers(self._pairs, self._hold_gil, (*self._before, rows, zero_grads, *self._after), counts)
 
 
-def suits(bucket: Bucket, ops: Operators) -> bool:
+def may_use_pointers(bucket: Bucket, ops: Operators) -> bool:
     """Whether the steps of a bucket may go by addresses, as far as that never changes."""
     return (
         ops.has_pointer_path and not (bucket.is_complex or bucket.is_sharded) and bucket.state_device == bucket.device
@@ -109,15 +109,15 @@ def _default_device_alone(modes: int) -> bool:
     return all(type(_get_function_stack_at(i)) is DeviceContext for i in range(modes))
 
 
-def addresses(bucket: Bucket, plan: Plan, ops: Operators) -> Addresses | None:
+def find_pointer_table(bucket: Bucket, plan: Plan, ops: Operators) -> PointerTable | None:
     """Those of a plan; None where a step has to go by lists."""
-    if plan.addresses is None:
-        plan.addresses = _found(bucket, plan) if ops.has_pointer_path else False
-    return plan.addresses if plan.addresses and can_bypass_dispatcher() else None
+    if plan.pointer_table is None:
+        plan.pointer_table = _make_pointer_table(bucket, plan) if ops.has_pointer_path else False
+    return plan.pointer_table if plan.pointer_table and can_bypass_dispatcher() else None
 
 
-def _found(bucket: Bucket, plan: Plan) -> Addresses | Literal[False]:
+def _make_pointer_table(bucket: Bucket, plan: Plan) -> PointerTable | Literal[False]:
     if any(bucket.moment_strides[i] != bucket.strides[i] for i in plan.present):
         return False
-    found = Addresses(bucket, plan.params, plan.segments, plan.row_of, plan.origins)
+    found = PointerTable(bucket, plan.params, plan.segments, plan.scalar_index, plan.rng_offsets)
     return found if found.known else False

@@ -24,7 +24,7 @@ def check_launch(launch: Launch, names_of: Names) -> None:
         RuntimeError, TypeError, ValueError: see `numerics.tensor_checks`; also a parameter that has another shape,
             device or precision than when its state was made.
     """
-    if launch.addresses is not None and launch.addresses.plain():
+    if launch.pointer_table is not None and launch.pointer_table.fits():
         return
     bucket = launch.bucket
     names = names_of()
@@ -35,7 +35,7 @@ def check_launch(launch: Launch, names_of: Names) -> None:
         was = f"its state was made for {tuple(bucket.shapes[segment])}, {bucket.dtype} on {bucket.device}"
         if shape != bucket.shapes[segment] or tensor.device != bucket.device:
             raise ValueError(f"{names[p]} is now {tuple(shape)} on {tensor.device}: {was}")
-        if bucket.residue is not None and p.dtype != bucket.dtype:
+        if bucket.master is not None and p.dtype != bucket.dtype:
             raise TypeError(f"{names[p]} is now {p.dtype}: its master weights were made for {bucket.dtype}")
         if is_double != (bucket.dtype == torch.float64) or p.is_complex() != bucket.is_complex:
             raise TypeError(f"{names[p]} is now {p.dtype}: {was}")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backends.ops import Operators
 from ..modes import writing
-from ..state.bucket_manager import Placement
+from ..state.bucket_manager import BucketManager
 from .collect import collect_bucket
 from .grad_scaler import unscale
 from .interrupts import Deferred
@@ -20,29 +20,29 @@ from .recovery import check_launch, repair_layout
 from .scalars import HostScalars, Scalars
 
 
-def collect(placement: Placement, sure: bool) -> list[Launch]:
+def collect(manager: BucketManager, sure: bool) -> list[Launch]:
     """What a step launches, at most one for each bucket; parameters with their first gradient get a bucket before.
 
     Args:
-        placement: the buckets.
+        manager: the buckets.
         sure: check every gradient now. Otherwise a single launch checks its own tensors before it writes; of several,
             all have to be right before the first one does.
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient or a parameter that does not fit, by name.
     """
-    placement.place_arrivals()
-    sure = sure or len(placement.buckets) > 1
+    manager.add_new_params()
+    sure = sure or len(manager.buckets) > 1
     with span("collect"):
-        launches = [launch for b in placement.buckets if (launch := collect_bucket(placement, b, sure)) is not None]
+        launches = [launch for b in manager.buckets if (launch := collect_bucket(manager, b, sure)) is not None]
     if len(launches) > 1:
         for launch in launches:
-            check_launch(launch, placement.names)
+            check_launch(launch, manager.names)
     return launches
 
 
 def launch(
-    placement: Placement,
+    manager: BucketManager,
     launches: Sequence[Launch],
     scalars: Scalars,
     zero_grads: bool,
@@ -51,7 +51,7 @@ def launch(
     """Takes the step of every launch, and counts it; a signal's handler runs before all of that or after.
 
     Args:
-        placement: the buckets.
+        manager: the buckets.
         launches: of `collect`, at least one.
         scalars: makes the scalars of each.
         zero_grads: whether to leave zeros in the gradients.
@@ -64,30 +64,30 @@ def launch(
     # One call of C moves and counts; of anything more an interrupt could see a part. A plan's first step is shown, too.
     if (
         len(launches) == 1
-        and first.addresses is not None
+        and first.pointer_table is not None
         and not first.plan.first
         and type(scalars) is HostScalars
-        and placement.ops[first.bucket].pointer_step is None
+        and manager.ops[first.bucket].pointer_step is None
     ):
-        run(placement, first, scalars, zero_grads)
+        run(manager, first, scalars, zero_grads)
         return
     if len(launches) > 1:
         scalars.prepare([(one.bucket, one.plan) for one in launches])
     with Deferred():
         for one in launches:
-            run(placement, one, scalars, zero_grads)
+            run(manager, one, scalars, zero_grads)
         if grad_scale is not None:
             unscale(launches, grad_scale)
 
 
-def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool, repair: bool = True) -> None:
+def run(manager: BucketManager, launch: Launch, scalars: Scalars, zero_grads: bool, repair: bool = True) -> None:
     """One bucket's step: its scalars, the step operator, and the counts.
 
     Where the pointer path does not fit, the step goes through the dispatcher; where the operator then fails for a
     reason that can be repaired, it is tried once more.
 
     Args:
-        placement: the buckets.
+        manager: the buckets.
         launch: of `collect`.
         scalars: makes the scalars.
         zero_grads: whether to leave zeros in the gradients.
@@ -96,8 +96,8 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
     Raises:
         RuntimeError, TypeError, ValueError: a tensor that does not fit, by name; nothing was written.
     """
-    bucket, plan, pointers = launch.bucket, launch.plan, launch.addresses
-    ops = placement.ops[bucket]
+    bucket, plan, pointers = launch.bucket, launch.plan, launch.pointer_table
+    ops = manager.ops[bucket]
     with span("scalars"):
         rows = scalars.rows(bucket, plan, ops)
     try:
@@ -110,40 +110,40 @@ def run(placement: Placement, launch: Launch, scalars: Scalars, zero_grads: bool
         scalars.undo(bucket, plan)
         if not isinstance(error, Exception):
             raise
-        check_launch(launch, placement.names)  # a clearer error, where a tensor is at fault
+        check_launch(launch, manager.names)  # a clearer error, where a tensor is at fault
         if not (repair and repair_layout(bucket)):
             raise
     else:
         if stepped:
-            finish_step(placement, launch)
+            finish_step(manager, launch)
             return
         scalars.undo(bucket, plan)
-    again = collect_bucket(placement, bucket, pointers=False)
+    again = collect_bucket(manager, bucket, pointers=False)
     if again is not None:
-        run(placement, again, scalars, zero_grads, repair=pointers is not None)
+        run(manager, again, scalars, zero_grads, repair=pointers is not None)
 
 
 def _step_lists(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> bool:
     """The step operator on lists of tensors, and the version counters of what it writes; True."""
-    bucket, plan, params, grads, segments, row_of, origins, _ = launch
+    bucket, plan, params, grads, segments, scalar_index, rng_offsets, _ = launch
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
-    forms = bucket.scales, bucket.residue, bucket.stochastic, origins
+    forms = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
     written = [*params, *grads] if zero_grads else params if bucket.is_inference else ()
     # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
     with writing(written), torch._C._AutoDispatchBelowAutograd():
-        ops.step(params, grads, *moments, segments, row_of, rows, zero_grads, *forms)
+        ops.step(params, grads, *moments, segments, scalar_index, rows, zero_grads, *forms)
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
     if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
         torch.autograd.graph.increment_version(plan.params)
     return True
 
 
-def finish_step(placement: Placement, launch: Launch) -> None:
+def finish_step(manager: BucketManager, launch: Launch) -> None:
     """Counts a step for the segments of a launch, and shows the state of those that have taken their first."""
     bucket, plan = launch.bucket, launch.plan
-    if launch.addresses is None or bucket.counts.on_device:  # otherwise the call that made it has counted it
+    if launch.pointer_table is None or bucket.counts.on_device:  # otherwise the call that made it has counted it
         bucket.counts.add(plan.present if plan.missing else None, plan.counts_known)
     if plan.first:
-        placement.show_new(bucket, plan.present)
+        manager.publish_new(bucket, plan.present)
         plan.first = False

@@ -57,13 +57,15 @@ class HostScalars:
     def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """See `Scalars`."""
         self._prepared = {
-            id(plan): plan.row_table.filled(self._groups, plan.rows, bucket.counts.taken) for bucket, plan in plans
+            id(plan): plan.scalar_buffer.filled(self._groups, plan.rows, bucket.counts.taken) for bucket, plan in plans
         }
 
     def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
         prepared = self._prepared.get(id(plan)) if self._prepared else None
-        return prepared if prepared is not None else plan.row_table.filled(self._groups, plan.rows, bucket.counts.taken)
+        if prepared is not None:
+            return prepared
+        return plan.scalar_buffer.filled(self._groups, plan.rows, bucket.counts.taken)
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`: nothing was counted."""

@@ -43,7 +43,7 @@ def test_moments_are_pinned(small: None) -> None:
             moment = opt.state[p][name]
             assert moment.device.type == "cpu"
             assert moment.is_pinned()
-    (offloader,) = opt._placement._builder.backend.offloaders.values()
+    (offloader,) = opt._bucket_manager._builder.backend.offloaders.values()
     assert len(offloader._ring) == offload.SLOTS
     assert all(slot.memory.is_pinned() for slot in offloader._ring)
     assert offloader.staging_bytes == offload.SLOTS * offload.SLOT_BYTES
@@ -238,10 +238,12 @@ def test_copies_overlap_with_the_computation(monkeypatch: pytest.MonkeyPatch, re
     monkeypatch.setattr(offload, "SLOTS", 1)  # a ring that has more keeps them
     alone.step()
     idle.step()
-    (offloader,) = idle._placement._builder.backend.offloaders.values()
+    (offloader,) = idle._bucket_manager._builder.backend.offloaders.values()
     nothing = Operators(step=lambda *args: None, grad_norm=offloader._host.grad_norm, scalars=offloader._host.scalars)
     monkeypatch.setattr(offloader, "_host", nothing)
-    rings = [len(ring._ring) for o in (opt, alone, idle) for ring in o._placement._builder.backend.offloaders.values()]
+    rings = [
+        len(ring._ring) for o in (opt, alone, idle) for ring in o._bucket_manager._builder.backend.offloaders.values()
+    ]
     assert rings == [3, 1, 1]
     turns = [[milliseconds(each.step) for each in (opt, alone, idle)] for _ in range(8)]
     overlapped, one_by_one, copies = map(min, zip(*turns, strict=True))

@@ -175,7 +175,7 @@ def test_freed_state_is_an_error_that_says_so(kernels: dict[str, Kernel]) -> Non
         give_gradients(params, t, new=True)
         opt.step()
     before = [p.detach().clone() for p in params]
-    opt._placement.buckets[0].exp_avg.untyped_storage().resize_(0)
+    opt._bucket_manager.buckets[0].exp_avg.untyped_storage().resize_(0)
     with pytest.raises((RuntimeError, ValueError), match="exp_avg"):
         opt.step()
     assert all_same_bits([p.detach() for p in params], before)

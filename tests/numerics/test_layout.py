@@ -84,7 +84,7 @@ def test_a_plan_lasts_while_nothing_changes() -> None:
     b = bucket()
     plan = plan_for(b, [])
     assert plan.rows == [(0, 0), (1, 1)]
-    assert plan.row_of.tolist() == [0, 1, 1]
+    assert plan.scalar_index.tolist() == [0, 1, 1]
     b.counts.add(plan.present)
     assert plan_for(b, []) is plan
     assert b.counts.taken.tolist() == [1.0, 1.0, 1.0]

@@ -213,11 +213,11 @@ def test_a_default_device_leaves_the_pointer_path_on(monkeypatch: pytest.MonkeyP
     def pointer_path() -> bool:
         p.grad = torch.ones(7, device="cpu")
         optimizer.step()
-        placement = optimizer._placement
-        assert placement is not None
-        launch = collect_bucket(placement, placement.buckets[0])
+        manager = optimizer._bucket_manager
+        assert manager is not None
+        launch = collect_bucket(manager, manager.buckets[0])
         assert launch is not None
-        return launch.addresses is not None
+        return launch.pointer_table is not None
 
     class Watching(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -209,8 +209,8 @@ def test_tuples_in_the_place_of_lists_cost_no_new_layout(what: str, options: str
             optimizer.param_groups[0]["params"] = tuple(optimizer.param_groups[0]["params"])
         p.grad, q.grad = torch.ones(5000), torch.ones(3)
         optimizer.step()
-        placement = optimizer._placement
-        names.append(None if placement is None else placement.name)
+        manager = optimizer._bucket_manager
+        names.append(None if manager is None else manager.name)
     assert optimizer.state[p]["step"] == 4
     assert len(set(names[1:])) == 1
     optimizer.zero_grad()

@@ -174,9 +174,9 @@ def test_parameters_apart_share_one_bucket() -> None:
         for p in params:
             p.grad = torch.ones_like(p)
         optimizer.step()
-        placement = optimizer._placement
-        assert placement is not None
-        assert len(placement.buckets) == 1
+        manager = optimizer._bucket_manager
+        assert manager is not None
+        assert len(manager.buckets) == 1
 
 
 def shares(a: Tensor, b: Tensor) -> bool:

@@ -16,7 +16,7 @@ from radam_fused.backends.staging import Transfer
 from radam_fused.gradient_release import StepInBackward
 from radam_fused.state.step_counts import StepCounts
 from radam_fused.state.tracked_dict import ParameterState
-from radam_fused.state.views import ShownViews
+from radam_fused.state.views import PublishedViews
 from radam_fused.step.scalars import DeviceScalars
 from tests.support.random_edits import Training
 
@@ -104,7 +104,7 @@ def test_classes_that_are_not_split_are_found(monkeypatch: pytest.MonkeyPatch) -
 def test_ignored_edits_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """If entries did not report to their bucket, and addresses were not compared, replaced moments would be lost."""
     monkeypatch.setattr(ParameterState, "release_owner", lambda self: None)
-    monkeypatch.setattr(ShownViews, "intact", lambda self, thoroughly=False: True)
+    monkeypatch.setattr(PublishedViews, "intact", lambda self, thoroughly=False: True)
     assert found(FusedRAdam)
 
 

@@ -56,7 +56,7 @@ def load(run: Run) -> None:
 def replace_moments(run: Run) -> None:
     for p in run.params:
         run.opt.state[p]["exp_avg"] = run.opt.state[p]["exp_avg"].clone()
-    run.opt._placement.refresh(run.opt.param_groups, run.opt.state)
+    run.opt._bucket_manager.refresh(run.opt.param_groups, run.opt.state)
 
 
 def add_group(run: Run) -> None:
@@ -70,7 +70,7 @@ def in_backward(run: Run) -> None:
 
 
 def place(run: Run) -> None:
-    run.opt._placement.place_arrivals()
+    run.opt._bucket_manager.add_new_params()
 
 
 LAYOUTS: dict[str, tuple[Callable[[Run], None], int, dict[str, Any]]] = {

@@ -96,15 +96,15 @@ def test_a_failing_operator_is_tried_a_bounded_number_of_times(monkeypatch: pyte
     params, opt = one_dtype({})
     give(params, 0)
     opt.step()
-    (bucket,) = opt._placement.buckets
-    ops = opt._placement.ops[bucket]
+    (bucket,) = opt._bucket_manager.buckets
+    ops = opt._bucket_manager.ops[bucket]
     calls = []
 
     def failing(*args: Any) -> None:
         calls.append(1)
         raise RuntimeError("a launch failed (played)")
 
-    opt._placement.ops[bucket] = ops._replace(step=failing, has_pointer_path=False)
+    opt._bucket_manager.ops[bucket] = ops._replace(step=failing, has_pointer_path=False)
     # It says each time that it has repaired something.
     monkeypatch.setattr("radam_fused.step.run.repair_layout", lambda bucket: True)
     bucket.last_plan = None

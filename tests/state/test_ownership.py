@@ -116,7 +116,7 @@ def test_by_turns_every_view_is_looked_at() -> None:
     entry = opt.state[params[211]]
     old = entry["exp_avg"].data
     entry["exp_avg"].data = torch.zeros_like(old)
-    assert opt._placement.buckets[0].intact()
+    assert opt._bucket_manager.buckets[0].intact()
     opt.state_dict()
     assert opt.state[params[211]]["exp_avg"].data_ptr() not in (0, old.data_ptr())
     before = opt.state[params[211]]["exp_avg"].clone()
@@ -165,7 +165,7 @@ def test_state_moved_off_frees_its_memory_at_once(drop: Callable[[FusedRAdam], N
     params, opt = pair(**options)
     step(params, opt, 0)
     view = opt.state[params[0]]["exp_avg"]
-    storage = torch.multiprocessing.reductions.StorageWeakRef(opt._placement.buckets[0].exp_avg.untyped_storage())
+    storage = torch.multiprocessing.reductions.StorageWeakRef(opt._bucket_manager.buckets[0].exp_avg.untyped_storage())
     drop(opt)
     assert not storage.expired()  # the view that is held here keeps it
     del view

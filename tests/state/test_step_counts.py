@@ -101,7 +101,7 @@ def test_counts_go_on_beyond_what_float32_holds(options: dict[str, Any]) -> None
         opt.state[p]["step"].fill_(BIG)
     for t in range(2, 7):
         step(params, opt, t)
-    (bucket,) = opt._placement.buckets
+    (bucket,) = opt._bucket_manager.buckets
     assert bucket.counts.taken.tolist() == [BIG + 5.0] * 3
     assert all(float(opt.state[p]["step"]) == float(torch.tensor(BIG + 5.0, dtype=torch.float32)) for p in params)
 
@@ -120,7 +120,9 @@ def test_exact_counts_survive_another_layout(edit: str) -> None:
     else:
         step_in_backward(opt)
     step(params, opt, 2)
-    assert [count for bucket in opt._placement.buckets for count in bucket.counts.taken.tolist()][:3] == [BIG + 2.0] * 3
+    assert [count for bucket in opt._bucket_manager.buckets for count in bucket.counts.taken.tolist()][:3] == [
+        BIG + 2.0
+    ] * 3
 
 
 def test_stochastic_rounding_differs_in_each_step_beyond_what_float32_holds() -> None:
@@ -134,7 +136,7 @@ def test_stochastic_rounding_differs_in_each_step_beyond_what_float32_holds() ->
         with torch.no_grad():
             p.fill_(1.0)
         opt.state[p]["exp_avg"].fill_(1.0)
-        (bucket,) = opt._placement.buckets
+        (bucket,) = opt._bucket_manager.buckets
         bucket.counts.assign(0, count)
         opt.step()
         results.append(p.detach().clone())

@@ -72,7 +72,7 @@ def test_swapped_groups_make_no_layout(
         other.step()
     made, copied = [], []
     monkeypatch.setattr(Bucket, "__init__", lambda *args, **kwargs: made.append(args))
-    monkeypatch.setattr(Bucket, "adopt", lambda *args: copied.append(args))
+    monkeypatch.setattr(Bucket, "load_state", lambda *args: copied.append(args))
     for t in range(3, 13):
         give(ours, t)
         give(theirs, t)

@@ -12,7 +12,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from radam_fused import FusedRAdam
 from radam_fused.cpp_helpers import HAS_POINTER_PATH
-from radam_fused.step.pointer_table import BRIEF
+from radam_fused.step.pointer_table import HOLD_GIL_UP_TO
 from tests.support.helpers import same_bits
 from tests.support.pointer_path import STEPS, parameters
 
@@ -132,7 +132,7 @@ def test_a_dense_order_of_its_own_is_plain(pointer_calls: list[bool]) -> None:
 
 def test_gradients_outlive_a_long_step(pointer_calls: list[bool]) -> None:
     """A step too long to keep other threads waiting holds the gradients that one of these may replace."""
-    p = nn.Parameter(torch.zeros(BRIEF + 1))
+    p = nn.Parameter(torch.zeros(HOLD_GIL_UP_TO + 1))
     opt = FusedRAdam([p], backend="cpu")
     p.grad = torch.ones_like(p)
     for _ in range(2):

@@ -78,18 +78,18 @@ def test_errors_are_those_of_the_lists(spoil: Callable, error: type[Exception], 
     assert opt.state[params[0]]["step"] == 2
 
 
-@pytest.mark.parametrize("brief", [True, False], ids=["alone", "beside_other_threads"])
-def test_an_error_of_the_operator_says_what_it_says(brief: bool) -> None:
+@pytest.mark.parametrize("hold_gil", [True, False], ids=["alone", "beside_other_threads"])
+def test_an_error_of_the_operator_says_what_it_says(hold_gil: bool) -> None:
     params = parameters(torch.float32)
     opt = FusedRAdam(params, backend="cpu")
     for p in params:
         p.grad = torch.ones_like(p)
     for _ in range(2):
         opt.step()
-    plan = whole_plan(opt._placement.buckets[0])
-    table, exp_avg, exp_avg_sq, *rest = plan.addresses._before
-    plan.addresses._before = table, exp_avg, exp_avg_sq[1:], *rest
-    plan.addresses._brief = brief
+    plan = whole_plan(opt._bucket_manager.buckets[0])
+    table, exp_avg, exp_avg_sq, *rest = plan.pointer_table._before
+    plan.pointer_table._before = table, exp_avg, exp_avg_sq[1:], *rest
+    plan.pointer_table._hold_gil = hold_gil
     before = [p.detach().clone() for p in params]
     with pytest.raises(RuntimeError, match="exp_avg and exp_avg_sq must be flat buffers of one size"):
         opt.step()

@@ -14,10 +14,10 @@ PROGRAM = """
 import hashlib, sys, torch
 from radam_fused import FusedRAdam
 from radam_fused.step import run
-from radam_fused.step.pointer_table import Addresses
-calls, by_pointers, by_lists = [], Addresses.step, run._step_lists
-Addresses.step = lambda *args: calls.append(True) or by_pointers(*args)
-run._step_lists = lambda *args: calls.append(False) or by_lists(*args)
+from radam_fused.step.pointer_table import PointerTable
+calls, by_pointers, by_tensor_lists = [], PointerTable.step, run._step_lists
+PointerTable.step = lambda *args: calls.append(True) or by_pointers(*args)
+run._step_lists = lambda *args: calls.append(False) or by_tensor_lists(*args)
 digest = hashlib.sha256()
 for options in ({}, {"flatten": True}, {"state_dtype": torch.int8}, {"max_grad_norm": 1.0}, {"zero_grads": True}):
     torch.manual_seed(0)

@@ -55,12 +55,12 @@ class Training:
 
     def add_state(self) -> None:
         """Gives the device the optimizer's state."""
-        for bucket in self.optimizer._placement.buckets:
+        for bucket in self.optimizer._bucket_manager.buckets:
             counts = bucket.counts.shown, bucket.counts.taken
-            for buffer in (bucket.exp_avg, bucket.exp_avg_sq, bucket.scales, bucket.residue, *counts):
+            for buffer in (bucket.exp_avg, bucket.exp_avg_sq, bucket.scales, bucket.master, *counts):
                 if buffer is not None:
                     self.device.add(buffer)
-        for flat in self.optimizer._placement.flat_buffers.values():
+        for flat in self.optimizer._bucket_manager.flat_buffers.values():
             self.device.add(flat.param)
             self.device.add(flat.grad)
 

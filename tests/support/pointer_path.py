@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from radam_fused.step import run as launching
-from radam_fused.step.pointer_table import Addresses
+from radam_fused.step.pointer_table import PointerTable
 
 STEPS = 8
 SHAPES = ((3,), (), (0,), (17, 5), (4097,), (2, 3, 4))
@@ -19,18 +19,18 @@ SHAPES = ((3,), (), (0,), (17, 5), (4097,), (2, 3, 4))
 def pointer_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each attempt at a launch, whether it took the pointer path and stepped."""
     seen: list[bool] = []
-    by_pointers, by_lists = Addresses.step, launching._step_lists
+    by_pointers, by_tensor_lists = PointerTable.step, launching._step_lists
 
     def noting_pointers(*args: Any) -> bool:
         seen.append(by_pointers(*args))
         return seen[-1]
 
     def noting_lists(*args: Any) -> bool:
-        stepped = by_lists(*args)
+        stepped = by_tensor_lists(*args)
         seen.append(False)
         return stepped
 
-    monkeypatch.setattr(Addresses, "step", noting_pointers)
+    monkeypatch.setattr(PointerTable, "step", noting_pointers)
     monkeypatch.setattr(launching, "_step_lists", noting_lists)
     return seen
 
