@@ -324,7 +324,7 @@ class FusedRAdam(Optimizer):
     def _init_group(
         self, guards: tuple[Any, ...], params: list[Tensor], grads: list[Tensor], tensors: list[Tensor]
     ) -> tuple[Any, ...]:
-        """What torch.compile runs in earnest while it traces a step, and again when one of the guards is another."""
+        """What torch.compile runs eagerly while it traces a step, and again when one of the guards is another."""
         if self._in_backward is not None:
             raise NotImplementedError(
                 "torch.compile: step() under step_in_backward has little left to do; leave it out"
@@ -336,7 +336,7 @@ class FusedRAdam(Optimizer):
                 raise NotImplementedError(
                     "max_grad_norm over several ranks under torch.compile: step outside of the compiled function"
                 )
-            if self._compiled_norm is None:  # one for good: it is among what a compiled step is guarded by
+            if self._compiled_norm is None:  # one permanently: it is among what a compiled step is guarded by
                 device = next((b.device for b in manager.buckets), torch.device("cpu"))
                 self._compiled_norm = torch.zeros(1, dtype=torch.float64, device=device)
             self.last_grad_norm = self._compiled_norm[0]

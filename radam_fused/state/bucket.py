@@ -58,7 +58,7 @@ class Bucket:
         state_device: where the moments are: with the parameters, or under `offload` on the CPU, pinned for a GPU.
         exp_avg, exp_avg_sq: flat moments, in the dtype that `storage` asks for (`radam_fused.numerics.state_format`).
         scales: float32 (2, length / 256) of int8 moments; None for others.
-        master: what is kept of master weights beside the parameters, flat; None where nothing is.
+        master: the master weights as one flat buffer, or what is stored of them in addition to the parameters; or None.
         stochastic: whether parameters are rounded so.
         counts: how many steps each parameter has taken.
         entries: which entry of ``optimizer.state`` shows each segment; None where none does yet.
@@ -124,20 +124,20 @@ class Bucket:
     # What ``optimizer.state`` shows.
 
     def publish_state(self, index: int, others: dict[str, Any]) -> ParameterState:
-        """An entry of ``optimizer.state`` for a parameter, with what else its owner keeps there."""
+        """Makes an entry of ``optimizer.state`` for a parameter, with whatever else user code keeps there."""
         entry = ParameterState({**others, **self.state(index)}, self)
         self.entries[index] = weakref.ref(entry)
         return entry
 
     def republish(self, index: int) -> None:
-        """Puts the views into a parameter's entry, if it has one: they have moved."""
+        """Puts new views into a parameter's entry, if it has one, after its buffers have moved."""
         reference = self.entries[index]
         entry = None if reference is None else reference()
         if entry is not None:
-            dict.update(entry, self.state(index))  # not as user code does it
+            dict.update(entry, self.state(index))  # which does not set the dirty flag
 
     def record_views(self) -> None:
-        """Remembers what is shown, to notice where user code gives a view other memory."""
+        """Records the views in ``optimizer.state``, to notice where user code gives one of them other memory."""
         live = [entry for reference in self.entries if reference is not None and (entry := reference()) is not None]
         buffers = [self.exp_avg, self.exp_avg_sq, self.scales, self.master, self.counts.shown]
         views = PublishedViews([buffer for buffer in buffers if buffer is not None])
@@ -149,7 +149,7 @@ class Bucket:
         return not self.released and self.views.intact(thoroughly)
 
     def release(self) -> None:
-        """Lets go of the buffers, which live on as long as ``optimizer.state`` shows some of them."""
+        """Drops the buffers; they live on as long as ``optimizer.state`` holds views of them."""
         self.released = True
         if self._dirty is not None:
             self._dirty.is_set = True
@@ -192,7 +192,7 @@ class Bucket:
         return dict(zip(MOMENTS[self.exp_avg.dtype], views, strict=True))
 
     def load_state(self, index: int, state: Mapping[str, Any], count: float | None = None) -> None:
-        """Copies a parameter's state, of the same shape and in whatever form, into this bucket.
+        """Copies a parameter's state, of the same shape and in any state format, into this bucket.
 
         Args:
             index: its segment.
@@ -226,7 +226,7 @@ class Bucket:
             self._write_master(index, state)
 
     def _write_master(self, index: int, state: Mapping[str, Any] | None) -> None:
-        """Makes what is kept beside a parameter, from another form of it or from nothing."""
+        """Writes a parameter's master weights, from an entry in any state format or from the parameter alone."""
         assert self.master is not None
         write_master(self.view(self.master, index), as_real(self.params[index]), state)
 
@@ -264,12 +264,12 @@ class Bucket:
         return self._rng_offsets[index]
 
     def count_on_device(self) -> None:
-        """From now on a rows operator counts the steps, where alone it may be known whether one is taken.
+        """From now on a scalars operator counts the steps: only the device may know whether one is taken.
 
-        The host then no longer knows the counts, but still which segments have the same.
+        The host then no longer knows the counts, but still knows which segments have equal ones.
         """
         if not self.counts.on_device:
-            # A step of the last plan may be under way.
+            # A step of the last plan may be running.
             self.counts.move_to(self.state_device, set(self.last_plan.missing) if self.last_plan is not None else set())
             self.last_plan = None
             for index in range(len(self.params)):

@@ -1,4 +1,4 @@
-"""Makes buckets for parameters; nothing that exists is changed until `BucketManager` takes them in."""
+"""Makes buckets for parameters, and changes nothing that exists: `BucketManager` puts them to use."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ class BucketBuilder:
         return self._storage.moment_dtype(as_real(p).dtype, whole_numel(p))
 
     def _rng_offsets(self, groups: list[dict[str, Any]], absent: list[Tensor]) -> dict[Tensor, int]:
-        """Where the random numbers of each whole parameter begin: by its place among all, however they are bucketed.
+        """Where the random numbers of each whole parameter begin: it depends on its place among all, not on buckets.
 
-        Those that have been stepped and are in no group now come first: DeepSpeed's ZeRO puts one parameter after
-        another into a group alone, and these must not all draw the same numbers.
+        Parameters that have been stepped and are in no group now come first: DeepSpeed's ZeRO puts one parameter after
+        another into a group alone, and they must not all use the same random bits.
         """
         params = [*absent, *(p for group in groups for p in group["params"])]
         return dict(zip(params, segment_starts([rng_length(p) for p in params])[0], strict=True))

@@ -1,8 +1,9 @@
-"""Where the parameters of an optimizer are stored: assigns them to buckets as gradients come.
+"""Assigns parameters to buckets, and rebuilds buckets when user code has edited ``param_groups`` or ``state``.
 
-User code may edit ``param_groups`` and ``state`` between two steps. Buckets are kept by parameter: one whose parameters
-and state are still the same stays as it is, whatever the groups look like now; any other is laid out again from what
-``state`` holds. All of it happens beside what is there, and is committed at the end (`Transaction`).
+A parameter gets its bucket with its first gradient. User code may edit ``param_groups`` and ``state`` between steps. A
+bucket whose parameters and state are the same as before stays as it is, even if its parameters are in other groups now.
+Every other bucket is built again from what ``state`` holds. New buckets are made while the old ones stay in place, and
+replace them at the end (`Transaction`).
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ class BucketManager:
     """The buckets of an optimizer's parameters.
 
     Args:
-        groups: the optimizer's ``param_groups``; all state in ``state`` is adopted.
+        groups: the optimizer's ``param_groups``; all state in ``state`` is taken over.
         state: the optimizer's ``state``, which this fills as parameters take their first steps.
         backend: who steps the buckets.
         flatten: make parameters and gradients views of flat buffers, at once.
         attach: under ``flatten``, give parameters without a gradient a zero one.
         offload: keep moments on the CPU, and step there (backends/offload.py).
         storage: how the state is stored.
-        before: what has stored the state until now, if anything: it knows exact step counts.
+        before: the manager that has stored the state until now, if any: it knows the exact step counts.
         within: the transaction that this is a part of, if any.
 
     Attributes:
-        name: of this layout alone, which a compiled step is guarded by.
+        name: of this layout; a new layout has a new name. A guard of a compiled step.
         buckets: in the order they were made.
         ops: the operators that step each (`radam_fused.backends.ops.Operators`).
         flat_buffers: of each, under ``flatten``.
@@ -82,7 +83,12 @@ class BucketManager:
         self._update_layout(groups, state, [], new_params, attach, () if before is None else before.buckets, within)
 
     def add(self, index: int, transaction: Transaction) -> None:
-        """Takes in a group that has just been added; if the transaction fails, all is as it was."""
+        """Gives buckets to the parameters of a group that user code has just added.
+
+        Args:
+            index: of the group.
+            transaction: undoes all of it if it fails.
+        """
         members = [(p, i) for p, i in self._waiting_params() if i != index]
         members += [(p, index) for p in self.groups[index]["params"]]
         kept = [(bucket, bucket.groups) for bucket in self.buckets]
@@ -97,11 +103,11 @@ class BucketManager:
         return self._dirty.is_set
 
     def outdated(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> bool:
-        """Whether the optimizer's groups or state are no longer those that this has placed."""
+        """Whether user code has edited the optimizer's groups or state since the last layout."""
         snapshot = None if self._dirty.is_set else self._snapshot
         if snapshot is None:
             return True
-        # Calls of Python's own cost a microsecond each where a training step has emptied the caches: few are made here.
+        # A Python call costs a microsecond where a training step has evicted the caches, so this makes few.
         if not (unchanged(groups, state, snapshot.address) if snapshot.address else snapshot.matches(groups, state)):
             return True
         for bucket in self._looked_at:
@@ -111,7 +117,7 @@ class BucketManager:
         return False
 
     def refresh(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
-        """Follows what user code has made of the optimizer's groups and state; most often nothing."""
+        """Rebuilds the buckets whose parameters or state user code has edited; most often none."""
         if not self.outdated(groups, state):
             self.groups, self._state = groups, state
             return
@@ -130,7 +136,7 @@ class BucketManager:
         self._update_layout(groups, state, kept, new_params, False, replaced)
 
     def refresh_thoroughly(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
-        """As `refresh`, with a look at every view of the state: before it is saved, say."""
+        """As `refresh`, but checks every view of the state: before the state is saved, for example."""
         if not all(bucket.intact(thoroughly=True) for bucket in self.buckets):
             self._snapshot = None
         self.refresh(groups, state)
@@ -164,7 +170,7 @@ class BucketManager:
         replaced: Sequence[Bucket] = (),
         within: Transaction | None = None,
     ) -> None:
-        """Makes buckets for new parameters, and these and the buckets kept the layout from now on; all or nothing.
+        """Makes buckets for new parameters; with the buckets kept they are the layout from now on. All or nothing.
 
         Args:
             groups: the optimizer's ``param_groups``.
@@ -212,13 +218,13 @@ class BucketManager:
         self._dirty.is_set = False  # by entries that the new ones have replaced
 
     def _publish(self, bucket: Bucket, segment: int, state: dict[Tensor, Any]) -> None:
-        """Lets the optimizer's state show a segment, beside what else its owner keeps there."""
+        """Puts views of a segment into ``optimizer.state``, in addition to what else user code keeps there."""
         p = bucket.params[segment]
         others = {name: value for name, value in state.get(p, {}).items() if name not in NAMES}
         state[p] = bucket.publish_state(segment, others)
 
     def count_on_device(self) -> None:
-        """From now on a device counts the steps, where it alone may know whether one is taken."""
+        """From now on the scalars operators count the steps: only the device may know whether one is taken."""
         for bucket in self.buckets:
             bucket.count_on_device()
 
@@ -227,7 +233,7 @@ class BucketManager:
         return names_of(self.groups)
 
     def publish_new(self, bucket: Bucket, segments: list[int]) -> None:
-        """Shows the state of those segments that had none yet: they have taken their first step."""
+        """Puts the state of segments that have taken their first step into ``optimizer.state``."""
         for segment in segments:
             if bucket.entries[segment] is None:
                 self._publish(bucket, segment, self._state)
@@ -235,7 +241,7 @@ class BucketManager:
         self._snapshot = Snapshot(self.groups, self._state)
 
     def zero_grads(self, set_to_none: bool) -> None:
-        """Under ``flatten``: one memset a bucket, and torch's ways for parameters that have no bucket yet."""
+        """Under ``flatten``: one memset per bucket; for parameters without a bucket the same as torch.optim."""
         for flat in self.flat_buffers.values():
             flat.zero_grads()
         for p, _ in self._waiting_params():

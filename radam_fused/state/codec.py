@@ -1,4 +1,4 @@
-"""One parameter's state in whatever form it is stored, and from one form to another (docs/precision.md)."""
+"""One parameter's state in each state format, and the conversion from one to another (docs/precision.md)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OLD_HALVES = ("exp_avg", "root_exp_avg_sq")
 OLD_CODES = ("exp_avg_code", "exp_avg_sq_code", "exp_avg_scale", "exp_avg_sq_scale")
 """int8 moments of earlier checkpoints, in other codes (`old_codes`). They are loaded, and never written."""
 MASTERS = {"master": torch.float32, "master_low": torch.int16, "compensation": None}
-"""Under which names what is kept beside a parameter, and its dtype (None: the parameter's)."""
+"""The names of master weights, or of what is stored of them in addition, and the dtype (None: the parameter's)."""
 PORTABLE = (torch.int32, torch.float32)
 """The dtypes in which `portable` has the values of ``"split"`` and ``"kahan"``."""
 WITH_ROOTS = (CODES, OLD_CODES, RATIO)
@@ -54,7 +54,7 @@ _NEAREST = 0x8000
 
 
 def master_name(master: torch.dtype) -> str:
-    """The name of a master of this dtype."""
+    """The name of a master buffer of this dtype."""
     return next((name for name, dtype in MASTERS.items() if dtype == master), "compensation")
 
 
@@ -92,7 +92,7 @@ def first_and_root(entry: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """The elements as they lie in memory, or row-major where that has gaps: the order that blocks were made in."""
+    """The elements in the order of memory, or row-major where that has gaps: the order that blocks were made in."""
     return tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1)
 
 
@@ -212,7 +212,7 @@ def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:
 
     Args:
         entry: of ``optimizer.state``.
-        param: the parameter as it is now: what some forms are kept beside.
+        param: the parameter as it is now: some state formats store only what it lacks.
     """
     if "master" in entry:
         return entry["master"].to(param.device)
@@ -224,12 +224,12 @@ def master_value(entry: Mapping[str, Any], param: Tensor) -> Tensor | None:
 
 
 def write_master(master: Tensor, param: Tensor, entry: Mapping[str, Any] | None) -> None:
-    """Writes what is kept beside a parameter.
+    """Writes the master weights of a parameter, or what is stored of them in addition to it.
 
     Args:
-        master: a view of the bucket's buffer, whose dtype tells the form.
+        master: a view of the bucket's master buffer, whose dtype determines the format.
         param: the parameter as it is now.
-        entry: of ``optimizer.state``, in whatever form, or None for no more than the parameter.
+        entry: of ``optimizer.state``, in any state format, or None where there is only the parameter.
     """
     same = None if entry is None else entry.get(master_name(master.dtype))
     if same is not None and same.dtype in (master.dtype, *PORTABLE):

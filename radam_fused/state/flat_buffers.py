@@ -1,11 +1,11 @@
 """``flatten=True``: parameters and gradients of a bucket as views of two flat buffers, laid out as its moments are.
 
-A step is then one segment a row, whatever the number of tensors. What has to be noticed is that somebody has taken a
-view away: ``model.zero_grad()`` sets ``p.grad`` to None, a fresh gradient comes from elsewhere, a parameter moves.
-Up to `LOOKED_AT` parameters, each is looked at with its gradient in each step. Of more, no view is held here, so that
-each holds one reference to its buffer's storage and the number of references tells, in constant time, that one has
-gone; `SAMPLE` of them a step, in rotation, are looked at themselves, as somebody may have taken a reference in the same
-moment.
+A step then has few segments, whatever the number of tensors (step/merged_segments.py). It must notice when a view is
+replaced: ``model.zero_grad()`` sets ``p.grad`` to None, autograd or user code assigns a new gradient, a parameter
+moves. With at most `LOOKED_AT` parameters, each step compares every parameter and gradient with its place in the
+buffer. With more, it compares the number of references to each buffer's storage, in constant time: `FlatBuffers` keeps
+no views, so each view in place is one reference. User code may take a reference at the moment that a view goes, so each
+step also compares `SAMPLE` parameters, in rotation.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .transaction import Transaction
 from .views import has_memory
 
 LOOKED_AT = 512
-"""Up to so many tensors, all of most models, every one is looked at in every step (10 us)."""
+"""Up to this number, which most models are below, each step compares every tensor (10 us)."""
 SAMPLE = 4
-"""Of more, so many are looked at in each step, in rotation."""
+"""Above it, how many each step compares, in rotation."""
 
 
 def check_not_shared(tensor: Tensor, name: str) -> None:
@@ -40,7 +40,7 @@ def check_not_shared(tensor: Tensor, name: str) -> None:
 
 
 def _rebind(param: Tensor, data: Tensor, grad: Tensor | None) -> None:
-    """Gives a parameter the memory and the gradient that it had."""
+    """Undoes `FlatBuffers.bind` for one parameter: gives it the memory and the gradient that it had."""
     param.grad = None
     param.data = data
     param.grad = grad
@@ -81,10 +81,10 @@ class FlatBuffers:
         self._references = [-1, -1]
 
     def bind(self, transaction: Transaction) -> None:
-        """Makes the parameters and their gradients views of the buffers, which have their values already.
+        """Makes the parameters and their gradients views of the buffers, which hold their values already.
 
         Args:
-            transaction: gives every parameter its own memory back, should this or what follows not come to its end.
+            transaction: gives every parameter its own memory back if this or a later part of it fails.
         """
         bucket = self._bucket
         with torch.no_grad():
@@ -100,7 +100,7 @@ class FlatBuffers:
         self._record_gradients()
 
     def _pair_table(self) -> Tensor | None:
-        """int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each parameter, as it is to be."""
+        """int64 (n, 5), on the CPU: a ``TensorPair`` (csrc/args/step_args.h) per parameter: where its views are."""
         bucket = self._bucket
         if bucket.is_fake:
             return None
@@ -113,7 +113,7 @@ class FlatBuffers:
         return places
 
     def _counted(self, which: int) -> bool:
-        """Whether a buffer has as many references as when all its views were last looked at; 0 is param, 1 is grad."""
+        """Whether a buffer has as many references as after the last check of all views; 0 is param, 1 is grad."""
         return torch._C._storage_Use_Count(self._storages[which]._cdata) == self._references[which]
 
     def _count(self, which: int) -> None:
@@ -130,7 +130,7 @@ class FlatBuffers:
             raise TypeError(f"flatten=True: gradient of {name} is {grad.dtype}: must be {self._bucket.dtype}, as it is")
 
     def views_intact(self) -> bool:
-        """Whether all views are in place, as far as a step looks (see above)."""
+        """Whether all views are in place, as far as a step checks (see above)."""
         count = len(self._is_missing)
         if count <= LOOKED_AT:
             return self._in_place(0, count)
@@ -160,7 +160,7 @@ class FlatBuffers:
         return tensor.data_ptr() == buffer.data_ptr() + place * buffer.element_size()
 
     def note_views(self) -> None:
-        """Counts the references to both buffers again, after views of them were made that are not to be missed."""
+        """Counts the references to both buffers again, after views for a launch were made of them."""
         self._count(0)
         self._count(1)
 
@@ -188,7 +188,7 @@ class FlatBuffers:
         return same_memory and grad.stride() == self._bucket.moment_strides[index]
 
     def _detached(self) -> list[tuple[int, Tensor | None]]:
-        """Every gradient that is not bound."""
+        """Every gradient that is not a view of the flat buffer, with its segment."""
         params = self._bucket.params
         return [(index, params[index].grad) for index in range(len(params)) if not self._is_bound(index)]
 
@@ -223,12 +223,12 @@ class FlatBuffers:
             self._bucket.params[index].grad = view
 
     def _record_gradients(self) -> None:
-        """Remembers how things are, after every gradient has been looked at."""
+        """Notes which gradients are None and the number of references, after every gradient has been checked."""
         self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
         if self._places is not None:
             distance = self.grad.data_ptr() - self.param.data_ptr()
-            self._places[:, 2] = (self._places[:, 1] + distance).clamp(min=1)  # an empty buffer has no address
-            self._places[self._missing, 2] = 0  # says that there is none
+            self._places[:, 2] = (self._places[:, 1] + distance).clamp(min=1)  # an empty buffer's address is 0
+            self._places[self._missing, 2] = 0  # which stands for None
         self._count(1)
 
     def zero_grads(self) -> None:
@@ -237,7 +237,7 @@ class FlatBuffers:
             for index, grad in self._detached():
                 p = self._bucket.params[index]
                 p.grad = None
-                # Whatever a stray held is to be zero, so its values, which may not even fit, do not matter.
+                # The result is zero, so the values of the detached gradient, which may not even fit, do not matter.
                 self._bind(index, None if grad is None else torch.zeros_like(p))
             self._record_gradients()
         self.grad.zero_()

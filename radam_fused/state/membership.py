@@ -33,7 +33,7 @@ def names_of(groups: list[dict[str, Any]]) -> dict[Tensor, str]:
 
 
 def is_current(bucket: Bucket, state: dict[Tensor, Any], indices: list[int]) -> bool:
-    """Whether a bucket is what the state shows of its parameters, and none of them is gone without a trace.
+    """Whether ``state`` still shows the bucket's buffers for all of its parameters, and none without state is gone.
 
     Args:
         bucket: any.

@@ -1,4 +1,4 @@
-"""Memory for what every step reads and writes from end to end."""
+"""Memory for buffers that every step reads and writes from end to end."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pinn
     made = torch.empty(shape, dtype=dtype, device=device)
     begin = -(-made.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (made.data_ptr() + made.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    # A kernel that was built without huge pages refuses, which is nobody's error.
+    # A kernel that was built without huge pages refuses; the buffer works all the same.
     ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), HUGE_PAGE)
     return made.zero_()  # by all threads, so on the memory of those that will step it

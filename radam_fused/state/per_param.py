@@ -30,20 +30,20 @@ class PerParamBuckets(BucketManager):
         super().__init__(*args)
 
     def _all_positions(self) -> dict[Tensor, tuple[int, int]]:
-        """Of every parameter its group, and its place in it."""
+        """The index of every parameter's group, and its index in that group."""
         return {p: (index, k) for index, group in enumerate(self.groups) for k, p in enumerate(group["params"])}
 
     def _update_layout(self, *args: Any, **options: Any) -> None:
         super()._update_layout(*args, **options)
         self._bucket_of = {bucket.params[0]: bucket for bucket in self.buckets}
         self._positions = self._all_positions()
-        self._looked_at = []  # `bucket_of` looks at the bucket that it returns
+        self._looked_at = []  # `bucket_of` checks the bucket that it returns
 
     def bucket_of(self, p: Tensor, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> Bucket | None:
         """The bucket of a parameter that has a gradient, made now where it has none yet.
 
-        None where somebody has edited the optimizer's groups or state, as far as this parameter shows it: it is then
-        left to the next `FusedRAdam.step`, which looks at all of them and lays out anew what has changed.
+        None where user code has edited the optimizer's groups or state, as far as this parameter shows it. The next
+        `FusedRAdam.step` then checks all of them, lays out again what has changed, and steps the parameter.
         """
         position = self._positions.get(p)
         if position is None or self.edited or groups is not self.groups or state is not self._state:
@@ -63,9 +63,9 @@ class PerParamBuckets(BucketManager):
         return bucket
 
     def _add_waiting(self, device: torch.device) -> None:
-        """Gives buckets to all parameters that may get a gradient, and waits until they are there for every stream.
+        """Gives buckets to all parameters that may get a gradient, and waits until every stream can use them.
 
-        All at once, as memory that is made between two gradients, and stays, leaves holes between those to come.
+        All at once: state that is allocated between two gradients, and stays, would fragment the memory for later ones.
         """
         if capturing(device):
             raise RuntimeError(NEW_STATE)

@@ -1,9 +1,8 @@
 """How many steps each parameter of a bucket has taken: an exact count, and the float32 that ``optimizer.state`` shows.
 
-A float32 stops at 2^24, from where on the bias corrections would stand still and stochastic rounding would draw the
-same numbers in every step. So the exact count is kept beside what is shown, in float64. The two are compared in every
-step: where they differ, user code (or a collective, or another process) has written the one that is shown, and that
-counts from then on.
+A float32 cannot count beyond 2^24: from there on the bias corrections would stay the same, and stochastic rounding
+would use the same random bits in every step. So a float64 holds the exact count. Every step compares the two. Where
+they differ, user code (or a collective, or another process) has written the float32, and its value counts from then on.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class StepCounts:
         taken: float64 (length), beside it: the exact counts.
         addresses: of ``shown``, of ``taken``, and their length, for the loops in C.
         on_host: whether the host can read the counts without waiting for a device.
-        on_device: whether a rows operator counts, since only the device may know whether a step is taken.
+        on_device: whether a scalars operator counts, since only the device may know whether a step is taken.
     """
 
     def __init__(self, length: int) -> None:
@@ -56,7 +55,7 @@ class StepCounts:
     def view(self, index: int) -> Tensor:
         """What ``state[p]["step"]`` is: 0-d float32.
 
-        On a GPU the views share a version counter, which tells the host that one of them was written.
+        On a GPU the views share a version counter, which shows the host that one of them was written.
         """
         return own_view(self.shown, (), (), index) if self.on_host else self.shown[index]
 
@@ -112,13 +111,13 @@ class StepCounts:
         if self.on_host:
             self.taken.copy_(torch.tensor(counts, dtype=torch.float64, device="cpu"))
         else:
-            self._classes = [int(count) for count in counts]  # a rows operator takes the values over
+            self._classes = [int(count) for count in counts]  # a scalars operator takes the values over
             for absent in self._left_out:
                 self.split(absent)
             self._version = self.shown._version
 
     def add(self, present: list[int] | None, known: bool = True) -> None:
-        """Counts one step, for these segments or for all; on a device the rows operator has done so.
+        """Counts one step, for these segments or for all; on a device the scalars operator has done so.
 
         Args:
             present: the segments.
@@ -134,7 +133,7 @@ class StepCounts:
                 self.shown.copy_(self.taken)
 
     def take_back(self, counted: Tensor) -> None:
-        """Undoes what a rows operator has counted.
+        """Undoes what a scalars operator has counted.
 
         Args:
             counted: float32 (length), with the counts: what it has added to each.
@@ -144,7 +143,7 @@ class StepCounts:
         self._version = self.shown._version
 
     def move_to(self, device: torch.device, missing: set[int]) -> None:
-        """From now on a rows operator counts, on this device.
+        """From now on a scalars operator counts, on this device.
 
         Args:
             device: the state's.

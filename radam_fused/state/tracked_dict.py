@@ -1,8 +1,8 @@
-"""One parameter's entry of ``optimizer.state``: a dict that tells its bucket when user code puts other tensors into it.
+"""One parameter's entry of ``optimizer.state``: a dict that informs its bucket when user code replaces its tensors.
 
-The tensors are views of the bucket's buffers. What is written into one is seen by the next step as it is. Where one is
-replaced or taken out, or the entry itself is dropped, the bucket lets go of its buffers at once: their memory is then
-freed with the last view of them, and the next step lays the state out again from what the entries hold.
+The tensors are views of the bucket's buffers, so the next step uses whatever user code writes into one. If user code
+replaces or removes one, or drops the entry, the bucket drops its buffers at once. Their memory is then freed with the
+last view of them, and the next step lays the state out again from what the entries hold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRACKED = NAMES | {"step"}
 
 
 class DirtyFlag:
-    """Shared by the buckets of an optimizer: whether one of them has let go of its buffers."""
+    """Shared by the buckets of an optimizer: set once one of them has dropped its buffers."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -30,7 +30,7 @@ class Owner(Protocol):
     """What an entry shows the buffers of: `radam_fused.state.bucket.Bucket`."""
 
     def release(self) -> None:
-        """Lets go of the buffers."""
+        """Drops the buffers."""
 
 
 def _tracked(name: str) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ class ParameterState(dict[str, Any]):
         self._owner = weakref.ref(owner)
 
     def release_owner(self) -> None:
-        """Tells the owner that this entry no longer shows its buffers."""
+        """Informs the owner that this entry no longer shows its buffers."""
         owner = self._owner()
         if owner is not None:
             owner.release()

@@ -1,8 +1,8 @@
 """Views of flat buffers with storages of their own, and whether they still are where they were made.
 
-A view that shares its buffer's storage drags the whole buffer along wherever tensors are told apart by their storages:
-safetensors, torch.save of one entry, pickle, Inductor. DLPack makes a tensor over the same memory that has a storage of
-its own and keeps the buffer alive.
+Some tools identify tensors by their storages: safetensors, torch.save of one entry, pickle, Inductor. With them, a view
+that shares its buffer's storage stands for the whole buffer. DLPack makes a tensor over the same memory that has a
+storage of its own and keeps the buffer alive.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..dtensor import is_sharded, local
 from ..modes import real
 
 LOOKED_AT = 512
-"""Up to so many tensors, all of most models, every one is looked at in every step."""
+"""Up to this number of tensors, which most models are below, each step checks every one."""
 SAMPLE = 4
-"""Of more, so many are looked at in each step, in rotation, if the number of references to their buffer is the same."""
+"""Above it, each step checks this many, in rotation, if the number of references to their buffer is the same."""
 
 
 def has_memory(tensor: Tensor) -> bool:
@@ -66,7 +66,7 @@ class PublishedViews:
     """The views of a bucket's buffers that ``optimizer.state`` shows.
 
     Each view holds one reference to its buffer. Where user code gives one of them other memory (``.data =``,
-    ``.set_``, ``share_memory_``), that reference is gone, so the number of references tells without a look at each.
+    ``.set_``, ``share_memory_``), that reference is gone, so the number of references shows it without a check of each.
 
     Args:
         buffers: the flat tensors.

@@ -1,9 +1,9 @@
 """A step as `torch.compile` sees it: the operators, one bucket after another, and nothing of what chooses them.
 
-Dynamo runs an optimizer's ``_init_group`` for real while it traces, fills the lists it was given with what the call
+Dynamo runs an optimizer's ``_init_group`` eagerly while it traces, fills the lists it was given with what the call
 left in them, and guards on parameters, gradients, state and hyperparameters. So the choice of what to launch is made
-there, by the code of every step, and only `step` below is traced. The rows are made on the device, as a compiled step
-must not be compiled again because ``t`` has changed; nor for ``lr``, which stays a tensor.
+there, by the code of every step, and only `step` below is traced. The scalars are computed on the device:
+neither another ``t`` nor another ``lr``, which stays a tensor, may compile the step again.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def choose(
             plan.first = False
         params += plan.params
         grads += present
-        # A row for each segment: nobody looks again at whether some have still taken the same number of steps.
+        # Scalars for each segment: a compiled step does not check again which segments have the same step count.
         scalar_index = torch.arange(len(plan.present), dtype=torch.int64, device="cpu")
         own = [(bucket.groups[i], i) for i in plan.present]
         pairs = upload(torch.tensor(own, dtype=torch.int64, device="cpu"), bucket.device)
@@ -167,7 +167,7 @@ def step(
                 for rate in rates
             ]
         )
-        rows, norm = OPERATORS[name].scalars(
+        scalars, norm = OPERATORS[name].scalars(
             group_scalars,
             pairs,
             counted,
@@ -187,7 +187,7 @@ def step(
             exp_avg_sq,
             segments,
             scalar_index,
-            rows,
+            scalars,
             zero_grads,
             scales,
             master,

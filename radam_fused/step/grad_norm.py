@@ -1,8 +1,9 @@
 """Clipping where each rank knows a part of the gradients: the whole model's norm by one all-reduce of one number.
 
 Every rank adds up the squares of what it holds, and of several ranks that hold the same part one counts it. The ranks
-that together hold the model are those of the largest mesh that a parameter lies on: smaller meshes are parts of it
-(a plain or FSDP-only parameter beside tensor-parallel ones), and what lies on such a part is repeated on the others.
+that together hold the model are those of the largest mesh that a parameter is placed on: smaller meshes are parts
+of it (a plain or FSDP-only parameter beside tensor-parallel ones), and a parameter on such a part is repeated on the
+others.
 Plain parameters are repeated on every rank, as under DistributedDataParallel, which needs no collective here at all.
 """
 
@@ -46,7 +47,7 @@ class GlobalNorm:
 
     Args:
         names: all parameters of the optimizer on this rank, in the same order on each, and what errors call them.
-        group: the ranks that share it where the parameters do not tell: each of them counts its plain parameters.
+        group: the ranks that share it where the parameters do not show it: each of them counts its plain parameters.
         made_with: what the optimizer was made with.
 
     Attributes:
@@ -71,7 +72,7 @@ class GlobalNorm:
         for mesh, name in meshes.items():
             if not set(_ranks(mesh)) <= set(self._ranks):
                 raise ValueError(
-                    f"max_grad_norm: {name} lies on ranks {_ranks(mesh)} and {meshes[self._largest]} on {self._ranks}: "
+                    f"max_grad_norm: {name} is on ranks {_ranks(mesh)} and {meshes[self._largest]} on {self._ranks}: "
                     "one mesh must hold the others; or set optimizer.grad_norm_group"
                 )
         self._plain_counts = group is not None and self._largest is None
@@ -122,7 +123,7 @@ class GlobalNorm:
 
     @contextmanager
     def taking_part(self) -> Iterator[None]:
-        """Around what comes before `total`: an error there takes part in its place, so that nobody waits for ever."""
+        """Around what comes before `total`: an error there still joins the all-reduce, so no rank waits forever."""
         try:
             yield
         except Exception as error:
@@ -130,7 +131,7 @@ class GlobalNorm:
             raise
 
     def total(self, squares: Tensor | None) -> Tensor:
-        """The sum over the ranks, as the rows operators take it: float64 (1, 1024), all in the first element.
+        """The sum over the ranks, as the scalars operators take it: float64 (1, 1024), all in the first element.
 
         Args:
             squares: float64 (k, 1024), the partial sums of what this rank counts, or None where that is nothing.
@@ -148,7 +149,7 @@ class GlobalNorm:
         return torch.nn.functional.pad(number.to(device), (0, PARTIAL_SUMS - 1)).unsqueeze(0)
 
     def of(self, total: Tensor, grad_scale: Tensor | None) -> Tensor:
-        """The norm of the unscaled gradients, a float64 scalar, for a rank that steps nothing and so makes no rows."""
+        """The norm of the unscaled gradients, a float64 scalar, for a rank that steps nothing."""
         norm = total[0, 0].sqrt()
         return norm if grad_scale is None else norm / grad_scale.to(norm.device).double().reshape(())
 
@@ -171,17 +172,19 @@ class GlobalNorm:
         return dist.distributed_c10d._get_pg_default_device(self.group)
 
     def _reduced(self, number: Tensor) -> Tensor:
-        number = number.to(self._home())  # parameters that FSDP2 offloads lie on the CPU, where NCCL does nothing
+        number = number.to(self._home())  # parameters that FSDP2 offloads are on the CPU, which NCCL cannot reduce
         dist.all_reduce(number, group=self.group)
         return number
 
     def _check(self, number: float, own: Exception | None) -> None:
-        """Where the sum says that a rank may have failed, all tell each other; those that have not failed raise."""
+        """Where the sum says that a rank may have failed, all ranks exchange their errors; those without one raise."""
         if number == FAILED or math.isnan(number):  # an infinite gradient elsewhere makes NaN of a failure
-            told: list[Any] = [None] * dist.get_world_size(self.group)
-            dist.all_gather_object(told, own and f"{type(own).__name__}: {own}", group=self.group)
+            texts: list[Any] = [None] * dist.get_world_size(self.group)
+            dist.all_gather_object(texts, own and f"{type(own).__name__}: {own}", group=self.group)
             said = [
-                f"rank {dist.get_global_rank(self.group, k)}: {text}" for k, text in enumerate(told) if text is not None
+                f"rank {dist.get_global_rank(self.group, k)}: {text}"
+                for k, text in enumerate(texts)
+                if text is not None
             ]
             if said and own is None:
                 raise RuntimeError("no rank has stepped, as a gradient does not fit on " + "; on ".join(said))

@@ -1,4 +1,4 @@
-"""What a step launches over a bucket: its tensors, in one of two ways, and what is asked of them."""
+"""Builds and checks the arguments of one step operator call per bucket."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Names = Callable[[], dict[Tensor, str]]
 
 
 class Launch(NamedTuple):
-    """The arguments of one call of an operator, but for its rows."""
+    """The arguments of one call of the step operator, without its scalars."""
 
     bucket: Bucket
     plan: Plan
     params: list[Tensor]
     grads: list[Tensor] | None
-    """None where they are found by `addresses`."""
+    """None where the pointer table finds them."""
     segments: Tensor
     scalar_index: Tensor
     rng_offsets: Tensor | None = None
@@ -35,7 +35,7 @@ class Launch(NamedTuple):
 
 
 def resolved(param: Tensor, grad: Tensor) -> Tensor:
-    """The parameter's gradient, from now on a tensor that lies in memory as it is: not a lazy conjugate, minus or 0."""
+    """The parameter's gradient; a lazy conjugate, negative or zero is first replaced by a tensor with those values."""
     if grad.is_conj() or grad.is_neg() or grad._is_zerotensor():
         grad = grad.detach().clone().resolve_conj().resolve_neg()
         param.grad = grad
@@ -43,7 +43,7 @@ def resolved(param: Tensor, grad: Tensor) -> Tensor:
 
 
 def tensor_list_launch(bucket: Bucket, plan: Plan, grads: list[Tensor], names: Names) -> Launch:
-    """The launch of a plan, whose parameters have these gradients.
+    """The launch of a plan through the dispatcher, with the operator's lists of tensors.
 
     Raises:
         RuntimeError, TypeError, ValueError: a gradient of a DTensor or a complex parameter that does not fit, or a

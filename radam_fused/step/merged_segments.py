@@ -1,4 +1,4 @@
-"""``flatten=True``: neighbouring segments of a plan that are launched as one, over the flat buffers."""
+"""``flatten=True``: neighbouring segments of a plan that a step launches as one, over the flat buffers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .pointer_table import PointerTable
 
 
 class MergedSegments(NamedTuple):
-    """What a launch takes in the place of its plan's own segments: views of the flat buffers, and their tables."""
+    """What a launch takes instead of its plan's segments: views of the flat buffers, and the tables for them."""
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -29,7 +29,7 @@ class MergedSegments(NamedTuple):
 
 
 def merged_segments(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
-    """Neighbouring segments of the same row, merged; kept in the plan.
+    """Merges neighbouring segments that use the same scalars; the result is kept in the plan.
 
     Args:
         bucket: the plan's.
@@ -40,7 +40,7 @@ def merged_segments(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegm
         plan.merged = merged = _merge(bucket, flat, plan)
         if HAS_POINTER_PATH and not bucket.is_fake:
             for p, grad in zip(merged.params, merged.grads, strict=True):
-                p.grad = grad  # where `PointerTable` looks for it
+                p.grad = grad  # where the pointer path reads it
             tables = merged.segments, merged.scalar_index, merged.rng_offsets
             plan.pointer_table = PointerTable(bucket, merged.params, *tables)
         flat.note_views()
@@ -48,7 +48,7 @@ def merged_segments(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegm
 
 
 def _is_contiguous_with(bucket: Bucket, index: int, after: int) -> bool:
-    """Whether two neighbouring segments may be stepped as one: some formats of the state show where one ends."""
+    """Whether two neighbouring segments give the same bits stepped as one: not in every state format."""
     if bucket.scales is not None and bucket.params[index].numel() % ALIGNMENT:
         return False  # the padding between the two would count among the last block's elements
     distance = bucket.starts[after] - bucket.starts[index]
@@ -73,9 +73,9 @@ def _merge(bucket: Bucket, flat: FlatBuffers, plan: Plan) -> MergedSegments:
     spans = list(zip(starts, ends, strict=True))
     with real():
         segments = torch.tensor([(s, layout_hash([e - s], [1])) for s, e in spans], dtype=torch.int64, device="cpu")
-        rows = torch.tensor([scalar_index[k] for k in firsts], dtype=torch.int64, device="cpu")
+        indices = torch.tensor([scalar_index[k] for k in firsts], dtype=torch.int64, device="cpu")
     rng_offsets = None
     if bucket.uses_random_bits:
         rng_offsets = torch.tensor([bucket.rng_offset(present[k]) for k in firsts], dtype=torch.int64, device="cpu")
     params, grads = ([buffer[start:end] for start, end in spans] for buffer in (flat.param, flat.grad))
-    return MergedSegments(params, grads, segments, rows, rng_offsets)
+    return MergedSegments(params, grads, segments, indices, rng_offsets)

@@ -1,4 +1,4 @@
-"""Gradients that are parts of others, without being DTensors: how they are told, and the tool's own way to clip.
+"""Gradients that are parts of others without being DTensors: how to recognise them, and how each tool clips.
 
 The norm of what this rank holds would be the norm of a part, and each rank would clip by another one. Some tools leave
 marks on their parameters; they are read when the norm is first asked for, not in every step. Where there is none, as in
@@ -19,7 +19,7 @@ OWN_GROUP = "or set optimizer.grad_norm_group to the process group of the ranks 
 
 
 class Given(NamedTuple):
-    """What an optimizer was made with, as far as it tells whether it holds all of a model."""
+    """What an optimizer was made with, as far as it shows whether the optimizer holds all of a model."""
 
     dims: int
     """The most dimensions of a parameter."""
@@ -31,7 +31,7 @@ WHOLE = Given(0, False)
 
 
 def given(groups: Iterable[Mapping[str, Any]]) -> Given:
-    """What parameter groups tell of it."""
+    """What parameter groups show of it."""
     groups = list(groups)
     dims = max((p.dim() for group in groups for p in group["params"] if not is_lazy(p)), default=0)
     return Given(dims, any("max_grad_norm" in group for group in groups))

@@ -1,4 +1,4 @@
-"""What one step launches over a bucket, built once and kept for as long as the same parameters get gradients."""
+"""The plan of a step over one bucket: built once, and used again for as long as the same parameters get gradients."""
 
 from __future__ import annotations
 
@@ -26,48 +26,58 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """What one step launches over a bucket, for as long as the same parameters get gradients."""
+    """The tables of a step over one bucket, which depend on no value that a step changes."""
 
     missing: list[int]
-    """Segments without a gradient; they and their step counts stay."""
+    """Segments without a gradient. The step changes neither them nor their step counts."""
     present: list[int]
+    """All other segments."""
     params: list[Tensor]
+    """The parameters of the present segments."""
     segments: Tensor
     """int64 (n, 2), on the CPU: the start of each present segment in the flat buffers, and its `layout_hash`."""
     scalar_index: Tensor
-    """int64, on the CPU: the row of each present segment."""
-    rows: list[tuple[int, int]]
-    """For each row its parameter group, and a segment that has taken as many steps as all of the row."""
+    """int64, on the CPU: the index of the `StepScalars` of each present segment."""
+    pairs: list[tuple[int, int]]
+    """For each `StepScalars` its parameter group, and a representative segment: one of those that use it. All of them
+    have taken the same number of steps."""
     scalar_buffer: ScalarBuffer
-    """Where the host writes the rows of a step."""
+    """Where the host writes the scalars of a step."""
     counting: tuple[int, int, int, int] | None = None
     """See `counting`."""
     first: bool = True
     """Whether this plan has not been launched yet."""
     counts_known: bool = True
-    """Whether the host knows which segments have the same count; a capture cannot wait to find out."""
+    """Whether the host knows which segments have the same count; a capture cannot wait for the device to find out."""
     tables: tuple[Tensor, Tensor] | None = None
-    """What the rows operator takes of this plan, where a device counts: see `device_tables`."""
+    """What the scalars operator takes of this plan: see `device_tables`."""
     rng_offsets: Tensor | None = None
     """int64, on the CPU: where the random numbers of each present segment begin; None where none are used."""
     places: Places | None = None
-    """Where the parameters are stored, as of when it was last found that none shares memory with another."""
+    """Where the parameters are stored, as of the last check that none shares memory with another."""
     pointer_table: PointerTable | Literal[False] | None = None
-    """See `radam_fused.step.pointer_table`; False where there is not that way, None until a step asks."""
+    """See `radam_fused.step.pointer_table`; False where this plan cannot take that path, None until a step asks."""
     merged: MergedSegments | None = None
-    """Under ``flatten``: what is launched in the place of the segments, see `radam_fused.step.merged_segments`."""
+    """Under ``flatten``, what a step launches instead of the segments: see `radam_fused.step.merged_segments`."""
 
 
 def build_plan(bucket: Bucket, missing: list[int], apart: bool = False) -> Plan:
-    """The plan of a step in which these segments have no gradient; ``apart`` with a row for each of the others."""
+    """Makes the plan of a step in which these segments have no gradient.
+
+    Args:
+        bucket: any.
+        missing: the segments.
+        apart: give each present segment scalars of its own; otherwise segments of the same parameter group and the same
+            step count share them.
+    """
     absent = set(missing)
     present = [i for i in range(len(bucket.params)) if i not in absent]
     taken = range(len(bucket.params)) if apart else bucket.counts.classes(absent)
-    row_indices: dict[tuple[int, int], int] = {}
-    scalar_index = [row_indices.setdefault((bucket.groups[i], taken[i]), len(row_indices)) for i in present]
+    index_of: dict[tuple[int, int], int] = {}
+    scalar_index = [index_of.setdefault((bucket.groups[i], taken[i]), len(index_of)) for i in present]
     first_of: dict[int, int] = {}
-    for i, row in zip(present, scalar_index, strict=True):
-        first_of.setdefault(row, i)
+    for i, index in zip(present, scalar_index, strict=True):
+        first_of.setdefault(index, i)
     segments = [(bucket.starts[i], layout_hash(bucket.shapes[i], bucket.strides[i])) for i in present]
     with real():
         return _built(bucket, missing, present, scalar_index, list(first_of.values()), segments)
@@ -81,7 +91,7 @@ def _built(
     representatives: list[int],
     segments: list[tuple[int, int]],
 ) -> Plan:
-    """A plan whose tables the host and C can read."""
+    """The plan, in a context in which tensors are real: the host and C read its tables."""
     rng_offsets = torch.tensor([bucket.rng_offset(i) for i in present], dtype=torch.int64, device="cpu")
     return Plan(
         missing=missing,
@@ -89,7 +99,7 @@ def _built(
         params=[bucket.params[i] for i in present],
         segments=torch.tensor(segments, dtype=torch.int64, device="cpu").reshape(-1, 2),
         scalar_index=torch.tensor(scalar_index, dtype=torch.int64, device="cpu"),
-        rows=[(bucket.groups[i], i) for i in representatives],
+        pairs=[(bucket.groups[i], i) for i in representatives],
         scalar_buffer=ScalarBuffer(len(representatives)),
         rng_offsets=rng_offsets if bucket.uses_random_bits else None,
     )
@@ -99,7 +109,7 @@ def plan_for(bucket: Bucket, missing: list[int]) -> Plan:
     """The plan of a step in which these segments have no gradient: the last one, where nothing has changed.
 
     Raises:
-        ValueError: user code has written something into a step count that is none.
+        ValueError: user code has written a value into ``state[p]["step"]`` that is no step count.
     """
     if bucket.counts.written():
         bucket.counts.honour()
@@ -111,10 +121,11 @@ def plan_for(bucket: Bucket, missing: list[int]) -> Plan:
 
 
 def captured_plan(bucket: Bucket, missing: list[int]) -> Plan:
-    """The plan of a step that a CUDA graph captures: a row for each segment, and not kept (device.py).
+    """The plan of a step that a CUDA graph captures: each segment has its own scalars, and the plan is not kept.
 
-    Other steps may be taken between two replays, so that segments need not have the same count in each. For the same
-    reason the classes of eager steps are split as if the replays had been taken.
+    User code may take other steps between two replays (device.py), so two segments with the same count now may have
+    different counts in a replay. For the same reason the step-count classes of eager steps are split as the replays
+    will split them.
     """
     plan = build_plan(bucket, missing, apart=True)
     plan.counts_known = bucket.counts.expect_replays(set(missing))
@@ -130,19 +141,19 @@ def whole_plan(bucket: Bucket) -> Plan | None:
 
 
 def device_tables(bucket: Bucket, plan: Plan) -> tuple[Tensor, Tensor]:
-    """``pairs`` and ``counted`` of the rows operator (`radam_fused.backends.ops`), with the moments."""
+    """``pairs`` and ``counted`` of the scalars operator (`radam_fused.backends.ops`), on the device of the moments."""
     if plan.tables is None:
         with real():
             counted = torch.zeros(len(bucket.params), dtype=torch.float32, device="cpu")
             counted[plan.present] = 1.0
             device = torch.device("cpu") if bucket.is_fake else bucket.state_device
-            both = torch.tensor(plan.rows, dtype=torch.int64, device="cpu"), counted
+            both = torch.tensor(plan.pairs, dtype=torch.int64, device="cpu"), counted
             plan.tables = upload(both[0], device), upload(both[1], device)
     return plan.tables
 
 
 def counting(bucket: Bucket, plan: Plan) -> tuple[int, int, int, int] | None:
-    """What the pointer path counts a step of the plan by, in the call that makes it; None where a device counts."""
+    """Where the pointer path counts the step that it takes: addresses for C; None where a device counts the steps."""
     if bucket.counts.on_device:
         return None
     if plan.counting is None:

@@ -1,9 +1,9 @@
-"""A step over plain tensors by their addresses: csrc/python/pointer_table.cpp.
+"""The pointer path: a step over plain tensors, given as a table of pointers (csrc/python/pointer_table.cpp).
 
-The quicker way for many tensors, as the lists of an operator cost more on their way through torch's dispatcher than all
-else that a step does for a small one. It is for tensors of torch's own types, gradients that lie as their parameters
-do, and a moment in which nobody looks at operators; everything else goes by lists, which give the same bits and the
-clear errors.
+It is faster for many small tensors: torch's dispatcher takes longer to pass an operator's tensor lists than the step
+takes to compute. It needs tensors of torch's own types, gradients with the strides of their parameters, and that no
+dispatch mode or profiler is active. Every other step goes through the dispatcher, with the same bits, and with the
+errors that name a tensor.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 HOLD_GIL_UP_TO = 2**22
-"""Of a bucket up to so many elements a step takes a few milliseconds at most: no longer than Python's threads wait for
-each other anyway (`sys.getswitchinterval`). Meanwhile nobody can take a gradient away, so that none is kept alive."""
+"""A step on the CPU holds the GIL where the bucket has at most this many elements. It then takes a few milliseconds, no
+longer than Python's threads wait for each other anyway (`sys.getswitchinterval`). While it holds the GIL, no other
+thread can free a gradient, so the step need not keep the gradients alive."""
 
 
 class PointerTable:
-    """The pairs of a launch whose segments are all dense arrays.
+    """The parameters and gradients of a launch whose segments are all dense arrays.
 
     Args:
-        bucket: whose state is stepped.
-        params: tensors whose gradients are looked for in ``.grad``.
-        segments, scalar_index, rng_offsets: the operator's.
+        bucket: the bucket to step.
+        params: the parameters; each step reads their gradients from ``.grad``.
+        segments, scalar_index, rng_offsets: arguments of the step operator.
 
     Attributes:
-        table: int64 (n, 5), on the CPU: a ``Described`` (csrc/args/step_args.h) for each.
-        known: whether all are of torch's own types; nothing else may be asked where they are not.
+        table: int64 (n, 5), on the CPU: a ``TensorPair`` (csrc/args/step_args.h) per parameter.
+        known: whether all are of torch's own types. Where they are not, no other method may be called.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class PointerTable:
         self.table = torch.zeros(len(params), 5, dtype=torch.int64, device="cpu")
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
         self.known = record_params(params, self.table.data_ptr())
-        self._params = params  # the table has addresses within these objects
+        self._params = params  # kept alive: the table has addresses within these objects
         self._hold_gil = bucket.length <= HOLD_GIL_UP_TO  # on a GPU the GIL is always released
         self._pairs = (
             self.table.data_ptr(),
@@ -64,12 +65,12 @@ class PointerTable:
         self._own: PointerStep | None = None
 
     def fits(self) -> bool:
-        """Whether all pairs are plain tensors that fit."""
+        """Whether all pairs are plain tensors of the shapes, dtypes and devices that the step needs."""
         return read_pairs(*self._pairs)
 
     def step(
         self,
-        rows: Tensor,
+        scalars: Tensor,
         zero_grads: bool,
         counts: tuple[int, int, int, int] | None,
         pointer_step: type[PointerStep] | None = None,
@@ -77,40 +78,44 @@ class PointerTable:
         """The step, its count, and the version counters of what it writes; False, with nothing done, unless it `fits`.
 
         Args:
-            rows: the scalars.
+            scalars: float64 (k, 11): a `StepScalars` for each value of ``scalar_index``.
             zero_grads: whether to leave zeros in the gradients.
-            counts: of `radam_fused.step.plan.counting`.
+            counts: what `radam_fused.step.plan.counting` returned.
             pointer_step: of the backend's `Operators`.
+
+        Returns:
+            False, with nothing done, unless all pairs fit (see `fits`).
         """
         if pointer_step is not None:
             if self._own is None:
                 self._own = pointer_step(
-                    self._pairs, StepArgs(self._params, self._params, *self._before[1:], rows, False, *self._after)
+                    self._pairs, StepArgs(self._params, self._params, *self._before[1:], scalars, False, *self._after)
                 )
-            return self._own.step(rows, zero_grads, counts)
-        return step_from_pointers(self._pairs, self._hold_gil, (*self._before, rows, zero_grads, *self._after), counts)
+            return self._own.step(scalars, zero_grads, counts)
+        args = (*self._before, scalars, zero_grads, *self._after)
+        return step_from_pointers(self._pairs, self._hold_gil, args, counts)
 
 
 def may_use_pointers(bucket: Bucket, ops: Operators) -> bool:
-    """Whether the steps of a bucket may go by addresses, as far as that never changes."""
+    """Whether the steps of a bucket may take the pointer path, as far as that never changes."""
     return (
         ops.has_pointer_path and not (bucket.is_complex or bucket.is_sharded) and bucket.state_device == bucket.device
     )
 
 
 def can_bypass_dispatcher() -> bool:
-    """True if no dispatch mode, function mode or profiler that looks at operators is active: they come and go."""
+    """True if no dispatch mode, function mode or profiler that sees operators is active; asked in each step."""
     modes = _len_torch_function_stack()
     return not (_len_torch_dispatch_stack() or _profiler_enabled()) and (modes == 0 or _default_device_alone(modes))
 
 
 def _default_device_alone(modes: int) -> bool:
-    """True if so many active TorchFunctionModes are those of a default device, which look at factories alone."""
+    """True if all active TorchFunctionModes set a default device; such a mode changes factory functions alone."""
     return all(type(_get_function_stack_at(i)) is DeviceContext for i in range(modes))
 
 
 def find_pointer_table(bucket: Bucket, plan: Plan, ops: Operators) -> PointerTable | None:
-    """Those of a plan; None where a step has to go by lists."""
+    """The pointer table of a plan; None where the step has to go through the dispatcher."""
     if plan.pointer_table is None:
         plan.pointer_table = _make_pointer_table(bucket, plan) if ops.has_pointer_path else False
     return plan.pointer_table if plan.pointer_table and can_bypass_dispatcher() else None

@@ -1,4 +1,4 @@
-"""What an optimizer tells of itself: its place in RAdam's schedule, and spans in a profile."""
+"""What an optimizer reports: its place in RAdam's schedule, and the spans of a step in a profile."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a step does after a call has failed, and never before: it names the tensor at fault, or repairs and tries again.
+"""What a step does after a call has failed: it names the tensor at fault, or repairs the layout so that it can retry.
 
-None of it is on the ordinary way, since to look for these conditions in every step would cost more than the step.
+No step that succeeds runs this code: to look for these conditions in every step would cost more than the step.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def check_launch(launch: Launch, names_of: Names) -> None:
         first = pairs[0][0]
         if p.dtype != first.dtype:
             raise TypeError(
-                f"{names[p]} is now {p.dtype} and {names[first]} {first.dtype}: their state lies "
-                "together; after a change of some dtypes, load_state_dict(state_dict()) to lay it out anew"
+                f"{names[p]} is now {p.dtype} and {names[first]} {first.dtype}: their state is stored "
+                "together; after a change of some dtypes, load_state_dict(state_dict()) lays it out again"
             )
     check_gradients([p for p, _ in pairs], [grad for _, grad in pairs], [names[p] for p, _ in pairs])
     for p, grad in pairs:
@@ -75,7 +75,7 @@ def repair_layout(bucket: Bucket) -> bool:
     copy-on-write tensors get memory of their own.
     """
     if capturing(bucket.device):
-        return False  # each replay would lay the moments out again
+        return False  # each replay would repeat the repair
     moved = bucket.follow_strides()
     written = False
     for p in bucket.params:

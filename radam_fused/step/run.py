@@ -99,13 +99,13 @@ def run(manager: BucketManager, launch: Launch, scalars: Scalars, zero_grads: bo
     bucket, plan, pointers = launch.bucket, launch.plan, launch.pointer_table
     ops = manager.ops[bucket]
     with span("scalars"):
-        rows = scalars.rows(bucket, plan, ops)
+        values = scalars.compute(bucket, plan, ops)
     try:
         with span("step"):
             if pointers is not None:
-                stepped = pointers.step(rows, zero_grads, counting(bucket, plan), ops.pointer_step)
+                stepped = pointers.step(values, zero_grads, counting(bucket, plan), ops.pointer_step)
             else:
-                stepped = _step_lists(launch, ops, rows, zero_grads)
+                stepped = _step_lists(launch, ops, values, zero_grads)
     except BaseException as error:
         scalars.undo(bucket, plan)
         if not isinstance(error, Exception):
@@ -123,16 +123,16 @@ def run(manager: BucketManager, launch: Launch, scalars: Scalars, zero_grads: bo
         run(manager, again, scalars, zero_grads, repair=pointers is not None)
 
 
-def _step_lists(launch: Launch, ops: Operators, rows: Tensor, zero_grads: bool) -> bool:
+def _step_lists(launch: Launch, ops: Operators, values: Tensor, zero_grads: bool) -> bool:
     """The step operator on lists of tensors, and the version counters of what it writes; True."""
     bucket, plan, params, grads, segments, scalar_index, rng_offsets, _ = launch
     assert grads is not None
     moments = bucket.exp_avg, bucket.exp_avg_sq
-    forms = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
+    low_precision = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
     written = [*params, *grads] if zero_grads else params if bucket.is_inference else ()
     # Gradients are off, and the operators have no formula: autograd need not look at every tensor of the lists.
     with writing(written), torch._C._AutoDispatchBelowAutograd():
-        ops.step(params, grads, *moments, segments, scalar_index, rows, zero_grads, *forms)
+        ops.step(params, grads, *moments, segments, scalar_index, values, zero_grads, *low_precision)
     torch.autograd.graph.increment_version([*params, *grads] if zero_grads else params)
     if bucket.is_sharded:  # autograd knows the wrappers, not what they wrap
         torch.autograd.graph.increment_version(plan.params)

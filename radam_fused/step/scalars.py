@@ -1,8 +1,8 @@
-"""What makes the rows of a step, and counts it: the host, or the device where it alone knows one of the numbers.
+"""Where the scalars of a step are computed: on the host, or on the device where only it knows one of the inputs.
 
-The device does under ``capturable=True`` (a CUDA graph is replayed without Python), for a learning rate that lies
-there, for `torch.amp.GradScaler`'s scale and infinities, and for the gradients' norm: the host would have to wait for
-each. Both make the same rows, bit for bit.
+The device does under ``capturable=True`` (a CUDA graph is replayed without Python), for a learning rate that
+is stored there, for `torch.amp.GradScaler`'s scale and infinities, and for the gradients' norm: the host would have to
+wait for each. Both compute the same scalars, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Groups = list[dict[str, Any]]
 
 
 class Scalars(Protocol):
-    """Makes the rows of one step."""
+    """Computes the scalars of one step."""
 
     grad_norm: Tensor | None
-    """The norm of the unscaled gradients, a float64 scalar, once `rows` was called; None where none is clipped."""
+    """The norm of the unscaled gradients, a float64 scalar, once `compute` was called; None where none is clipped."""
 
     def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
 
-    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
-        """float64 (rows, 11): a `radam_fused.numerics.scalars.StepScalars` for each of the plan's.
+    def compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+        """float64 (n, 11): a `radam_fused.numerics.scalars.StepScalars` for each of the plan's pairs.
 
         Raises:
             TypeError, ValueError: a hyperparameter that is not allowed.
         """
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
-        """Where the step failed before it wrote anything: the counts become what they were before `rows`."""
+        """Where the step failed before it wrote anything: the counts become what they were before `compute`."""
 
 
 class HostScalars:
-    """Rows from Python numbers."""
+    """Scalars computed from Python numbers."""
 
     grad_norm: Tensor | None = None
 
@@ -57,15 +57,15 @@ class HostScalars:
     def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
         """See `Scalars`."""
         self._prepared = {
-            id(plan): plan.scalar_buffer.filled(self._groups, plan.rows, bucket.counts.taken) for bucket, plan in plans
+            id(plan): plan.scalar_buffer.filled(self._groups, plan.pairs, bucket.counts.taken) for bucket, plan in plans
         }
 
-    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+    def compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
         prepared = self._prepared.get(id(plan)) if self._prepared else None
         if prepared is not None:
             return prepared
-        return plan.scalar_buffer.filled(self._groups, plan.rows, bucket.counts.taken)
+        return plan.scalar_buffer.filled(self._groups, plan.pairs, bucket.counts.taken)
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`: nothing was counted."""
@@ -74,7 +74,7 @@ class HostScalars:
 class DeviceTables:
     """The parameter groups' hyperparameters on each device: uploaded when one changes, and kept while they do not.
 
-    What a captured graph refers to is kept for good, since nobody tells when the graph is gone.
+    What a captured graph refers to is kept permanently, since torch does not report when a graph is destroyed.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ def on_device(lr: Any) -> bool:
     return isinstance(lr, Tensor) and lr.device.type != "cpu"
 
 
-def _lies_on(lr: Any, device: torch.device) -> bool:
+def _is_on(lr: Any, device: torch.device) -> bool:
     """Whether a learning rate is to be read on the device: a tensor there, which a graph's replays see changed."""
     return isinstance(lr, Tensor) and lr.device == device
 
@@ -121,11 +121,11 @@ def _lies_on(lr: Any, device: torch.device) -> bool:
 def _host_rate(lr: Any, device: torch.device) -> float:
     if type(lr) is float:
         return lr
-    if _lies_on(lr, device):
+    if _is_on(lr, device):
         return 0.0
     if isinstance(lr, Tensor) and capturing(device):
         raise RuntimeError(
-            f"lr is a tensor on {lr.device}, whose value a graph captured on {device} would keep for good: "
+            f"lr is a tensor on {lr.device}, whose value a graph captured on {device} would keep permanently: "
             f"put it on {device}, or make it a float"
         )
     if isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1):
@@ -134,7 +134,7 @@ def _host_rate(lr: Any, device: torch.device) -> float:
 
 
 def _rates(groups: Groups, device: torch.device) -> Tensor | None:
-    """The groups' learning rates as one tensor of the device, or None where none lies there."""
+    """The groups' learning rates as one tensor of the device, or None where none is stored there."""
     rates = [group["lr"] for group in groups]
     if not [lr for lr in rates if isinstance(lr, Tensor) and lr.device == device]:
         return None
@@ -144,7 +144,7 @@ def _rates(groups: Groups, device: torch.device) -> Tensor | None:
     return torch.stack(
         [
             lr.detach().reshape(()).double()
-            if _lies_on(lr, device)
+            if _is_on(lr, device)
             else torch.full((), float(lr), dtype=torch.float64, device=device)
             for lr in rates
         ]
@@ -168,17 +168,17 @@ def check_capture(buckets: Iterable[Bucket], groups: Groups) -> None:
 
 
 class DeviceScalars:
-    """Rows from a rows operator.
+    """Scalars computed by a scalars operator, on the device.
 
     Args:
         groups: the optimizer's ``param_groups``.
         tables: its `DeviceTables`.
-        squares: float64 (k, 1024) of the squares operator, over all gradients of the step, or None without clipping.
+        squares: float64 (k, 1024) of the grad_norm operator, over all gradients of the step, or None without clipping.
         max_grad_norm: to what their norm is clipped.
         grad_scale, found_inf: what `torch.amp.GradScaler` gives: one float32 each, or None.
 
     Attributes:
-        grad_norm: the norm of the unscaled gradients, a float64 scalar on their device, once `rows` was called.
+        grad_norm: the norm of the unscaled gradients, a float64 scalar on their device, once `compute` was called.
     """
 
     def __init__(
@@ -195,12 +195,12 @@ class DeviceScalars:
         self._given = squares, grad_scale, found_inf
         self._max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
-        self._rows: Tensor | None = None
+        self._scalars: Tensor | None = None
 
     def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
-        """See `Scalars`: the first call of `rows` looks at all groups."""
+        """See `Scalars`: the first call of `compute` checks all groups."""
 
-    def rows(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
+    def compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`; counts the step."""
         device = bucket.state_device
         hypers = self._tables.group_scalars(self._groups, device)
@@ -210,7 +210,7 @@ class DeviceScalars:
         ]
         if capturing(device):
             self._tables.keep(hypers, pairs, counted)
-        self._rows, norm = ops.scalars(
+        self._scalars, norm = ops.scalars(
             hypers,
             pairs,
             counted,
@@ -224,12 +224,12 @@ class DeviceScalars:
         )
         if self.grad_norm is None and squares is not None:
             self.grad_norm = norm
-        return self._rows
+        return self._scalars
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`."""
-        assert self._rows is not None
-        taken = self._rows[0, StepScalars._fields.index("update_rule")] != SKIP_STEP
+        assert self._scalars is not None
+        taken = self._scalars[0, StepScalars._fields.index("update_rule")] != SKIP_STEP
         bucket.counts.take_back(device_tables(bucket, plan)[1] * taken)
 
 
@@ -242,7 +242,7 @@ def choose_scalars(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> Scalars:
-    """The host makes the rows of a step, unless one of the numbers is known to the device alone.
+    """The host computes the scalars of a step, unless only the device knows one of the inputs.
 
     ``partial_sums`` is what `radam_fused.step.grad_norm.partial_sums` has found for ``max_grad_norm``, over all ranks.
 

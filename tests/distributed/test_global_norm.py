@@ -232,4 +232,4 @@ def test_meshes_apart_are_refused(ranks: Ranks) -> None:
         assert isinstance(outcome, Failed)
         assert outcome.name == "ValueError"
         first, second = (rank % 2, rank % 2 + 2), (rank // 2 * 2, rank // 2 * 2 + 1)
-        assert f"parameter 'second' lies on ranks {second} and parameter 'first' on {first}" in outcome.message
+        assert f"parameter 'second' is on ranks {second} and parameter 'first' on {first}" in outcome.message

@@ -83,7 +83,7 @@ def test_views_share_the_flat_buffers() -> None:
 def test_a_plan_lasts_while_nothing_changes() -> None:
     b = bucket()
     plan = plan_for(b, [])
-    assert plan.rows == [(0, 0), (1, 1)]
+    assert plan.pairs == [(0, 0), (1, 1)]
     assert plan.scalar_index.tolist() == [0, 1, 1]
     b.counts.add(plan.present)
     assert plan_for(b, []) is plan
@@ -94,10 +94,10 @@ def test_a_plan_is_rebuilt_when_a_gradient_goes_missing_or_a_step_is_edited() ->
     b = bucket()
     b.counts.add(plan_for(b, []).present)
     without = plan_for(b, [2])
-    assert (without.present, without.rows) == ([0, 1], [(0, 0), (1, 1)])
+    assert (without.present, without.pairs) == ([0, 1], [(0, 0), (1, 1)])
     b.counts.add(without.present)
     assert b.counts.taken.tolist() == [2.0, 2.0, 1.0]
-    assert plan_for(b, []).rows == [(0, 0), (1, 1), (1, 2)]
+    assert plan_for(b, []).pairs == [(0, 0), (1, 1), (1, 2)]
     b.state(0)["step"].fill_(40.0)
-    assert plan_for(b, []).rows == [(0, 0), (1, 1), (1, 2)]
+    assert plan_for(b, []).pairs == [(0, 0), (1, 1), (1, 2)]
     assert b.counts.taken.tolist() == [40.0, 2.0, 1.0]

@@ -61,7 +61,7 @@ def test_a_rate_in_another_place_is_refused() -> None:
     with device_of(ours):
         ours.step(0)
         ours.optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
-        with patch.object(scalars, "_lies_on", lambda lr, device: False):
+        with patch.object(scalars, "_is_on", lambda lr, device: False):
             refused(ours, "lr is a tensor on cpu")
 
 
