@@ -22,8 +22,8 @@ constexpr int64_t kChunk = 512;
 // How many elements are updated before their gradients are cleared, while these are in the first-level cache.
 constexpr int64_t kCleared = 2048;
 
-// What a segment needs. All but the last two are usually the same for its neighbours; computing them again would cost
-// more than updating a short segment.
+// What a segment needs: usually the same for its neighbours. Computing it again would cost more than updating a short
+// segment.
 struct SegmentTask {
   StepKernel kernel;
   LowPrecisionKernel low_precision;  // used instead of `kernel` for low-precision state
@@ -34,52 +34,46 @@ struct SegmentTask {
   bool clear;  // set the gradient to zero
   int64_t grad_item;
   int64_t moment_item;
-  char* exp_avg;  // of the segment's first element
-  char* exp_avg_sq;
 };
 
-// Updates n elements from element `at` of a segment on.
-void update(const Launch& launch, const Segment& segment, const SegmentTask& task, void* param, const void* grad,
-            int64_t at, int64_t n) {
-  if (task.low_precision != nullptr) {
-    task.low_precision(param, grad, segment.grad_dtype, launch.format, launch.state, segment.start + at,
-                       segment.rng_offset + at, n, task.scalars);
-  } else {
-    const bool wide = launch.format.param_dtype == kFloat64;
-    task.kernel(param, grad, task.exp_avg + at * task.moment_item, task.exp_avg_sq + at * task.moment_item, n,
-                wide ? static_cast<const void*>(&task.scalars_f64) : &task.scalars_f32);
-  }
-}
-
-// Updates elements [begin, end) of a segment of plain arrays.
-void update_plain(const Launch& launch, const Segment& segment, const SegmentTask& task, int64_t begin, int64_t end) {
-  char* grad = static_cast<char*>(segment.grad);
-  const int64_t chunk = task.clear ? kCleared : end - begin;
+// Updates elements [begin, end) of a segment. Plain arrays are updated in place, strided ones through buffers.
+void update_segment(const Launch& launch, const Segment& segment, const SegmentTask& task, int64_t begin, int64_t end) {
+  alignas(64) char param_buffer[kChunk * 8];
+  alignas(64) char grad_buffer[kChunk * 8];
+  const int param_dtype = launch.format.param_dtype;
+  const Strides* strides = segment.strides;
+  const int64_t chunk = strides != nullptr ? kChunk : task.clear ? kCleared : end - begin;
   for (int64_t at = begin; at < end; at += chunk) {
     const int64_t n = std::min(chunk, end - at);
-    if (!task.skip) {
-      update(launch, segment, task, static_cast<char*>(segment.param) + at * item_size(launch.format.param_dtype),
-             grad + at * task.grad_item, at, n);
+    char* param = param_buffer;
+    char* grad = grad_buffer;
+    if (strides == nullptr) {
+      param = static_cast<char*>(segment.param) + at * item_size(param_dtype);
+      grad = static_cast<char*>(segment.grad) + at * task.grad_item;
     }
-    if (task.clear) std::memset(grad + at * task.grad_item, 0, n * task.grad_item);
-  }
-}
-
-// The same for a segment with strides.
-void update_strided(const Launch& launch, const Segment& segment, const SegmentTask& task, int64_t begin, int64_t end) {
-  alignas(64) char param[kChunk * 8];
-  alignas(64) char grad[kChunk * 8];
-  for (int64_t at = begin; at < end; at += kChunk) {
-    const int64_t n = std::min(kChunk, end - at);
     if (!task.skip) {
-      load_strided(launch.format.param_dtype, param, segment.param, *segment.strides, at, n, /*is_grad=*/false);
-      load_strided(segment.grad_dtype, grad, segment.grad, *segment.strides, at, n, /*is_grad=*/true);
-      update(launch, segment, task, param, grad, at, n);
-      store_strided(launch.format.param_dtype, segment.param, param, *segment.strides, at, n, /*is_grad=*/false);
+      if (strides != nullptr) {
+        load_strided(param_dtype, param, segment.param, *strides, at, n, /*is_grad=*/false);
+        load_strided(segment.grad_dtype, grad, segment.grad, *strides, at, n, /*is_grad=*/true);
+      }
+      if (task.low_precision != nullptr) {
+        task.low_precision(param, grad, segment.grad_dtype, launch.format, launch.state, segment.start + at,
+                           segment.rng_offset + at, n, task.scalars);
+      } else {
+        const bool wide = param_dtype == kFloat64;
+        const int64_t moment = (segment.start + at) * task.moment_item;
+        task.kernel(param, grad, launch.state.exp_avg + moment, launch.state.exp_avg_sq + moment, n,
+                    wide ? static_cast<const void*>(&task.scalars_f64) : &task.scalars_f32);
+      }
+      if (strides != nullptr) {
+        store_strided(param_dtype, segment.param, param, *strides, at, n, /*is_grad=*/false);
+      }
     }
     if (task.clear) {
       std::memset(grad, 0, n * task.grad_item);
-      store_strided(segment.grad_dtype, segment.grad, grad, *segment.strides, at, n, /*is_grad=*/true);
+      if (strides != nullptr) {
+        store_strided(segment.grad_dtype, segment.grad, grad, *strides, at, n, /*is_grad=*/true);
+      }
     }
   }
 }
@@ -98,16 +92,9 @@ SegmentTask task_for(const Launch& launch, const Segment& segment, bool zero_gra
   return task;
 }
 
-// Whether two segments need the same, apart from where their moments are.
+// Whether two segments need the same.
 bool same_task(const Segment& a, const Segment& b) {
   return a.scalar_index == b.scalar_index && a.grad_dtype == b.grad_dtype && a.overlapping == b.overlapping;
-}
-
-void update_segment(const Launch& launch, const Segment& segment, SegmentTask& task, int64_t begin, int64_t end) {
-  if (task.skip && !task.clear) return;
-  task.exp_avg = launch.state.exp_avg + segment.start * task.moment_item;
-  task.exp_avg_sq = launch.state.exp_avg_sq + segment.start * task.moment_item;
-  (segment.strides == nullptr ? update_plain : update_strided)(launch, segment, task, begin, end);
 }
 
 // Prefetches the beginning of a segment: the arrays of short segments are scattered in memory, where the hardware
@@ -143,8 +130,10 @@ void update_range(const Launch& launch, bool zero_grads, int64_t begin, int64_t 
     if (!same_task(segment, *task_segment)) task = task_for(launch, *(task_segment = &segment), zero_grads);
     const int64_t first = launch.ends[index] - segment.numel;
     const int64_t until = std::min(end, launch.ends[index]);
-    update_segment(launch, segment, task, whole_blocks(at - first, segment.numel),
-                   whole_blocks(until - first, segment.numel));
+    if (!task.skip || task.clear) {
+      update_segment(launch, segment, task, whole_blocks(at - first, segment.numel),
+                     whole_blocks(until - first, segment.numel));
+    }
     at = until;
   }
 }

@@ -10,14 +10,6 @@ namespace radam_fused {
 namespace {
 
 template <typename P, typename G, typename T>
-RADAM_HD void update_at(P* p, const G* g, T* m, T* v, int64_t i, const StepScalars<T>& scalars,
-                        const UpdateBranches& branches) {
-  T value = widen(p[i]);
-  update_element<T>(value, widen(g[i]), m[i], v[i], scalars, branches);
-  p[i] = Narrow<P>::from(value);
-}
-
-template <typename P, typename G, typename T>
 RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m, T* __restrict v, int64_t n,
                          const StepScalars<T>& scalars, const UpdateBranches& branches) {
   int64_t i = 0;
@@ -26,9 +18,9 @@ RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m
     prefetch(g + i);
     prefetch(m + i);
     prefetch(v + i);
-    for (int64_t k = i; k < i + kPrefetchElements; ++k) update_at(p, g, m, v, k, scalars, branches);
+    for (int64_t k = i; k < i + kPrefetchElements; ++k) update_element(p[k], g[k], m[k], v[k], scalars, branches);
   }
-  for (; i < n; ++i) update_at(p, g, m, v, i, scalars, branches);
+  for (; i < n; ++i) update_element(p[i], g[i], m[i], v[i], scalars, branches);
 }
 
 // A loop per pair of branches in common use; beta2 < 1/2, which is rare, has a loop with blends.

@@ -69,9 +69,7 @@ struct Update {
     for (int r = 0; r < Vectors; ++r) {
       RADAM_UNROLL
       for (int i = 0; i < N; ++i) {
-        T value = widen(p[r].value[i]);
-        update_element<T>(value, widen(g[r].value[i]), m[r].value[i], v[r].value[i], scalars, branches);
-        p[r].value[i] = Narrow<P>::from(value);
+        update_element(p[r].value[i], g[r].value[i], m[r].value[i], v[r].value[i], scalars, branches);
       }
       p[r].store(tile.p + at + r * distance);
       m[r].store(tile.m + at + r * distance);

@@ -100,11 +100,12 @@ RADAM_HD T decrease(T p, T d, const StepScalars<T>& scalars, const UpdateBranche
   return branches.decays ? scalars.decay_factor * p + step : step;
 }
 
-// Updates one element: its moments and its parameter.
-template <typename T>
-RADAM_HD void update_element(T& p, T g, T& m, T& v, const StepScalars<T>& scalars, const UpdateBranches& branches) {
-  const T d = update_moments(p, g, m, v, scalars, branches);
-  p = scalars.update_rule == UpdateRule::kNoParamUpdate ? p : p - decrease(p, d, scalars, branches);
+// Updates one element: its moments, and its parameter as it is stored.
+template <typename P, typename G, typename T>
+RADAM_HD void update_element(P& p, G g, T& m, T& v, const StepScalars<T>& scalars, const UpdateBranches& branches) {
+  const T x = widen(p);
+  const T d = update_moments(x, widen(g), m, v, scalars, branches);
+  p = Narrow<P>::from(scalars.update_rule == UpdateRule::kNoParamUpdate ? x : x - decrease(x, d, scalars, branches));
 }
 
 }  // namespace radam_fused

@@ -129,16 +129,6 @@ void call_operator(const Tensor& pointer_table, int param_dtype, const StepArgs&
                                                          : "radam_fused::step_from_pointers: torch has printed why");
 }
 
-void run(const TensorPairs& pairs, const StepObjects& objects) {
-  const Tensor pointer_table = tensor_of(objects.pointer_table);
-  const StepArgs args = objects.args();
-  if (pairs.device.type == aoti_torch_device_type_cpu()) {
-    run_step(read_step_args(pointer_table, pairs.dtype, args), args.zero_grads);
-  } else {
-    call_operator(pointer_table, pairs.dtype, args);
-  }
-}
-
 }  // namespace
 
 // find_tensor_offset(Tensor, Parameter, samples, begin, end) -> bool: whether the pointer path works with this torch.
@@ -261,14 +251,23 @@ PyObject* step_from_pointers(PyObject*, PyObject* args) try {
   if (!read_pairs(pairs)) Py_RETURN_FALSE;
   // Before the step: the gradients are certainly alive now, and this may raise.
   bump_versions(pairs, objects.zero_grads);
-  // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
-  // another thread may hold while that thread waits for the GIL.
-  if (hold_gil && given.device_type == aoti_torch_device_type_cpu()) {
-    run(pairs, objects);
-  } else {
-    const HeldGradients held(pairs);
-    const GilRelease released;
-    run(pairs, objects);
+  const bool on_cpu = given.device_type == aoti_torch_device_type_cpu();
+  {
+    // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
+    // another thread may hold while that thread waits for the GIL.
+    std::optional<HeldGradients> held;
+    std::optional<GilRelease> released;
+    if (!(hold_gil && on_cpu)) {
+      held.emplace(pairs);
+      released.emplace();
+    }
+    const Tensor pointer_table = tensor_of(objects.pointer_table);
+    const StepArgs step_args = objects.args();
+    if (on_cpu) {
+      run_step(read_step_args(pointer_table, pairs.dtype, step_args), step_args.zero_grads);
+    } else {
+      call_operator(pointer_table, pairs.dtype, step_args);
+    }
   }
   add_step(counts);
   Py_RETURN_TRUE;
