@@ -85,7 +85,9 @@ SegmentTask task_for(const Launch& launch, const Segment& segment, bool zero_gra
   task.scalars_f64 = StepScalars<double>::from(task.scalars);
   task.skip = task.scalars_f64.update_rule == UpdateRule::kSkipStep;
   task.clear = zero_grads && !segment.overlapping;
-  task.kernel = select_step_kernel(launch.format.param_dtype, segment.grad_dtype);
+  task.kernel = select_step_kernel(launch.format.param_dtype, segment.grad_dtype,
+                                   launch.format.param_dtype == kFloat64 ? UpdateBranches::of(task.scalars_f64)
+                                                                         : UpdateBranches::of(task.scalars_f32));
   task.low_precision = launch.format.is_full_precision() ? nullptr : select_low_precision_kernel();
   task.grad_item = item_size(segment.grad_dtype);
   task.moment_item = launch.format.moment_item();

@@ -9,9 +9,17 @@
 namespace radam_fused {
 namespace {
 
-template <typename P, typename G, typename T>
-RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m, T* __restrict v, int64_t n,
-                         const StepScalars<T>& scalars, const UpdateBranches& branches) {
+// A loop for each pair of branches, which are constants in it.
+template <typename P, typename G, bool kByDifference, bool kDecays>
+RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
+                          const void* rounded) {
+  using T = ComputeType<P>;
+  constexpr UpdateBranches branches{kByDifference, kDecays};
+  P* __restrict p = static_cast<P*>(param);
+  const G* __restrict g = static_cast<const G*>(grad);
+  T* __restrict m = static_cast<T*>(exp_avg);
+  T* __restrict v = static_cast<T*>(exp_avg_sq);
+  const StepScalars<T> scalars = *static_cast<const StepScalars<T>*>(rounded);
   int64_t i = 0;
   for (; i + kPrefetchElements <= n; i += kPrefetchElements) {
     prefetch(p + i);
@@ -23,57 +31,44 @@ RADAM_HD void update_all(P* __restrict p, const G* __restrict g, T* __restrict m
   for (; i < n; ++i) update_element(p[i], g[i], m[i], v[i], scalars, branches);
 }
 
-// A loop per pair of branches in common use; beta2 < 1/2, which is rare, has a loop with blends.
-template <typename P, typename G>
-RADAM_HD void update_span(void* param, const void* grad, void* exp_avg, void* exp_avg_sq, int64_t n,
-                          const void* rounded) {
-  using T = ComputeType<P>;
-  P* p = static_cast<P*>(param);
-  const G* g = static_cast<const G*>(grad);
-  T* m = static_cast<T*>(exp_avg);
-  T* v = static_cast<T*>(exp_avg_sq);
-  const StepScalars<T> scalars = *static_cast<const StepScalars<T>*>(rounded);
-  const UpdateBranches branches = UpdateBranches::of(scalars);
-  if (!branches.v_by_difference) {
-    update_all(p, g, m, v, n, scalars, branches);
-  } else if (branches.decays) {
-    update_all(p, g, m, v, n, scalars, UpdateBranches{true, true});
-  } else {
-    update_all(p, g, m, v, n, scalars, UpdateBranches{true, false});
-  }
-}
-
-template <typename P, typename G>
+template <typename P, typename G, bool kByDifference, bool kDecays>
 void update_baseline(void* p, const void* g, void* m, void* v, int64_t n, const void* scalars) {
-  update_span<P, G>(p, g, m, v, n, scalars);
+  update_span<P, G, kByDifference, kDecays>(p, g, m, v, n, scalars);
 }
 
 #if RADAM_X86
-template <typename P, typename G>
+template <typename P, typename G, bool kByDifference, bool kDecays>
 RADAM_AVX2 void update_avx2(void* p, const void* g, void* m, void* v, int64_t n, const void* scalars) {
-  update_span<P, G>(p, g, m, v, n, scalars);
+  update_span<P, G, kByDifference, kDecays>(p, g, m, v, n, scalars);
 }
 
-template <typename P, typename G>
+template <typename P, typename G, bool kByDifference, bool kDecays>
 RADAM_AVX512 void update_avx512(void* p, const void* g, void* m, void* v, int64_t n, const void* scalars) {
-  update_span<P, G>(p, g, m, v, n, scalars);
+  update_span<P, G, kByDifference, kDecays>(p, g, m, v, n, scalars);
 }
 #endif
 
-template <typename P, typename G>
-StepKernel pick() {
+template <typename P, typename G, bool kByDifference, bool kDecays>
+StepKernel for_machine() {
 #if RADAM_X86
-  if (cpu_capability() == CpuCapability::kAvx512) return update_avx512<P, G>;
-  if (cpu_capability() == CpuCapability::kAvx2) return update_avx2<P, G>;
+  if (cpu_capability() == CpuCapability::kAvx512) return update_avx512<P, G, kByDifference, kDecays>;
+  if (cpu_capability() == CpuCapability::kAvx2) return update_avx2<P, G, kByDifference, kDecays>;
 #endif
-  return update_baseline<P, G>;
+  return update_baseline<P, G, kByDifference, kDecays>;
+}
+
+template <typename P, typename G>
+StepKernel for_branches(const UpdateBranches& branches) {
+  if (branches.v_by_difference)
+    return branches.decays ? for_machine<P, G, true, true>() : for_machine<P, G, true, false>();
+  return branches.decays ? for_machine<P, G, false, true>() : for_machine<P, G, false, false>();
 }
 
 }  // namespace
 
-StepKernel select_step_kernel(int param_dtype, int grad_dtype) {
+StepKernel select_step_kernel(int param_dtype, int grad_dtype, const UpdateBranches& branches) {
   return dispatch_dtypes(param_dtype, grad_dtype, StepKernel{nullptr},
-                         [](auto p, auto g) { return pick<decltype(p), decltype(g)>(); });
+                         [&](auto p, auto g) { return for_branches<decltype(p), decltype(g)>(branches); });
 }
 
 }  // namespace radam_fused
