@@ -17,8 +17,14 @@ def read_pairs(table: int, segments: int, count: int, dtype: int, device_type: i
 def pairs_unmoved(
     described: int, segments: int, count: int, dtype: int, device_type: int, device_index: int
 ) -> bool: ...
+def prepare_step(
+    pairs: tuple[int, int, int, int, int, int],
+    hold_gil: bool,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
+    stochastic: bool,
+) -> object: ...
 def step_from_pointers(
-    addresses: tuple[int, ...], brief: bool, arguments: tuple[Any, ...], counts: tuple[int, int, int, int] | None
+    prepared: object, scalars: Tensor, zero_grads: bool, counts: tuple[int, int, int, int] | None
 ) -> bool: ...
 def fill_segments(
     addresses: tuple[int, ...], scalar_index: int, rng_offsets: int, tile: int, rows: int, zero_grads: bool

@@ -30,6 +30,7 @@ try:
         find_tensor_offset,
         gradients,
         pairs_unmoved,
+        prepare_step,
         read_pairs,
         record_params,
         record_views,
@@ -71,7 +72,7 @@ except ImportError:
 
     count_step = fill_segments = _missing  # type: ignore[assignment]
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
-    pairs_unmoved = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
+    pairs_unmoved = prepare_step = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
     def write_scalars(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
         """Returns False: `radam_fused.numerics.scalars.compute_scalars` has to compute them."""
@@ -102,6 +103,7 @@ __all__ = [
     "fill_segments",
     "gradients",
     "pairs_unmoved",
+    "prepare_step",
     "read_pairs",
     "record_params",
     "record_views",

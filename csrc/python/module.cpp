@@ -119,6 +119,7 @@ PyMethodDef methods[] = {
     {"views_intact", radam_fused::views_intact, METH_VARARGS, "Whether tensors' elements are where they were."},
     {"write_scalars", radam_fused::write_scalars, METH_VARARGS,
      "Computes the scalars of a step; False where Python has to."},
+    {"prepare_step", radam_fused::prepare_step, METH_VARARGS, "What the steps of a plan have in common."},
     {"step_from_pointers", radam_fused::step_from_pointers, METH_VARARGS,
      "As read_pairs, and a step over them; or False."},
     {"fill_segments", radam_fused::fill_segments, METH_VARARGS,

@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -102,19 +103,27 @@ std::optional<Tensor> optional_tensor_of(PyObject* object) {
   return object == Py_None ? std::nullopt : std::optional<Tensor>(tensor_of(object));
 }
 
-// What a step takes besides the pairs, as Python objects.
-struct StepObjects {
-  PyObject *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scalars, *scales, *master, *rng_offsets;
-  int zero_grads, stochastic;
-
-  StepArgs args() const {
-    return {tensor_of(exp_avg),         tensor_of(exp_avg_sq),
-            tensor_of(segments),        tensor_of(scalar_index),
-            tensor_of(scalars),         bool(zero_grads),
-            optional_tensor_of(scales), optional_tensor_of(master),
-            bool(stochastic),           optional_tensor_of(rng_offsets)};
-  }
+// All that the steps of a plan have in common. One thread at a time may step a plan, as it writes the state.
+struct PreparedStep {
+  TensorPairs pairs;
+  Tensor pointer_table;
+  StepArgs args;  // `scalars` and `zero_grads` are each step's own
+  bool hold_gil;
+  PyObject* kept;  // the Python objects of all tensors
 };
+
+constexpr const char* kPreparedStep = "radam_fused._C.prepare_step";
+
+PreparedStep* prepared_step(PyObject* capsule) {
+  return static_cast<PreparedStep*>(PyCapsule_GetPointer(capsule, kPreparedStep));
+}
+
+void destroy_prepared_step(PyObject* capsule) {
+  PreparedStep* step = prepared_step(capsule);
+  PyObject* kept = step->kept;
+  delete step;
+  Py_DECREF(kept);
+}
 
 // The step of a GPU is in another library, and so can be called only as an operator.
 void call_operator(const Tensor& pointer_table, int param_dtype, const StepArgs& args) {
@@ -228,45 +237,75 @@ PyObject* views_intact(PyObject*, PyObject* args) {
   return PyBool_FromLong(are_intact(reinterpret_cast<const View*>(address), count));
 }
 
-// step_from_pointers(pairs, hold_gil, (pointer_table, exp_avg, exp_avg_sq, segments, scalar_index, scalars, zero_grads,
-// scales, master, stochastic, rng_offsets), counts) -> bool: reads the pairs, raises the version counters of what is
-// written, steps, and counts the step. It is one call so that no Python signal handler runs in between. False, with
-// nothing done, where `read_pairs` returns False. `hold_gil`: do not release the GIL, for a step that takes less time
-// than keeping every gradient alive would cost.
-PyObject* step_from_pointers(PyObject*, PyObject* args) try {
+// prepare_step((table, segments, count, dtype, device_type, device_index), hold_gil, (pointer_table, exp_avg,
+// exp_avg_sq, segments, scalar_index, scales, master, rng_offsets), stochastic) -> PreparedStep, for
+// step_from_pointers. `hold_gil`: do not release the GIL, for a step that takes less time than keeping every gradient
+// alive would cost.
+PyObject* prepare_step(PyObject*, PyObject* arguments) try {
   PairsArgument given;
-  StepObjects objects;
-  int hold_gil;
-  PyObject* counts_argument;
+  PyObject *tensors, *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scales, *master, *rng_offsets;
+  int hold_gil, stochastic;
+  if (!PyArg_ParseTuple(arguments, "(KKLiii)pO!p", &given.table, &given.segments, &given.count, &given.dtype,
+                        &given.device_type, &given.device_index, &hold_gil, &PyTuple_Type, &tensors, &stochastic) ||
+      !PyArg_ParseTuple(tensors, "OOOOOOOO", &pointer_table, &exp_avg, &exp_avg_sq, &segments, &scalar_index, &scales,
+                        &master, &rng_offsets)) {
+    return nullptr;
+  }
+  for (Py_ssize_t i = 0; i < PyTuple_Size(tensors); ++i) {
+    PyObject* object = PyTuple_GetItem(tensors, i);
+    if (object != Py_None && !is_plain_type(object)) {
+      return PyErr_Format(PyExc_TypeError, "prepare_step() takes tensors of torch's own types");
+    }
+  }
+  auto step = std::unique_ptr<PreparedStep>(
+      new PreparedStep{given.pairs(), tensor_of(pointer_table),
+                       StepArgs{tensor_of(exp_avg), tensor_of(exp_avg_sq), tensor_of(segments), tensor_of(scalar_index),
+                                tensor_of(segments), false, optional_tensor_of(scales), optional_tensor_of(master),
+                                bool(stochastic), optional_tensor_of(rng_offsets)},
+                       bool(hold_gil), tensors});
+  PyObject* capsule = PyCapsule_New(step.get(), kPreparedStep, destroy_prepared_step);
+  if (capsule == nullptr) return nullptr;
+  Py_INCREF(tensors);
+  step.release();
+  return capsule;
+} catch (const std::exception& error) {
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+}
+
+// step_from_pointers(prepared step, scalars, zero_grads, counts) -> bool: reads the pairs, raises the version counters
+// of what is written, steps, and counts the step. It is one call so that no Python signal handler runs in between.
+// False, with nothing done, where `read_pairs` returns False.
+PyObject* step_from_pointers(PyObject*, PyObject* arguments) try {
+  PyObject *capsule, *scalars, *counts_argument;
+  int zero_grads;
   StepCounts counts;
-  if (!PyArg_ParseTuple(args, "(KKLiii)p(OOOOOOpOOpO)O", &given.table, &given.segments, &given.count, &given.dtype,
-                        &given.device_type, &given.device_index, &hold_gil, &objects.pointer_table, &objects.exp_avg,
-                        &objects.exp_avg_sq, &objects.segments, &objects.scalar_index, &objects.scalars,
-                        &objects.zero_grads, &objects.scales, &objects.master, &objects.stochastic,
-                        &objects.rng_offsets, &counts_argument) ||
+  if (!PyArg_ParseTuple(arguments, "OOpO", &capsule, &scalars, &zero_grads, &counts_argument) ||
       !parse(counts_argument, counts)) {
     return nullptr;
   }
-  const TensorPairs pairs = given.pairs();
+  PreparedStep* prepared = prepared_step(capsule);
+  if (prepared == nullptr) return nullptr;
+  const TensorPairs& pairs = prepared->pairs;
   if (!read_pairs(pairs)) Py_RETURN_FALSE;
   // Before the step: the gradients are certainly alive now, and this may raise.
-  bump_versions(pairs, objects.zero_grads);
-  const bool on_cpu = given.device_type == aoti_torch_device_type_cpu();
+  bump_versions(pairs, zero_grads);
+  const bool on_cpu = pairs.device.type == aoti_torch_device_type_cpu();
   {
-    // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
-    // another thread may hold while that thread waits for the GIL.
+    StepArgs& args = prepared->args;
+    args.scalars = tensor_of(scalars);
+    args.zero_grads = zero_grads;
     std::optional<HeldGradients> held;
     std::optional<GilRelease> released;
-    if (!(hold_gil && on_cpu)) {
+    // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
+    // another thread may hold while that thread waits for the GIL.
+    if (!(prepared->hold_gil && on_cpu)) {
       held.emplace(pairs);
       released.emplace();
     }
-    const Tensor pointer_table = tensor_of(objects.pointer_table);
-    const StepArgs step_args = objects.args();
     if (on_cpu) {
-      run_step(read_step_args(pointer_table, pairs.dtype, step_args), step_args.zero_grads);
+      run_step(read_step_args(prepared->pointer_table, pairs.dtype, args), args.zero_grads);
     } else {
-      call_operator(pointer_table, pairs.dtype, step_args);
+      call_operator(prepared->pointer_table, pairs.dtype, args);
     }
   }
   add_step(counts);

@@ -19,6 +19,8 @@ PyObject* record_views(PyObject* module, PyObject* args);
 PyObject* views_intact(PyObject* module, PyObject* args);
 // Whether no two tensors share memory.
 PyObject* share_no_memory(PyObject* module, PyObject* tensors);
+// What the steps of a plan have in common, parsed once.
+PyObject* prepare_step(PyObject* module, PyObject* args);
 // Reads the pairs and performs a step: on the CPU by a call, on a GPU by an operator of the CUDA library.
 PyObject* step_from_pointers(PyObject* module, PyObject* args);
 

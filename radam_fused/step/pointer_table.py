@@ -8,7 +8,7 @@ errors that name a tensor.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.utils._device import DeviceContext
 from ..backends.operator_args import StepArgs
 from ..backends.ops import Operators
 from ..backends.triton.pointer_step import PointerStep
-from ..cpp_helpers import NATIVE_DEVICE, NATIVE_DTYPE, read_pairs, record_params, step_from_pointers
+from ..cpp_helpers import NATIVE_DEVICE, NATIVE_DTYPE, prepare_step, read_pairs, record_params, step_from_pointers
 
 if TYPE_CHECKING:
     from ..state.bucket import Bucket
@@ -51,7 +51,6 @@ class PointerTable:
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
         self.known = record_params(params, self.table.data_ptr())
         self._params = params  # kept alive: the table has addresses within these objects
-        self._hold_gil = bucket.length <= HOLD_GIL_UP_TO  # on a GPU the GIL is always released
         self._pairs = (
             self.table.data_ptr(),
             segments.data_ptr(),
@@ -60,9 +59,11 @@ class PointerTable:
             NATIVE_DEVICE[bucket.device.type],
             bucket.device.index or 0,
         )
-        self._before = self.table, bucket.exp_avg, bucket.exp_avg_sq, segments, scalar_index
-        self._after = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
-        self._own: PointerStep | None = None
+        self._buffers = bucket.exp_avg, bucket.exp_avg_sq, segments, scalar_index
+        self._formats = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
+        # On the CPU alone; a launch on a GPU always releases it.
+        self._hold_gil = bucket.length <= HOLD_GIL_UP_TO
+        self._prepared: Any = None
 
     def fits(self) -> bool:
         """Whether all pairs are plain tensors of the shapes, dtypes and devices that the step needs."""
@@ -87,13 +88,15 @@ class PointerTable:
             False, with nothing done, unless all pairs fit (see `fits`).
         """
         if pointer_step is not None:
-            if self._own is None:
-                self._own = pointer_step(
-                    self._pairs, StepArgs(self._params, self._params, *self._before[1:], scalars, False, *self._after)
-                )
-            return self._own.step(scalars, zero_grads, counts)
-        args = (*self._before, scalars, zero_grads, *self._after)
-        return step_from_pointers(self._pairs, self._hold_gil, args, counts)
+            if self._prepared is None:
+                args = StepArgs(self._params, self._params, *self._buffers, scalars, False, *self._formats)
+                self._prepared = pointer_step(self._pairs, args)
+            return self._prepared.step(scalars, zero_grads, counts)
+        if self._prepared is None:
+            scales, master, stochastic, rng_offsets = self._formats
+            tensors = self.table, *self._buffers, scales, master, rng_offsets
+            self._prepared = prepare_step(self._pairs, self._hold_gil, tensors, stochastic)
+        return step_from_pointers(self._prepared, scalars, zero_grads, counts)
 
 
 def may_use_pointers(bucket: Bucket, ops: Operators) -> bool:

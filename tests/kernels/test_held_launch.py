@@ -32,12 +32,12 @@ params = [torch.nn.Parameter(torch.empty(0, device="meta")) for _ in range(3)]
 for p in params:
     p.grad = torch.empty(0, device="meta")
 bucket = SimpleNamespace(
-    device=torch.device("meta"), length=0, dtype=torch.float32, exp_avg=torch.empty(0, device="meta"),
+    device=SimpleNamespace(type="meta", index=params[0].get_device()), length=0,
+    dtype=torch.float32, exp_avg=torch.empty(0, device="meta"),
     exp_avg_sq=torch.empty(0, device="meta"), scales=None, master=None, stochastic=False,
 )
 segments = torch.tensor([[0, layout_hash([0], [1])]] * 3)
 pairs = pointer_table.PointerTable(bucket, params, segments, torch.zeros(3, dtype=torch.int64), None)
-pairs._pairs = (*pairs._pairs[:-1], params[0].get_device())  # the device's index
 
 
 def make_room():

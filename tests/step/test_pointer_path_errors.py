@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from radam_fused import FusedRAdam
+from radam_fused.cpp_helpers import prepare_step
 from radam_fused.step.plan import whole_plan
 from tests.support.helpers import same_bits
 from tests.support.pointer_path import STEPS, parameters
@@ -86,10 +87,12 @@ def test_an_error_of_the_operator_says_what_it_says(hold_gil: bool) -> None:
         p.grad = torch.ones_like(p)
     for _ in range(2):
         opt.step()
-    plan = whole_plan(opt._bucket_manager.buckets[0])
-    table, exp_avg, exp_avg_sq, *rest = plan.pointer_table._before
-    plan.pointer_table._before = table, exp_avg, exp_avg_sq[1:], *rest
-    plan.pointer_table._hold_gil = hold_gil
+    bucket = opt._bucket_manager.buckets[0]
+    plan = whole_plan(bucket)
+    pointers = plan.pointer_table
+    too_short = bucket.exp_avg_sq[1:]
+    tensors = pointers.table, bucket.exp_avg, too_short, plan.segments, plan.scalar_index, None, None, None
+    pointers._prepared = prepare_step(pointers._pairs, hold_gil, tensors, False)
     before = [p.detach().clone() for p in params]
     with pytest.raises(RuntimeError, match="exp_avg and exp_avg_sq must be flat buffers of one size"):
         opt.step()
