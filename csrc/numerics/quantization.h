@@ -106,6 +106,15 @@ struct BlockScale {
   }
 };
 
+// Of a NaN and a number the number, in the form that each compiler makes one instruction of.
+#if defined(__CUDA_ARCH__)
+RADAM_HD float smaller(float x, float limit) { return fminf(x, limit); }
+RADAM_HD float larger(float x, float limit) { return fmaxf(x, limit); }
+#else
+RADAM_HD float smaller(float x, float limit) { return x < limit ? x : limit; }
+RADAM_HD float larger(float x, float limit) { return x > limit ? x : limit; }
+#endif
+
 // The bits shifted by one: a square root in straight pieces, one for each octave, times 2^-63.5; and its opposite.
 RADAM_HD float half_exponent(float x) { return float_from_bits(bits_from_float(x) >> 1); }
 RADAM_HD float double_exponent(float x) { return float_from_bits(bits_from_float(x) << 1); }
@@ -118,7 +127,7 @@ RADAM_HD uint32_t stochastic_code(float c, float offset, uint32_t rand16) {
 RADAM_HD uint32_t code_of(uint32_t fixed) { return (fixed >> 16) & 0xffu; }
 
 // 8 bits for the square root of the second moment: codes are linear within each octave of the root, half as many in
-// every other octave down, like those of the root's own square root; only 0 has code 0.
+// every other octave down, like those of the root's own square root; from 2^-64 on no root has code 0.
 struct RootCode {
   static constexpr float kTop = 32512.0f;   // for which the largest code, 255, stands in units of the scale
   static constexpr float kUnit = 0x1p-64f;  // a code, as half_exponent has it
@@ -127,8 +136,7 @@ struct RootCode {
   static RADAM_HD BlockScale scale(uint32_t largest) { return BlockScale::from(largest, kTop, 1.0f / kTop); }
   static RADAM_HD uint32_t encode(float root, float factor, uint32_t rand16) {
     const float c = half_exponent(root * factor);
-    const float least = root > 0.0f ? kUnit : 0.0f;
-    return stochastic_code(c > least ? c : least, kOffset, rand16);
+    return stochastic_code(larger(c, smaller(root, kUnit)), kOffset, rand16);
   }
   // What a code stands for, in units of the scale: from 1/2 to kTop, or 0. The code is put into the mantissa of a
   // float.
@@ -145,6 +153,7 @@ struct FirstCode {
   static constexpr float kOffset = 768.0f;
   static constexpr uint32_t kExponent = 0x7f800000u;
 
+  static RADAM_HD float power(float octaves) { return float_from_bits(bits_from_float(octaves) & kExponent); }
   // 4 over the power of two; -0 where the root is 0, and the first moment becomes 0.
   static RADAM_HD float quotient(float m, float octaves) {
     return m * float_from_bits(0x80000000u - (bits_from_float(octaves) & kExponent));
@@ -157,7 +166,7 @@ struct FirstCode {
     return stochastic_code(quotient * factor, kOffset, rand16);
   }
   static RADAM_HD float decode(int32_t code, float scale, float octaves) {
-    return float(code) * scale * float_from_bits(bits_from_float(octaves) & kExponent);
+    return float(code) * scale * power(octaves);
   }
 };
 

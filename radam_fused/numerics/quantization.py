@@ -139,7 +139,7 @@ def encode_root(root: Tensor, rand16: Tensor) -> tuple[Tensor, Tensor]:
     """Square roots of the second moment, (blocks, 256), as codes linear in each octave: code and scale."""
     largest = max_magnitude(root)
     c = half_exponent(root * _scale_factor(ROOT_TOP, largest))
-    c = torch.where((root > 0.0) & (c < CODE_UNIT), CODE_UNIT, c)
+    c = torch.maximum(c, root.clamp(max=CODE_UNIT))
     code = _stochastic_code(c, 512.0 * CODE_UNIT, rand16)
     return torch.where(largest.isfinite(), code, 0).float(), _block_scale(largest, 1.0 / ROOT_TOP)
 

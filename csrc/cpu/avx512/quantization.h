@@ -56,8 +56,7 @@ RADAM_VEC U stochastic_code(F c, float offset, U rand16) {
 // RootCode::encode, masked as the block's codes; replaces `m` by FirstCode::quotient.
 RADAM_VEC U encode_root(F root, F& m, F factor, U codes, U rand16) {
   const F c = of_bits(_mm512_srli_epi32(bits_of(_mm512_mul_ps(root, factor)), 1));
-  const __mmask16 positive = _mm512_cmp_ps_mask(root, _mm512_setzero_ps(), _CMP_GT_OQ);
-  const F least = _mm512_maskz_mov_ps(positive, all(RootCode::kUnit));
+  const F least = _mm512_min_ps(root, all(RootCode::kUnit));
   const U code = _mm512_and_si512(stochastic_code(_mm512_max_ps(c, least), RootCode::kOffset, rand16), codes);
   const U power = bits_of(power_of(octaves(code)));
   m = _mm512_mul_ps(m, of_bits(_mm512_sub_epi32(constant<0x80000000u>(), power)));

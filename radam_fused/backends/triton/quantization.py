@@ -196,12 +196,11 @@ def octaves(code):
 
 @triton.jit
 def encode_root(root, rand16, inside, COUNT: tl.constexpr):
-    """Square roots of the second moment as codes linear in each octave, 0 for 0 alone: code, scale, largest's bits."""
+    """Square roots of the second moment as codes linear in each octave: code, scale, largest's bits."""
     largest = max_magnitude(root, inside, COUNT)
     scale, factor = _block_scale(largest, ROOT_TOP, ROOT_UNIT)
     c = (root * spread(factor, COUNT)).to(tl.uint32, bitcast=True) >> 1
-    least = tl.where(root > 0.0, CODE_UNIT, 0.0)
-    c = tl.maximum(c.to(tl.float32, bitcast=True), least)
+    c = tl.maximum(c.to(tl.float32, bitcast=True), tl.minimum(root, CODE_UNIT))
     codes = spread(tl.where(largest < _INFINITY, 0xFF, 0), COUNT)
     return _stochastic_code(c, CODE_OFFSET, rand16, codes), scale, largest
 
