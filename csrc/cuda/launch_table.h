@@ -26,6 +26,9 @@ struct FlatBuffer {
   bool aligned_at(int64_t start) const { return is_aligned(data + start * item); }
 };
 
+// The elements of a tile.
+inline int64_t tile_of(const StateFormat& format) { return format.is_full_precision() ? kTile : kLowPrecisionTile; }
+
 // The buffers of a bucket's state that have one element per parameter element.
 inline std::vector<FlatBuffer> flat_buffers(const StateFormat& format, const StateBuffers& state) {
   const int64_t moment = format.moment_item();
@@ -35,7 +38,8 @@ inline std::vector<FlatBuffer> flat_buffers(const StateFormat& format, const Sta
 // Builds the segment table and the list of gradients of one launch, over segments of one gradient dtype.
 class LaunchBuilder {
  public:
-  explicit LaunchBuilder(std::vector<FlatBuffer> buffers) : buffers_(std::move(buffers)) {
+  explicit LaunchBuilder(std::vector<FlatBuffer> buffers, int64_t tile = kTile)
+      : buffers_(std::move(buffers)), tile_(tile) {
     table.segments.swap(segments_);
     grads.swap(grads_);
   }
@@ -52,7 +56,7 @@ class LaunchBuilder {
   }
 
   void add(const Segment& segment) {
-    const int64_t end = tiles_ + (segment.numel + kTile - 1) / kTile;
+    const int64_t end = tiles_ + (segment.numel + tile_ - 1) / tile_;
     if (end > kMaxTiles || table.strides.size() > INT32_MAX) {
       throw std::length_error("radam_fused: more than 2^41 elements in one bucket");
     }
@@ -91,6 +95,7 @@ class LaunchBuilder {
   std::vector<FlatBuffer> buffers_;
   Scratch<TileSegment> segments_;  // memory of the vectors in `table` and `grads`
   Scratch<const void*> grads_;
+  const int64_t tile_;  // elements
   int64_t tiles_ = 0;
 };
 

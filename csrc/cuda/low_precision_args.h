@@ -6,6 +6,9 @@
 
 namespace radam_fused {
 
+// The elements of a tile: several blocks for each warp, which share what is looked up of the tile.
+constexpr int kLowPrecisionTile = 4096;
+
 // What it needs besides.
 struct alignas(16) LowPrecisionTables : StepTables {
   float* scales;

@@ -11,6 +11,9 @@ namespace {
 struct Warp {
   Lane lane;
 
+  // The state of the lanes belongs to one block of elements.
+  RADAM_HD Warp for_block() const { return Warp(); }
+
   template <typename Phase>
   RADAM_HD void operator()(const Phase& phase) {
 #if defined(__CUDA_ARCH__)

@@ -35,7 +35,7 @@ HostScalars host_scalars(const Launch& launch) {
 template <typename Arguments>
 void prepare(const Launch& launch, int grad_dtype, const HostScalars& scalars, bool zero_grads,
              const CurrentStream& current, size_t capacity, Prepared<Arguments>& ready) {
-  LaunchBuilder builder(flat_buffers(launch.format, launch.state));
+  LaunchBuilder builder(flat_buffers(launch.format, launch.state), tile_of(launch.format));
   builder.reserve(launch.segments.size());
   for (const Segment& segment : launch.segments) {
     if (segment.grad_dtype == grad_dtype) builder.add(segment);

@@ -7,6 +7,7 @@
 
 #include "cuda/launch_args.h"
 #include "cuda/memory_access.h"
+#include "cuda/ordinary_update.h"
 #include "numerics/grad_norm_order.h"
 #include "numerics/radam_update.h"
 
@@ -64,6 +65,12 @@ struct Update {
       m[r] = AlignedVector<T, N>::load(tile.m + at + r * distance);
       v[r] = AlignedVector<T, N>::load(tile.v + at + r * distance);
     }
+    if constexpr (std::is_same_v<T, float> && N * Vectors >= 8) {
+      if (is_ordinary(scalars)) {
+        update_all<N, Vectors>(p, g, m, v);
+        return store<N, Vectors>(tile, at, distance, p, m, v);
+      }
+    }
     const UpdateBranches branches = UpdateBranches::of(scalars);
     RADAM_UNROLL
     for (int r = 0; r < Vectors; ++r) {
@@ -71,9 +78,53 @@ struct Update {
       for (int i = 0; i < N; ++i) {
         update_element(p[r].value[i], g[r].value[i], m[r].value[i], v[r].value[i], scalars, branches);
       }
+    }
+    store<N, Vectors>(tile, at, distance, p, m, v);
+  }
+
+ private:
+  template <int N, int Vectors, typename P, typename G>
+  static RADAM_HD void store(const Tile<P, G>& tile, int at, int distance, const AlignedVector<P, N>* p,
+                             const AlignedVector<T, N>* m, const AlignedVector<T, N>* v) {
+    RADAM_UNROLL
+    for (int r = 0; r < Vectors; ++r) {
       p[r].store(tile.p + at + r * distance);
       m[r].store(tile.m + at + r * distance);
       v[r].store(tile.v + at + r * distance);
+    }
+  }
+
+  template <int N, int Vectors, typename P, typename G>
+  RADAM_HD void update_all(AlignedVector<P, N>* p, const AlignedVector<G, N>* g, AlignedVector<T, N>* m,
+                           AlignedVector<T, N>* v) const {
+    constexpr int kAll = N * Vectors;
+    float x[kAll], gradient[kAll], first[kAll], second[kAll], root[kAll];
+    RADAM_UNROLL
+    for (int i = 0; i < kAll; ++i) {
+      x[i] = widen_stored(p[i / N].value[i % N]);
+      gradient[i] = widen_stored(g[i / N].value[i % N]);
+      first[i] = m[i / N].value[i % N];
+      second[i] = v[i / N].value[i % N];
+    }
+    update_ordinary<kAll>(x, gradient, first, second, root, scalars);
+    const bool numbers = !std::is_same_v<P, float> && are_numbers<kAll>(x);
+    if (numbers) {
+      if constexpr (!std::is_same_v<P, float>) {
+        RADAM_UNROLL
+        for (int i = 0; i < kAll; i += 2) {
+          const uint32_t pair = narrow_pair<P>(x[i], x[i + 1]);
+          p[i / N].value[i % N].bits = uint16_t(pair);
+          p[i / N].value[i % N + 1].bits = uint16_t(pair >> 16);
+        }
+      }
+    } else {
+      RADAM_UNROLL
+      for (int i = 0; i < kAll; ++i) p[i / N].value[i % N] = Narrow<P>::from(x[i]);
+    }
+    RADAM_UNROLL
+    for (int i = 0; i < kAll; ++i) {
+      m[i / N].value[i % N] = first[i];
+      v[i / N].value[i % N] = second[i];
     }
   }
 };
@@ -159,9 +210,10 @@ struct TileRange {
   int length;
 };
 
+template <int Tile = kTile>
 RADAM_HD TileRange range_of(const TileSegment& segment, uint32_t tile) {
-  const int64_t offset = int64_t(tile - segment.first_tile) * kTile;
-  return {offset, segment.length - offset < kTile ? int(segment.length - offset) : kTile};
+  const int64_t offset = int64_t(tile - segment.first_tile) * Tile;
+  return {offset, segment.length - offset < Tile ? int(segment.length - offset) : Tile};
 }
 
 // Applies an action to a tile, with the widest accesses that its layout allows. `tile` has the first elements of

@@ -15,6 +15,9 @@
 #define RADAM_HD inline __attribute__((always_inline))
 #endif
 
+// Between the parameters of a lambda and its body: it must be inlined, or what it refers to goes through memory.
+#define RADAM_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace radam_fused {
 
 struct bfloat16 {

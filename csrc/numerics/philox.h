@@ -19,18 +19,34 @@ struct Philox {
   RADAM_HD uint32_t rand16(int i) const { return (word[i / 2] >> (16 * (i % 2))) & 0xffffu; }
 };
 
+// Both halves of a product. nvcc makes two multiplications of a 64-bit one by a constant, and one of this.
+struct WideProduct {
+  uint32_t high, low;
+
+  RADAM_HD WideProduct(uint32_t x, uint32_t factor) {
+#if defined(__CUDA_ARCH__)
+    asm("{.reg .b64 both; mul.wide.u32 both, %2, %3; mov.b64 {%0, %1}, both;}"
+        : "=r"(low), "=r"(high)
+        : "r"(x), "r"(factor));
+#else
+    const uint64_t both = uint64_t(x) * factor;
+    high = uint32_t(both >> 32);
+    low = uint32_t(both);
+#endif
+  }
+};
+
 // For the elements whose offsets begin at 8 * group.
 RADAM_HD Philox philox(uint64_t group, uint32_t step, uint32_t stream, uint32_t seed) {
   uint32_t c0 = uint32_t(group), c1 = uint32_t(group >> 32), c2 = step, c3 = stream;
   uint32_t k0 = seed, k1 = 0;
   RADAM_UNROLL
   for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t(c0) * 0xD2511F53u;
-    const uint64_t b = uint64_t(c2) * 0xCD9E8D57u;
-    c0 = uint32_t(b >> 32) ^ c1 ^ k0;
-    c1 = uint32_t(b);
-    c2 = uint32_t(a >> 32) ^ c3 ^ k1;
-    c3 = uint32_t(a);
+    const WideProduct a(c0, 0xD2511F53u), b(c2, 0xCD9E8D57u);
+    c0 = b.high ^ c1 ^ k0;
+    c1 = b.low;
+    c2 = a.high ^ c3 ^ k1;
+    c3 = a.low;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import cuda_code_low_precision
 import cuda_code_scalars
-from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, setting, with_code
+from cuda_paths import Instruction, counts, loads_before_use, parse, shortest_turn
+from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, one_by_one, setting, with_code, with_sass
 
 KERNELS = 20
 """Ten pairs of dtypes, and arguments of 4 KB or 32 KB."""
@@ -30,11 +31,12 @@ BLOCKS = {"fp64": 4}
 BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 MANGLED = {"d": "fp64", "f": "fp32", "NS_7float16E": "fp16", "NS_8bfloat16E": "bf16"}
 
-ADDS, MULTIPLIES = 8, 8
-"""Of the numeric contract, an element."""
-EXPANSION = 7
-"""FFMA in the division and the square root of an element, and `SUBROUTINES` of them where both treat rare values."""
-SUBROUTINES = 16
+ADDS, MULTIPLIES, FUSED = 7, 10, 6
+"""Of an element in a whole tile: of the numeric contract, and in the sequences of its root and its division."""
+ELEMENTS = 8
+"""Of a thread, in one turn over whole tiles."""
+BUDGETS = {("fp32", "fp32"): 45, ("bf16", "bf16"): 52}
+"""Instructions an element of a whole tile on sm_90, at most; 60 with gradients of float16."""
 
 
 @dataclass
@@ -49,9 +51,12 @@ class Kernel(Code):
         return f"{self.param} parameters, {self.grad} gradients, {self.argument_bytes} bytes, sm_{self.arch}"
 
     @property
-    def elements(self) -> int:
-        """How often the update of one element stands in the code: once a division."""
-        return self.count("FFMA") if self.param == "fp64" else self.count("FCHK")
+    def turn(self) -> list[Instruction] | None:
+        """One turn over whole tiles of ordinary values."""
+        moved = BYTES[self.param] + 2 * BYTES["fp32"]
+        loads, stores = ((moved + more) * ELEMENTS // 16 for more in (BYTES[self.grad], 0))
+        work = {"load128": loads, "store128": stores, "root": ELEMENTS, "reciprocal": ELEMENTS}
+        return shortest_turn(parse(self.sass), work)
 
 
 def compile_kernels(arch: int, flags: list[str], csrc: Path = CSRC) -> list[Kernel]:
@@ -97,8 +102,6 @@ def full_tile(kernel: Kernel) -> FullTile:
 
     most = max(map(loads, wide))
     full = [r for r in wide if loads(r) == most]
-    if (kernel.param, kernel.grad) != ("fp32", "fp32") and kernel.param != "fp64":
-        full = full[:1]  # the last tile's round is as wide, and comes after
     before = []
     for r in full:
         first = next(k for k in range(r[0][0], len(kernel.instructions)) if arithmetic.match(kernel.instructions[k]))
@@ -112,14 +115,11 @@ def full_tile(kernel: Kernel) -> FullTile:
     )
 
 
-def problems(kernel: Kernel) -> list[str]:
-    """What is wrong with a kernel, in words."""
-    found = kernel.problems(65536 // (BLOCKS.get(kernel.param, 6) * THREADS) // 8 * 8)
-
-    # Per thread: its elements of a whole tile, and the bytes that each of them moves.
-    elements, moment = TILE // THREADS, BYTES["fp64" if kernel.param == "fp64" else "fp32"]
-    loads = elements * (BYTES[kernel.param] + BYTES[kernel.grad] + 2 * moment) // 16
-    stores = elements * (BYTES[kernel.param] + 2 * moment) // 16
+def problems_of_doubles(kernel: Kernel) -> list[str]:
+    """What is wrong with a whole tile of float64."""
+    found = []
+    elements = TILE // THREADS
+    loads, stores = elements * 4 * 8 // 16, elements * 3 * 8 // 16
     full = full_tile(kernel)
     if (full.loads, full.stores) != (loads, stores):
         found.append(
@@ -129,22 +129,34 @@ def problems(kernel: Kernel) -> list[str]:
         found.append(
             f"only {full.before_use} of {full.loads // full.rounds} loads are on their way before the first use"
         )
+    adds = kernel.count("DADD")
+    if adds < 8 * elements:
+        found.append(f"{adds} additions of float64 for {elements} elements: some have been fused")
+    return found
 
+
+def problems(kernel: Kernel) -> list[str]:
+    """What is wrong with a kernel, in words."""
+    found = kernel.problems(65536 // (BLOCKS.get(kernel.param, 6) * THREADS) // 8 * 8)
     # Clearing the gradient of a whole tile, and of the wide part of the last one.
-    cleared = elements * BYTES[kernel.grad] // 16
+    cleared = TILE // THREADS * BYTES[kernel.grad] // 16
     if kernel.count("STG.E.EF.128 RZ") <= cleared:
         found.append(
             f"{kernel.count('STG.E.EF.128 RZ')} stores of zeros are of 128 bits, but a whole tile takes {cleared}"
         )
-
-    conversions = 2 * (kernel.param == "fp16") + (kernel.grad == "fp16")  # each has an addition of its own
-    n, kind = kernel.elements, "D" if kernel.param == "fp64" else "F"
-    adds = kernel.count(f"{kind}ADD") + 2 * kernel.count(f"{kind}ADD2")
-    multiplies = kernel.count(f"{kind}MUL") + 2 * kernel.count(f"{kind}MUL2")
-    if not n or adds < (ADDS + conversions) * n or multiplies < MULTIPLIES * n:
-        found.append(f"{adds} additions and {multiplies} multiplications for {n} elements: some have been fused")
-    if kind == "F" and kernel.count("FFMA") > EXPANSION * n + SUBROUTINES:
-        found.append(f"{kernel.count('FFMA')} FFMA: more than the divisions and roots of {n} elements take")
+    if kernel.param == "fp64":
+        return [*found, *problems_of_doubles(kernel)]
+    turn = kernel.turn
+    if turn is None:
+        return [*found, "no turn over whole tiles has all of its loads and stores of 128 bits"]
+    if not loads_before_use(turn):
+        found.append("not all loads of a turn are on their way before the first use")
+    adds, multiplies, fused = (counts(turn, name) for name in ("FADD", "FMUL", "FFMA"))
+    if adds < ADDS * ELEMENTS or multiplies < MULTIPLIES * ELEMENTS or fused != FUSED * ELEMENTS:
+        found.append(f"{adds} additions, {multiplies} multiplications and {fused} FFMA in a turn: some have been fused")
+    budget = 60 if kernel.grad == "fp16" else BUDGETS.get((kernel.param, kernel.grad))
+    if budget is not None and kernel.arch == 90 and len(turn) > budget * ELEMENTS:
+        found.append(f"{len(turn) / ELEMENTS:.1f} instructions an element: the budget is {budget}")
     return found
 
 
@@ -163,13 +175,11 @@ def controls(flags: list[str], good: Kernel) -> bool:
         assert header.read_text() != promised
         spilling = find(compile_kernels(90, flags, copy))
 
-    def narrow(code: list[str]) -> list[str]:
-        first = code.index("LDG.E.EF.128")
-        return [*code[:first], "LDG.E.EF.64", "LDG.E.EF.64", *code[first + 1 :]]
+    def narrow(sass: str) -> str:
+        return sass.replace("LDG.E.EF.128", "LDG.E.EF.64")
 
-    def serial(code: list[str]) -> list[str]:
-        first = code.index("LDG.E.EF.128")
-        return [*code[: first + 1], "FMUL", *code[first + 1 :]]
+    def longer(sass: str) -> str:
+        return re.sub(r"(/\*([0-9a-f]+)\*/\s+FADD [^;]*;)", lambda f: f"{f[1]} /*{f[2]}8*/ NOP ;", sass)
 
     def narrow_zeros(code: list[str]) -> list[str]:
         return [name.replace(".128 RZ", ".64 RZ") for name in code]
@@ -180,8 +190,9 @@ def controls(flags: list[str], good: Kernel) -> bool:
             control("compiled with -fmad=true", problems(fusing), "fused multiply-adds in the PTX"),
             control("the same, by the machine code", problems(fusing), "some have been fused"),
             control("compiled for 12 blocks an SM", problems(spilling), "spills"),
-            control("a load of 64 bits in a whole tile", problems(with_code(good, narrow)), "of 128 bits"),
-            control("a use before the next load", problems(with_code(good, serial)), "before the first use"),
+            control("loads of 64 bits in a whole tile", problems(with_sass(good, narrow)), "of 128 bits"),
+            control("a use before the next load", problems(with_sass(good, one_by_one)), "before the first use"),
+            control("an instruction more by each addition", problems(with_sass(good, longer)), "the budget is"),
             control("zeros stored 64 bits at a time", problems(with_code(good, narrow_zeros)), "stores of zeros"),
             control("24 registers more", problems(crowded), "registers, but"),
         ]
@@ -195,17 +206,17 @@ def main() -> int:
     with ThreadPoolExecutor(2) as pool:
         kernels = [k for found in pool.map(lambda arch: compile_kernels(arch, flags), ARCHITECTURES) for k in found]
     print("Machine code of the CUDA kernels (arguments of 4 KB; those of 32 KB are checked as well)\n")
-    print("  param  grad  arch    registers  blocks/SM  loads   stores  instructions  spills")
-    print("                                             of 128 bits     an element")
+    print("  param  grad  arch    registers  blocks/SM  instructions  spills")
+    print("                                               an element")
     for k in kernels:
         if k.argument_bytes > 4096:
             continue
-        full = full_tile(k)
         blocks = 65536 // (-(-k.registers // 8) * 8 * THREADS)
-        per_element = full.instructions * THREADS // TILE
+        turn = None if k.param == "fp64" else k.turn
+        instructions = full_tile(k).instructions * THREADS / TILE if turn is None else len(turn) / ELEMENTS
         print(
-            f"  {k.param:5}  {k.grad}  sm_{k.arch:<4} {k.registers:9}  {blocks:9}  {full.loads:5}  {full.stores:7}"
-            f"  {per_element:12}  {Counter(k.instructions)['STL']:6}"
+            f"  {k.param:5}  {k.grad}  sm_{k.arch:<4} {k.registers:9}  {blocks:9}  {instructions:12.1f}"
+            f"  {Counter(k.instructions)['STL']:6}"
         )
     wrong = [f"{kernel}: {problem}" for kernel in kernels for problem in problems(kernel)]
     if len(kernels) != KERNELS * len(ARCHITECTURES):

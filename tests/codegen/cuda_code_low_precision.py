@@ -9,62 +9,82 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, with_code
+from cuda_paths import Instruction, counts, loads_before_use, parse, shortest_turn
+from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, one_by_one, with_sass
 
 MOMENTS = ("fp32", "bf16", "fp16", "int8")
 """A kernel each, in the order of csrc/numerics/quantization.h."""
 LIMIT = 65536 // (4 * 128) // 8 * 8
 """Registers: 4 blocks an SM (csrc/cuda/low_precision_kernel.cu)."""
-OTHERS = 6
-"""Loads of 128 bits for the eight elements of parameter, gradient and master, the second of each where it has 32
-bits."""
-WIDE = {"fp32": {"128": 4}, "bf16": {"128": 2}, "fp16": {"128": 2}, "int8": {"64": 2}}
-"""What the two moments add."""
-DIVISION, ROOT, SUBROUTINES = 5, 3, 16
-"""FFMA at most, in the expansion of each, and where rare values are treated."""
-ARITHMETIC = re.compile(r"F(ADD|MUL|FMA)2?\b|MUFU|FCHK|I2F|REDUX|CREDUX")
+ELEMENTS = 8
+"""Of a thread: a block's in one turn."""
+FUSED = 6
+"""In the root and the division of an element."""
+FACTOR = 5
+"""In the division that makes a factor of a block of codes, of which there are two."""
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+TURNS = {
+    "fp32 parameters": ("fp32", ""),
+    "bf16 parameters": ("bf16", ""),
+    "bf16 parameters, split": ("bf16", "split"),
+    "bf16 parameters, stochastic": ("bf16", "stochastic"),
+}
+BUDGETS = {
+    ("bf16", "bf16 parameters"): 70,
+    ("bf16", "fp32 parameters"): 70,
+    ("int8", "bf16 parameters"): 90,
+    ("int8", "fp32 parameters"): 90,
+    ("int8", "bf16 parameters, split"): 90,
+    ("int8", "bf16 parameters, stochastic"): 100,
+}
+"""Instructions an element of a whole block on sm_90, at most: moments, and what else."""
 
 
 def moments_of(code: Code) -> str:
     return MOMENTS[int(re.search(r"low_precision_kernelILNS_12MomentFormatE(\d)E", code.name)[1])]
 
 
-def wide_accesses(code: Code, kind: str, zeros: bool = False) -> list[int]:
-    """Where in the code the loads (LDG) or stores (STG) of several elements are."""
-    pattern = re.compile(rf"{kind}\.E\.EF\.(128|64){' RZ' if zeros else ''}")
-    return [at for at, name in enumerate(code.instructions) if pattern.fullmatch(name)]
-
-
-def widths(code: Code, places: list[int]) -> dict[str, int]:
-    return dict(Counter(code.instructions[at].split()[0].rpartition(".")[2] for at in places))
-
-
-def expected(code: Code, others: int) -> dict[str, int]:
-    return dict(Counter({"128": others}) + Counter(WIDE[moments_of(code)]))
+def turns(code: Code) -> dict[str, list[Instruction] | None]:
+    """One turn over whole blocks of ordinary values, gradients being of the parameters' dtype."""
+    moments, parsed, found = moments_of(code), parse(code.sass), {}
+    for name, (param, kept) in TURNS.items():
+        codes = moments == "int8"
+        written = BYTES[param] + (0 if codes else 2 * BYTES[moments]) + (2 if kept == "split" else 0)
+        streams = (moments != "fp32") + (kept == "stochastic")
+        work = {
+            "load128": (written + BYTES[param]) * ELEMENTS // 16,
+            "store128": written * ELEMENTS // 16,
+            "load64": 2 * codes,
+            "store64": 2 * codes,
+            "root": ELEMENTS,
+            "reciprocal": ELEMENTS + 2 * codes,
+            "philox": 20 * streams // 2,
+            "pack": ELEMENTS // 2 if (param, kept) == ("bf16", "") else 0,
+        }
+        if moments != "fp32" or kept:  # float32 alone is for csrc/cuda/step_kernel.cu
+            found[name] = shortest_turn(parsed, work)
+    return found
 
 
 def problems(code: Code) -> list[str]:
     """What is wrong with a kernel, in words."""
-    found = code.problems(LIMIT)
-    loads, stores, zeros = (wide_accesses(code, *what) for what in (("LDG",), ("STG",), ("STG", True)))
-    for what, places, others in (("loads", loads, OTHERS), ("stores", stores, OTHERS - 2)):
-        if widths(code, places) != expected(code, others):
-            found.append(f"{what} by width in bits are {widths(code, places)}, not {expected(code, others)}")
-    if widths(code, zeros) != {"128": 2}:
-        found.append(f"stores of zeros by width in bits are {widths(code, zeros)}, not two of 128")
-    used = [name for name in code.instructions[min(loads) : max(loads)] if ARITHMETIC.match(name)] if loads else []
-    if used:
-        found.append(f"{used[0]} comes before the last of the loads")
-    roots = sum(name.startswith("MUFU.RSQ") for name in code.instructions)
-    limit = DIVISION * code.count("FCHK") + ROOT * roots + SUBROUTINES
-    fused = sum(name.startswith("FFMA") for name in code.instructions)
-    if fused > limit:
-        found.append(f"{fused} FFMA: divisions and square roots take {limit} at most")
+    found, moments = code.problems(LIMIT), moments_of(code)
+    for name, turn in turns(code).items():
+        if turn is None:
+            found.append(f"{name}: no turn over whole blocks has all of its loads and stores as wide as they can be")
+            continue
+        if not loads_before_use(turn):
+            found.append(f"{name}: not all loads are on their way before the first use")
+        fused = FUSED * ELEMENTS + (2 * FACTOR if moments == "int8" else 0)
+        if moments != "fp16" and counts(turn, "FFMA") != fused:
+            found.append(f"{name}: {counts(turn, 'FFMA')} FFMA in a turn, but divisions and roots take {fused}")
+        budget = BUDGETS.get((moments, name))
+        if code.arch == 90 and budget is not None and len(turn) > budget * ELEMENTS:
+            found.append(f"{name}: {len(turn) / ELEMENTS:.1f} instructions an element, but the budget is {budget}")
     return found
 
 
@@ -83,24 +103,20 @@ def controls(flags: list[str], good: Code) -> bool:
         assert source.read_text() != promised
         spilling = of_int8(compiled("low_precision", 90, flags, copy))
 
-    def narrow(code: list[str]) -> list[str]:
-        return [name.replace("LDG.E.EF.64", "LDG.E.EF") for name in code]
+    def narrow(sass: str) -> str:
+        return sass.replace("LDG.E.EF.64", "LDG.E.EF")
 
-    def halved(code: list[str]) -> list[str]:
-        return [name.replace("128 RZ", "64 RZ") for name in code]
-
-    def serial(code: list[str]) -> list[str]:
-        first = code.index("LDG.E.EF.128")
-        return [*code[: first + 1], "FMUL", *code[first + 1 :]]
+    def longer(sass: str) -> str:
+        return re.sub(r"(/\*([0-9a-f]+)\*/\s+FADD [^;]*;)", lambda f: f"{f[1]} /*{f[2]}8*/ NOP ;", sass)
 
     return all(
         [
             control("low-precision state with -fmad=true", problems(fused), "fused multiply-adds in the PTX"),
-            control("the same, by the machine code", problems(fused), "divisions and square roots take"),
+            control("the same, by the machine code", problems(fused), "divisions and roots take"),
             control("compiled for 8 blocks an SM", problems(spilling), "spills"),
-            control("codes loaded by fours", problems(with_code(good, narrow)), "loads by width"),
-            control("zeros stored 64 bits at a time", problems(with_code(good, halved)), "stores of zeros"),
-            control("a use before the next load", problems(with_code(good, serial)), "before the last of the loads"),
+            control("codes loaded by fours", problems(with_sass(good, narrow)), "as wide as they can be"),
+            control("a use before the next load", problems(with_sass(good, one_by_one)), "before the first use"),
+            control("an instruction more by each addition", problems(with_sass(good, longer)), "the budget is"),
             control("more registers", problems(replace(good, registers=LIMIT + 8)), "registers, but"),
         ]
     )
@@ -112,14 +128,11 @@ def check(flags: list[str]) -> bool:
         per_architecture = pool.map(lambda arch: compiled("low_precision", arch, flags), ARCHITECTURES)
         found = [code for codes in per_architecture for code in codes]
     print("\nThe step's kernels over low-precision state\n")
-    print("  moments  arch    registers  blocks/SM  loads of 128 and 64 bits  instructions")
+    print("  moments  arch    registers  blocks/SM  instructions an element")
     for code in sorted(found, key=lambda code: (MOMENTS.index(moments_of(code)), code.arch)):
-        loads = widths(code, wide_accesses(code, "LDG"))
         blocks = 65536 // (-(-code.registers // 8) * 8 * 128)
-        print(
-            f"  {moments_of(code):7}  sm_{code.arch:<4} {code.registers:9}  {blocks:9}"
-            f"  {loads.get('128', 0):15}{loads.get('64', 0):9}  {len(code.instructions):12}"
-        )
+        counted = (f"{len(turn) / ELEMENTS:.1f} {name}" for name, turn in turns(code).items() if turn)
+        print(f"  {moments_of(code):7}  sm_{code.arch:<4} {code.registers:9}  {blocks:9}  {'; '.join(counted)}")
     wrong = [f"{moments_of(code)} moments, sm_{code.arch}: {problem}" for code in found for problem in problems(code)]
     if len(found) != len(MOMENTS) * len(ARCHITECTURES):
         wrong.append(f"{len(found)} kernels, not {len(MOMENTS) * len(ARCHITECTURES)}")

@@ -52,6 +52,7 @@ class Code:
     instructions: list[str]
     """Their names; a store of zeros has ``" RZ"`` added."""
     fused_in_ptx: int
+    sass: str
 
     def count(self, *names: str) -> int:
         return sum(name in names for name in self.instructions)
@@ -86,7 +87,11 @@ def compiled(source: str, arch: int, flags: list[str], csrc: Path = CSRC) -> lis
         run = [tool("cuobjdump"), str(cubin)]
         sass = subprocess.run([*run, "-sass"], check=True, capture_output=True, text=True).stdout
         usage = subprocess.run([*run, "-res-usage"], check=True, capture_output=True, text=True).stdout
-    fused = {entry.split("(")[0].strip(): len(re.findall(r"fma\.r[nzmp]", entry)) for entry in ptx.split(".entry")[1:]}
+    # Those of csrc/cuda/exact_division.h say that they are: what they compute is correctly rounded.
+    fused = {
+        entry.split("(")[0].strip(): len(re.findall(r"fma\.r[nzmp](?!.*// exact)", entry))
+        for entry in ptx.split(".entry")[1:]
+    }
     kernels = []
     for part in sass.split("Function : ")[1:]:
         name = part.split()[0]
@@ -98,7 +103,7 @@ def compiled(source: str, arch: int, flags: list[str], csrc: Path = CSRC) -> lis
         ]
         # Kernels of an unnamed namespace are named after the file's path, which differs between the two.
         matching = [count for entry, count in fused.items() if plain_name(entry) == plain_name(name)]
-        kernels.append(Code(name, arch, *map(int, numbers), instructions, *matching))
+        kernels.append(Code(name, arch, *map(int, numbers), instructions, *matching, part))
     return kernels
 
 
@@ -109,6 +114,20 @@ def plain_name(mangled: str) -> str:
 def with_code(code: Code, change: Callable[[list[str]], list[str]]) -> Code:
     """A copy of a kernel whose instructions have been changed, for negative controls."""
     return type(code)(**{**vars(code), "instructions": change([*code.instructions])})
+
+
+def with_sass(code: Code, change: Callable[[str], str]) -> Code:
+    """The same with its disassembly changed, of which cuda_paths.py reads the turns of loops."""
+    return type(code)(**{**vars(code), "sass": change(code.sass)})
+
+
+def one_by_one(sass: str) -> str:
+    """A multiplication behind every load of several elements."""
+    return re.sub(
+        r"(/\*([0-9a-f]+)\*/\s+LDG\.E\.EF\.(?:128|64) [^;]*;)",
+        lambda found: f"{found[1]} /*{int(found[2], 16) + 8:04x}*/ FMUL R1, R1, R1 ;",
+        sass,
+    )
 
 
 def control(what: str, problems: list[str], sign: str) -> bool:

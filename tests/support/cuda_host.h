@@ -39,6 +39,8 @@ struct WarpInTurn {
   int64_t first;  // its first thread, counted over all blocks
   Lane lanes[kWarp] = {};
 
+  WarpInTurn for_block() const { return {geometry, first}; }
+
   template <typename Phase>
   void operator()(const Phase& phase) {
     for (int i = 0; i < kWarp; ++i) {
@@ -89,7 +91,7 @@ struct HostLaunch {
   // Makes the arguments as the operator does, and calls `run` with them.
   template <typename Arguments, typename Run>
   void start(const std::vector<Segment>& segments, int grad_dtype, const Run& run) const {
-    LaunchBuilder builder(flat_buffers(format, buffers));
+    LaunchBuilder builder(flat_buffers(format, buffers), tile_of(format));
     for (const Segment& segment : segments) {
       if (segment.grad_dtype == grad_dtype) builder.add(segment);
     }
