@@ -7,6 +7,7 @@ buffer: what is stored of a master copy in addition to them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,18 @@ def master_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch.
     if master_weights is None or param_dtype not in HALF:
         return None
     return {"fp32": torch.float32, "split": torch.int16, "kahan": param_dtype}[master_weights]
+
+
+class BufferSpec(NamedTuple):
+    """The dtype and shape of one flat buffer of a bucket's state."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class StateFormat(NamedTuple):
@@ -64,6 +77,26 @@ class StateFormat(NamedTuple):
     def master_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """The dtype of the master buffer of parameters of this dtype, or None."""
         return master_dtype(self.master_weights, dtype)
+
+    def buffers(self, dtype: torch.dtype, numel: int, length: int) -> dict[str, BufferSpec]:
+        """The buffers of a bucket's state, by their names in `StateBuffers`; those that it does not have are left out.
+
+        Args:
+            dtype: of the parameters; of complex ones, of their real parts.
+            numel: of one of them: see `moment_dtype`.
+            length: elements of the flat index space (`radam_fused.numerics.layout.segment_starts`).
+        """
+        moments = self.moment_dtype(dtype, numel)
+        specs = {
+            "exp_avg": BufferSpec(moments, (length,)),
+            "exp_avg_sq": BufferSpec(second_dtype(moments), (length,)),
+        }
+        if moments == torch.int8:
+            specs["scales"] = BufferSpec(torch.float32, (2, length // ALIGNMENT))
+        master = self.master_dtype(dtype)
+        if master is not None:
+            specs["master"] = BufferSpec(master, (length,))
+        return specs
 
     def check(self) -> None:
         """Raises ValueError for a value that is not allowed, or that cannot be combined with another."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..device import may_capture
 from ..dtensor import is_sharded, wrapped
 from ..numerics.layout import ALIGNMENT, as_real, moment_strides, segment_starts, whole_numel
-from ..numerics.state_format import FULL_PRECISION, StateFormat, second_dtype
+from ..numerics.state_format import FULL_PRECISION, StateFormat
 from ..tensor_kinds import is_fake
 from . import memory
 from .codec import (
@@ -99,14 +99,15 @@ class Bucket:
         self.state_device = torch.device("cpu") if offload else self.device
         pinned = offload and self.device.type == "cuda"
 
-        def zeros(dtype: torch.dtype, *shape: int) -> Tensor:
-            return memory.zeros(shape, dtype, self.state_device, pinned)
+        specs = storage.buffers(self.dtype, whole_numel(first), self.length)
 
-        self.exp_avg = zeros(moments, self.length)
-        self.exp_avg_sq = zeros(second_dtype(moments), self.length)
-        self.scales = zeros(torch.float32, 2, self.length // ALIGNMENT) if moments == torch.int8 else None
-        master = storage.master_dtype(self.dtype)
-        self.master = None if master is None else zeros(master, self.length)
+        def zeros(name: str) -> Tensor:
+            return memory.zeros(specs[name].shape, specs[name].dtype, self.state_device, pinned)
+
+        self.exp_avg = zeros("exp_avg")
+        self.exp_avg_sq = zeros("exp_avg_sq")
+        self.scales = zeros("scales") if "scales" in specs else None
+        self.master = zeros("master") if "master" in specs else None
         self.stochastic = storage.stochastic and self.dtype.itemsize == 2
         for index in range(len(params) if self.master is not None else 0):
             self._write_master(index, None)
