@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
+from .bucketed_optimizer import BucketedOptimizer
 from .device import capturing
 from .numerics.tensor_checks import group_names
 from .optimizer import FusedRAdam
@@ -158,7 +159,7 @@ class Hooks:
         """By stream, so that no stream waits for another one's upload; by device, the tables that were used last."""
         self._lock = threading.Lock()  # each device runs its part of a backward pass in a thread of its own
 
-    def follow(self, optimizer: FusedRAdam) -> None:
+    def follow(self, optimizer: BucketedOptimizer) -> None:
         """Registers hooks on the parameters of the optimizer's groups, and removes those of other parameters."""
         params = dict.fromkeys(p for group in optimizer.param_groups for p in group["params"])
         for p in [p for p in self._handles if p not in params]:

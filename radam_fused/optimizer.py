@@ -2,24 +2,23 @@
 
 A step is four calls: `collect` (step/run.py) finds what to launch over each `Bucket` (state/bucket.py), `partial_sums`
 (step/grad_norm.py) reads the gradients where their norm is clipped, `choose_scalars` (step/scalars.py) says whether the
-host or the device computes the scalars, and `launch` (step/run.py) steps each bucket. docs/design.md has the walk from
-there to an element.
+host or the device computes the scalars, and `launch` (step/run.py) steps each bucket. docs/design.md follows the calls
+from there to an element.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.optim import Optimizer
-from torch.optim.optimizer import ParamsT, StateDict
+from torch.optim.optimizer import ParamsT
 
 from .backends import check_name
-from .modes import fake_mode_of, in_own_modes
+from .bucketed_optimizer import BucketedOptimizer
+from .modes import in_own_modes
 from .numerics.state_format import StateFormat
 from .option_hints import explained
 from .options import (
@@ -32,13 +31,8 @@ from .options import (
     check_wide,
     refuse_with_differentiable,
 )
-from .param_groups import check_new_group
 from .state.bucket_manager import BucketManager
-from .state.checkpoint import check_state_dict, pack, unwrap, wrap
-from .state.per_param import PerParamBuckets
-from .state.transaction import Transaction
 from .step import compiled
-from .step.bucket_operators import BucketOperators
 from .step.differentiable import step as differentiable_step
 from .step.grad_norm import GlobalNorms, partial_sums
 from .step.grad_scaler import asked_of_another
@@ -49,7 +43,7 @@ from .step.run import collect, launch
 from .step.scalars import DeviceTables, choose_scalars
 
 if TYPE_CHECKING:
-    from .gradient_release import Hooks
+    pass
 
 
 def _loss_of(closure: Callable[[], Any]) -> Any:
@@ -57,7 +51,7 @@ def _loss_of(closure: Callable[[], Any]) -> Any:
         return closure()
 
 
-class FusedRAdam(Optimizer):
+class FusedRAdam(BucketedOptimizer):
     r"""RAdam (Liu et al., `arXiv 1908.03265 <https://arxiv.org/abs/1908.03265>`_) as one fused pass.
 
     A drop-in for `torch.optim.RAdam`: the same arguments with the same meaning, and state_dicts that load both ways.
@@ -110,7 +104,7 @@ class FusedRAdam(Optimizer):
         last_grad_norm: with ``max_grad_norm``, the norm of the last step's gradients before clipping: a float64 scalar
             on their device (on the CPU under ``offload``); None before the first step.
         grad_norm_group: a `torch.distributed.ProcessGroup` over which that norm is summed where the parameters do not
-            tell: pipeline stages, say. DTensors tell by their meshes, and `ZeroRedundancyOptimizer` when it makes its
+            show it: pipeline stages, say. The meshes of DTensors show it, and `ZeroRedundancyOptimizer` sets it for its
             local optimizer. Under it each rank counts its own plain parameters. Loading a state_dict keeps it; process
             groups stay out of copies. Without it plain parameters are taken for whole and the same on every rank, as
             under DistributedDataParallel. Shards that carry a mark (FSDP1's, DeepSpeed's, Megatron-LM's, fairscale's,
@@ -125,10 +119,6 @@ class FusedRAdam(Optimizer):
         ValueError, TypeError: an argument or a parameter that is not allowed, before anything is written.
         RuntimeError: a backend that cannot run here, with the reason.
     """
-
-    _fake_mode: Any = None  # that of the parameters, where these are fake tensors
-    _within: Transaction | None = None  # what `load_state_dict` is a part of
-    _in_backward: Hooks | None = None  # while `radam_fused.step_in_backward` is on; copies and pickles leave it behind
 
     @_disable_dynamo
     @explained
@@ -193,34 +183,6 @@ class FusedRAdam(Optimizer):
         if not differentiable:
             self._bucket_manager = self._make_buckets(attach=True)
 
-    @in_own_modes
-    def _make_buckets(self, attach: bool = False) -> BucketManager:
-        kind = BucketManager if self._in_backward is None else PerParamBuckets
-        operators = BucketOperators(self._backend, self._storage, self._offload)
-        options = operators, self._flatten, attach, self._offload, self._storage
-        return kind(self.param_groups, self.state, *options, self._bucket_manager, self._within)
-
-    @_disable_dynamo
-    @in_own_modes
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as torch.optim does; on an error the optimizer is as it was."""
-        if self._bucket_manager is not None:  # takes in what user code has edited, before what is noted here hides it
-            self._bucket_manager.refresh(self.param_groups, self.state)
-        index = len(self.param_groups)
-        with Transaction() as transaction:
-            transaction.on_failure(self.param_groups.__delitem__, slice(index, None))
-            super().add_param_group(param_group)
-            group = self.param_groups[index]
-            differentiable = self.defaults["differentiable"]
-            check_new_group(group, index, differentiable, self._backend, self._storage, self._offload, self._wide)
-            self._fake_mode = self._fake_mode or fake_mode_of(group["params"])
-            if self._in_backward is not None:
-                self._in_backward.check_group(group, index)
-            if self._bucket_manager is not None:
-                self._bucket_manager.add(index, transaction)
-            if self._in_backward is not None:
-                self._in_backward.follow(self)
-
     def _traced_step(self, closure: Callable[[], Any] | None = None) -> Any:
         """What torch.compile traces in place of `step`."""
         loss = None if closure is None else _loss_of(closure)
@@ -262,13 +224,6 @@ class FusedRAdam(Optimizer):
         finally:
             torch._C._set_grad_enabled(before)
         return loss
-
-    def _current_buckets(self) -> BucketManager:
-        if self._bucket_manager is None:
-            self._bucket_manager = self._make_buckets()
-        else:
-            self._bucket_manager.refresh(self.param_groups, self.state)
-        return self._bucket_manager
 
     def _check_keys(self) -> None:
         """Raises where user code has given a group an option of the whole optimizer; looks where a key is new."""
@@ -344,77 +299,16 @@ class FusedRAdam(Optimizer):
             manager, self._tables, self.param_groups, self._backend, self._compiled_norm, params, grads, tensors
         )
 
-    # What else torch.optim's optimizers do.
-
-    @_disable_dynamo
-    @in_own_modes
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Resets the gradients: as torch.optim, or under ``flatten`` with one memset a bucket (they are never None)."""
-        if self._bucket_manager is None or not self._flatten:
-            super().zero_grad(set_to_none)
-            if self._in_backward is not None:
-                self._in_backward.zeroed()
-            return
-        with torch.autograd.profiler.record_function(f"Optimizer.zero_grad#{type(self).__name__}.zero_grad"):
-            self._bucket_manager.zero_grads(set_to_none)
-
     @_disable_dynamo
     def rectification_state(self) -> list[RectificationState]:
         """For logging: t, rho_t, r_t and the branch of each group's last step, see `radam_fused.step.profiling`."""
         return rectification_state(self.param_groups, self.state)
 
-    @_disable_dynamo
-    def state_dict(self) -> StateDict:
-        """As torch.optim.RAdam's: `step`, `exp_avg` and `exp_avg_sq` of each parameter, in plain dicts.
-
-        State in other forms keeps them, under names of their own (docs/precision.md).
-        """
-        if self._bucket_manager is not None:
-            self._bucket_manager.refresh_thoroughly(self.param_groups, self.state)
-        return pack(super().state_dict(), self.param_groups)
-
-    @_disable_dynamo
-    def load_state_dict(self, state_dict: StateDict) -> None:
-        """Loads a state_dict of this optimizer or of torch.optim.RAdam; one that does not fit changes nothing.
-
-        State in the form that this optimizer stores it in is taken over bit for bit, any other is converted. Options
-        that the state_dict does not have stay as they are, and so do those of the whole optimizer.
-
-        Raises:
-            ValueError, TypeError: a shape, a count or a hyperparameter that does not fit.
-        """
-
-        def check_and_wrap(_: Optimizer, loaded: StateDict) -> StateDict:
-            check_state_dict(loaded, self.param_groups)
-            return wrap(loaded, self.param_groups)
-
-        hooks = self._optimizer_load_state_dict_pre_hooks
-        with Transaction() as transaction:
-            transaction.keep_attributes(self)
-            # For this call alone, and last: it sees what the caller's own pre-hooks have made of the state_dict.
-            self._optimizer_load_state_dict_pre_hooks = OrderedDict([*hooks.items(), (-1, check_and_wrap)])
-            self._within = transaction
-            super().load_state_dict(state_dict)
-            self._within = None
-            self._optimizer_load_state_dict_pre_hooks = hooks
-
     def __getstate__(self) -> dict[str, Any]:
-        kept = (
-            "_backend",
-            "_flatten",
-            "_differentiable",
-            "_zero_grads",
-            "_max_grad_norm",
-            "_offload",
-            "_storage",
-            "_wide",
-        )
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+        return {**super().__getstate__(), "_zero_grads": self._zero_grads, "_max_grad_norm": self._max_grad_norm}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bucket_manager = None
-        unwrap(self.state)
         self.last_grad_norm = self._compiled_norm = None
         if "_wide" in state:  # a copy or a pickle, which process groups stay out of; load_state_dict keeps what it has
             self.grad_norm_group = None
@@ -422,8 +316,3 @@ class FusedRAdam(Optimizer):
         self._tables = DeviceTables()
         self._norms = GlobalNorms()
         self._keys = -1
-        for group in self.param_groups:
-            for name, default in GROUP_DEFAULTS.items():
-                group.setdefault(name, default)
-        self._fake_mode = fake_mode_of(p for group in self.param_groups for p in group["params"])
-        self._bucket_manager = None if self._differentiable else self._make_buckets()
