@@ -6,6 +6,7 @@ can stand in for what was forgotten.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 
 from tests.support.paths import ROOT
 
+VERSION = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
 PYTHON_ONLY = "radam_fused: built without its C++ extension: "
 # Variables of the caller's environment that must not influence a build.
 UNSET = ("CXX", "CXXFLAGS", "CFLAGS", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH", "RADAM_FUSED_NO_EXTENSION")

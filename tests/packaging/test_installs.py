@@ -6,7 +6,17 @@ import zipfile
 import pytest
 import torch
 
-from tests.packaging.builds import ONE_STEP, PYTHON_ONLY, install, make_wheel, one_step, python_in, run, unpack
+from tests.packaging.builds import (
+    ONE_STEP,
+    PYTHON_ONLY,
+    VERSION,
+    install,
+    make_wheel,
+    one_step,
+    python_in,
+    run,
+    unpack,
+)
 
 
 def said(output):
@@ -35,7 +45,7 @@ def test_build_without_a_compiler_says_so_and_what_is_left(python_only):
     (line,) = said(output)
     for part in (PYTHON_ONLY + "no C++ compiler", "CXX", "c++, g++ and clang++", "`cpu`", "`reference`", "`triton`"):
         assert part in line
-    assert wheel.name == "radam_fused-0.1.0-py3-none-any.whl"
+    assert wheel.name == f"radam_fused-{VERSION}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if ".so" in name]
         assert "radam_fused/py.typed" in archive.namelist()

@@ -9,7 +9,7 @@ from email.parser import Parser
 
 import pytest
 
-from tests.packaging.builds import PYTHON_ONLY, install, make_wheel, one_step, unpack
+from tests.packaging.builds import PYTHON_ONLY, VERSION, install, make_wheel, one_step, unpack
 from tests.support.paths import ROOT
 
 
@@ -42,14 +42,14 @@ def test_sdist_holds_what_building_testing_and_reading_need(sdist):
 def test_wheel_is_one_abi3_library_and_the_typed_package(built):
     wheel, output = built
     name, version, *tag = wheel.stem.split("-", 4)
-    assert (name, version, tag[:2]) == ("radam_fused", "0.1.0", ["cp310", "abi3"])
+    assert (name, version, tag[:2]) == ("radam_fused", VERSION, ["cp310", "abi3"])
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert [name for name in names if re.search(r"\.(so|pyd|dylib|a)\b", name)] == ["radam_fused/_C.abi3.so"]
     assert "radam_fused/py.typed" in names
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "radam_fused").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert {name.partition("/")[0] for name in names} == {"radam_fused", "radam_fused-0.1.0.dist-info"}
+    assert {name.partition("/")[0] for name in names} == {"radam_fused", f"radam_fused-{VERSION}.dist-info"}
     assert PYTHON_ONLY not in output
 
 
@@ -67,8 +67,8 @@ def test_numeric_contract_in_the_compiler_flags(built):
 def test_wheel_metadata(built):
     wheel, _ = built
     with zipfile.ZipFile(wheel) as archive:
-        metadata = Parser().parsestr(archive.read("radam_fused-0.1.0.dist-info/METADATA").decode())
-        assert "radam_fused-0.1.0.dist-info/licenses/LICENSE" in archive.namelist()
+        metadata = Parser().parsestr(archive.read(f"radam_fused-{VERSION}.dist-info/METADATA").decode())
+        assert f"radam_fused-{VERSION}.dist-info/licenses/LICENSE" in archive.namelist()
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "BSD-3-Clause"
     requires = [re.sub(r"[\s\"']", "", line) for line in metadata.get_all("Requires-Dist")]
@@ -107,6 +107,6 @@ def test_a_torch_without_one_of_its_functions_takes_the_tensor_list_path(install
 
 def test_installed_wheel_steps_on_the_cpu_backend(installed):
     facts, _ = one_step(installed, "cpu")
-    assert facts["version"] == "0.1.0"
+    assert facts["version"] == VERSION
     assert facts["backends"]["cpu"] is None
     assert facts["by_pointers"]
