@@ -12,6 +12,7 @@ ifneq ($(filter bench,$(MAKECMDGOALS)),)
 VENV    ?= .venv-bench
 endif
 VENV    ?= .venv
+DOCS_VENV ?= .venv-docs
 BACKEND ?= auto
 PROCESSES ?= 2
 export CIFAR10
@@ -21,11 +22,13 @@ PY    := $(PYTHON)
 TOOLS :=
 BUILT := build/.always
 OTHERS :=
+TRAINERS :=
 else
 PY    := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
 OTHERS := $(VENV)/.baselines
+TRAINERS := $(VENV)/.trainers
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
@@ -34,7 +37,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test bench readme paper gpu cuda-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test trainers bench readme paper docs gpu cuda-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -55,6 +58,8 @@ test: export OMP_WAIT_POLICY := passive
 test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
 	$(PY) -m pytest $(PARALLEL) --durations=15 $(PYTEST_ARGS)
 
+trainers: $(TRAINERS)  ## Transformers, Accelerate and Lightning, for tests/trainers, which `make test` skips without them
+
 bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)
 
@@ -67,6 +72,9 @@ paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on wher
 cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
 	$(PY) tests/codegen/cuda_code.py
 	$(PY) tests/packaging/cuda_build.py
+
+docs: $(DOCS_VENV)/.tools  ## the documentation site, in build/site; fails for a link that leads nowhere
+	$(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
 
 gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize formats bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
@@ -84,13 +92,22 @@ format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
 
 clean:  ## everything that make made
-	rm -rf .venv .venv-cuda .venv-bench build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-cuda .venv-bench .venv-docs build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS): requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "PYTHON=$(PYTHON) is older than 3.10")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --requirement $<
+	@touch $@
+
+$(TRAINERS): $(TOOLS) requirements/trainers.txt
+	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/trainers.txt
+	@touch $@
+
+$(DOCS_VENV)/.tools: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
 # One after the other where they do not install together. The tables skip what does not install, with the reason.

@@ -53,7 +53,7 @@ def test_safetensors_refuses_views_of_one_storage(monkeypatch: pytest.MonkeyPatc
 
 
 def test_accelerate_saves_and_loads(tmp_path: Path) -> None:
-    accelerate = pytest.importorskip("accelerate", reason="requirements/dev.txt has it")
+    accelerate = pytest.importorskip("accelerate", reason="requirements/trainers.txt has it")
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(cpu=True)
     net = model()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-pytest.importorskip("lightning", reason="requirements/dev.txt has it")
-pytest.importorskip("transformers", reason="requirements/dev.txt has it")
+pytest.importorskip("lightning", reason="requirements/trainers.txt has it")
+pytest.importorskip("transformers", reason="requirements/trainers.txt has it")
 
 import lightning
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="requirements/dev.txt has it")
+pytest.importorskip("transformers", reason="requirements/trainers.txt has it")
 
 import transformers
 
