@@ -29,8 +29,8 @@ def test_sdist_holds_what_building_testing_and_reading_need(sdist):
     with tarfile.open(sdist) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
     here = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "setup.py", "pyproject.toml"}
-    here |= {"radam_fused/py.typed", "requirements/dev.txt", ".ci/run"}
-    for folder in ("csrc", "radam_fused", "tests", "bench", "docs", "examples"):
+    here |= {"radam_fused/py.typed", "requirements/dev.txt", ".ci/run", "mkdocs.yml", "CITATION.cff", "SECURITY.md"}
+    for folder in ("csrc", "radam_fused", "tests", "bench", "docs", "examples", ".github"):
         files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         files = {name for name in files if not re.search(r"__pycache__|\.so$|/\.|/out/", name)}
         assert files, folder
