@@ -13,7 +13,7 @@ from radam_fused import FusedRAdam
 from radam_fused.rectification import rectification
 from tests.support.paths import ROOT
 
-PAGES = ("getting-started", "migration", "models", "faq")
+PAGES = ("getting-started", "migration", "models", "planning", "faq")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SIZES = (124_439_808, 10**9, 7 * 10**9, 70 * 10**9)
 MODEL_ROW = re.compile(r"^\| (float32|bfloat16) \| (?:`(.+?)`)? ?\| (.+) \|$", re.MULTILINE)
