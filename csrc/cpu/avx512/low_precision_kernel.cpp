@@ -56,8 +56,10 @@ struct Random {
   }
 };
 
-// Prefetches an array kPrefetchBytes after its i-th element. 32 elements are at most two cache lines.
+// Prefetches an array kPrefetchBytes after its i-th element. 32 elements are at most two cache lines, and half a line
+// of 8-bit codes, of which the whole was prefetched with its first half.
 RADAM_VEC void prefetch_at(const char* array, int64_t item, int i) {
+  if (item == 1 && i % kLineBytes != 0) return;
   const char* ahead = array + i * item + kPrefetchBytes;
   __builtin_prefetch(ahead);
   if (item == sizeof(float)) __builtin_prefetch(ahead + kLineBytes);
@@ -153,8 +155,7 @@ RADAM_VEC void update_coded(const Chunk& at, const Task& task, Random& random) {
   for (int b = 0; b < blocks; ++b) {
     U found = _mm512_setzero_si512();
     for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
-      store_codes(at.exp_avg_sq, k * kElements,
-                  encode_roots(roots[k], firsts[k], root_scales[b], random.moments.at(k * kElements)));
+      store_roots(at.exp_avg_sq, k * kElements, roots[k], firsts[k], root_scales[b], random.moments.at(k * kElements));
       found = larger(found, firsts[k]);
     }
     largest[b] = found;
@@ -164,8 +165,7 @@ RADAM_VEC void update_coded(const Chunk& at, const Task& task, Random& random) {
     at.scales[b] = scale.scale;
     at.sq_scales[b] = root_scales[b].scale;
     for (int k = b * kVectors; k * kElements < std::min(at.n, (b + 1) * kBlockElements); ++k) {
-      store_codes(at.exp_avg, k * kElements,
-                  encode_firsts(firsts[k], scale, swapped_bytes(random.moments.at(k * kElements))));
+      store_firsts(at.exp_avg, k * kElements, firsts[k], scale, swapped_bytes(random.moments.at(k * kElements)));
     }
   }
 }

@@ -7,74 +7,86 @@
 #if RADAM_X86
 namespace radam_fused::avx512 {
 
-// The codes of a pair, in 32-bit lanes.
-struct Codes {
-  U even, odd;
-};
-
-// Two consecutive codes per 16 bits.
+// Two consecutive codes per 32 bits.
 RADAM_VEC U load_codes(const void* array, int i) {
   return _mm512_cvtepu16_epi32(
       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const char*>(array) + i)));
 }
-RADAM_VEC void store_codes(void* array, int i, const Codes& codes) {
-  constexpr int kSelect = 0xca;
-  const U both = _mm512_ternarylogic_epi32(constant<0xffu>(), codes.even, _mm512_slli_epi32(codes.odd, 8), kSelect);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(array) + i), _mm512_cvtepi32_epi16(both));
+
+// The codes of a pair as mantissas of floats, of which kBase has the upper bytes.
+template <uint32_t kBase>
+RADAM_VEC Pair codes_as_mantissas(U codes) {
+  constexpr int kAndOr = 0xea;  // the first and second, or the third
+  return {of_bits(_mm512_ternarylogic_epi32(codes, constant<0xffu>(), constant<kBase>(), kAndOr)),
+          of_bits(_mm512_or_si512(_mm512_srli_epi32(codes, 8), constant<kBase>()))};
 }
+RADAM_VEC Pair less(const Pair& x, float by) { return {_mm512_sub_ps(x.even, all(by)), _mm512_sub_ps(x.odd, all(by))}; }
+RADAM_VEC Pair scaled(const Pair& x, F scale) { return {_mm512_mul_ps(x.even, scale), _mm512_mul_ps(x.odd, scale)}; }
 
 // RootCode::octaves
-RADAM_VEC F octaves(U code) {
-  const F c = _mm512_sub_ps(of_bits(_mm512_or_si512(code, constant<0x2b000000u>())), all(0x1p-41f));
-  return of_bits(_mm512_slli_epi32(bits_of(c), 1));
-}
+RADAM_VEC F doubled_exponent(F x) { return of_bits(_mm512_slli_epi32(bits_of(x), 1)); }
 RADAM_VEC Pair octaves_of(const void* array, int i) {
-  const U codes = load_codes(array, i);
-  return {octaves(_mm512_and_si512(codes, constant<0xffu>())), octaves(_mm512_srli_epi32(codes, 8))};
+  const Pair codes = less(codes_as_mantissas<0x2b000000u>(load_codes(array, i)), 0x1p-41f);
+  return {doubled_exponent(codes.even), doubled_exponent(codes.odd)};
 }
-RADAM_VEC Pair scaled(const Pair& x, F scale) { return {_mm512_mul_ps(x.even, scale), _mm512_mul_ps(x.odd, scale)}; }
 
 // FirstCode::decode
 RADAM_VEC F power_of(F octaves) {
   return of_bits(_mm512_and_si512(bits_of(octaves), constant<FirstCode::kExponent>()));
 }
-RADAM_VEC F decode_first(U code, F scale, F octaves) {
-  return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(code), scale), power_of(octaves));
-}
 RADAM_VEC Pair decoded_firsts(const void* array, int i, F scale, const Pair& octaves) {
-  const U codes = load_codes(array, i);
-  return {decode_first(_mm512_srai_epi32(_mm512_slli_epi32(codes, 24), 24), scale, octaves.even),
-          decode_first(_mm512_srai_epi32(_mm512_slli_epi32(codes, 16), 24), scale, octaves.odd)};
+  const U codes = _mm512_xor_si512(load_codes(array, i), constant<0x8080u>());  // plus 128
+  const Pair x = scaled(less(codes_as_mantissas<0x4b000000u>(codes), 0x1p23f + 128.0f), scale);
+  return product(x, {power_of(octaves.even), power_of(octaves.odd)});
 }
 
-// stochastic_code and code_of
-RADAM_VEC U stochastic_code(F c, float offset, U rand16) {
-  const U fixed = _mm512_add_epi32(_mm512_slli_epi32(bits_of(_mm512_add_ps(c, all(offset))), 2), rand16);
-  return _mm512_and_si512(_mm512_srli_epi32(fixed, 16), constant<0xffu>());
+// The random numbers of a pair without their two low bits, which carry nothing into a number with 14 bits after the
+// point.
+struct Rand14 {
+  U even, odd;
+
+  explicit RADAM_VEC Rand14(U rand16)
+      : even(_mm512_and_si512(_mm512_srli_epi32(rand16, 2), constant<0x3fffu>())), odd(_mm512_srli_epi32(rand16, 18)) {}
+};
+// stochastic_code, two bits further right: the code is in bits 14 to 21.
+RADAM_VEC U stochastic_code(F c, float offset, U rand14) {
+  return _mm512_add_epi32(bits_of(_mm512_add_ps(c, all(offset))), rand14);
+}
+// Stores the codes of a pair, masked as the block's codes.
+RADAM_VEC void store_codes(void* array, int i, U even, U odd, U codes) {
+  constexpr int kSelect = 0xca;
+  const U both =
+      _mm512_ternarylogic_epi32(constant<0xffu>(), _mm512_srli_epi32(even, 14), _mm512_srli_epi32(odd, 6), kSelect);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(array) + i),
+                      _mm512_cvtepi32_epi16(_mm512_and_si512(both, codes)));
 }
 
-// RootCode::encode, masked as the block's codes; replaces `m` by FirstCode::quotient.
-RADAM_VEC U encode_root(F root, F& m, F factor, U codes, U rand16) {
+// RootCode::encode; replaces `m` by FirstCode::quotient.
+RADAM_VEC U encode_root(F root, F& m, F factor, U rand14) {
+  constexpr int kAndOr = 0xea;
   const F c = of_bits(_mm512_srli_epi32(bits_of(_mm512_mul_ps(root, factor)), 1));
   const F least = _mm512_min_ps(root, all(RootCode::kUnit));
-  const U code = _mm512_and_si512(stochastic_code(_mm512_max_ps(c, least), RootCode::kOffset, rand16), codes);
-  const U power = bits_of(power_of(octaves(code)));
+  const U fixed = stochastic_code(_mm512_max_ps(c, least), RootCode::kOffset, rand14);
+  const F code = of_bits(
+      _mm512_ternarylogic_epi32(_mm512_srli_epi32(fixed, 14), constant<0xffu>(), constant<0x2b000000u>(), kAndOr));
+  const U power = bits_of(power_of(doubled_exponent(_mm512_sub_ps(code, all(0x1p-41f)))));
   m = _mm512_mul_ps(m, of_bits(_mm512_sub_epi32(constant<0x80000000u>(), power)));
-  return code;
+  return fixed;
 }
-RADAM_VEC Codes encode_roots(const Pair& root, Pair& m, const BlockScale& scale, U rand16) {
+RADAM_VEC void store_roots(void* array, int i, const Pair& root, Pair& m, const BlockScale& scale, U rand16) {
   const F factor = all(scale.factor);
-  const U codes = _mm512_set1_epi32(int(scale.codes));
-  return {encode_root(root.even, m.even, factor, codes, even_of(rand16)),
-          encode_root(root.odd, m.odd, factor, codes, odd_of(rand16))};
+  const Rand14 random(rand16);
+  const U even = encode_root(root.even, m.even, factor, random.even);
+  const U odd = encode_root(root.odd, m.odd, factor, random.odd);
+  store_codes(array, i, even, odd, _mm512_set1_epi32(int(scale.codes)));
 }
 
-// FirstCode::encode, masked as the block's codes.
-RADAM_VEC Codes encode_firsts(const Pair& quotient, const BlockScale& scale, U rand16) {
+// FirstCode::encode
+RADAM_VEC void store_firsts(void* array, int i, const Pair& quotient, const BlockScale& scale, U rand16) {
   const Pair c = scaled(quotient, all(scale.factor));
-  const U codes = _mm512_set1_epi32(int(scale.codes));
-  return {_mm512_and_si512(stochastic_code(c.even, FirstCode::kOffset, even_of(rand16)), codes),
-          _mm512_and_si512(stochastic_code(c.odd, FirstCode::kOffset, odd_of(rand16)), codes)};
+  const Rand14 random(rand16);
+  store_codes(array, i, stochastic_code(c.even, FirstCode::kOffset, random.even),
+              stochastic_code(c.odd, FirstCode::kOffset, random.odd), _mm512_set1_epi32(int(scale.codes)));
 }
 
 // HalfFirst::quotient
