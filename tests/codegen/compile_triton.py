@@ -20,7 +20,14 @@ from radam_fused.backends.triton.grad_norm_kernel import grad_norm_kernel
 from radam_fused.backends.triton.low_precision_kernel import low_precision_step_kernel
 from radam_fused.backends.triton.scalars import BLOCK, COUNT_BLOCK
 from radam_fused.backends.triton.scalars_kernel import scalars_kernel
-from radam_fused.backends.triton.step import PLAIN_REGISTERS, SLICE, STORED_REGISTERS, STORED_SLICE, TILE, WARPS
+from radam_fused.backends.triton.step import (
+    FULL_PRECISION_REGISTERS,
+    LOW_PRECISION_REGISTERS,
+    LOW_PRECISION_SLICE,
+    SLICE,
+    TILE,
+    WARPS,
+)
 from radam_fused.backends.triton.step_kernel import step_kernel
 from radam_fused.numerics.layout import PARTIAL_SUMS
 
@@ -47,7 +54,7 @@ def step(pair: str, zero_grads: bool = False):
         "exp_avg_ptr": moment,
         "exp_avg_sq_ptr": moment,
     }
-    options = {} if wide else {"maxnreg": PLAIN_REGISTERS}
+    options = {} if wide else {"maxnreg": FULL_PRECISION_REGISTERS}
     return step_kernel, {**pointers, "tiles": "i32"}, constants, options
 
 
@@ -77,13 +84,14 @@ def stored(form: str, anywhere: bool = False):
         "MASTER": master,
         "STOCHASTIC": kept == "stochastic",
         "TILE": TILE,
-        "SLICE": STORED_SLICE,
+        "SLICE": LOW_PRECISION_SLICE,
         "ZERO_GRADS": False,
         "ANYWHERE": anywhere,
     }
     missing = [name for name, kind in arguments.items() if kind is None]
     signature = {name: kind or "constexpr" for name, kind in arguments.items()}
-    return low_precision_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {"maxnreg": STORED_REGISTERS}
+    options = {"maxnreg": LOW_PRECISION_REGISTERS}
+    return low_precision_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, options
 
 
 def squares(grad: str):

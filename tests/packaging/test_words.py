@@ -102,9 +102,7 @@ ALLOWED: dict[tuple[str, str], str] = {
 }
 """A file and a line's text that may keep a word, with the reason."""
 
-PENDING: dict[str, set[str]] = {
-    "radam_fused": {"(?<!\\.)origins?"},
-}
+PENDING: dict[str, set[str]] = {}
 """Words that are yet to be replaced, by folder: to be empty, and then to go."""
 
 GAP = r"(?:[ _]|[ \t]*\n[ \t]*(?:#|//|\*)?[ \t]*)"

@@ -13,8 +13,8 @@ import triton.language as tl
 
 from .constants import (
     BLOCK,
+    CODE_BIAS,
     CODE_OFFSET,
-    CODE_ORIGIN,
     CODE_UNIT,
     FIRST_UNIT,
     HALF_MIN,
@@ -35,7 +35,7 @@ _RAND14_UNIT = tl.constexpr(2.0**-14)
 _SUBNORMALS = tl.constexpr(2.0**24)
 """Of float16 in 1."""
 _LARGEST = tl.constexpr(0x477FE000)
-"""Of float16 the least positive number, and the bits of the largest, 65504."""
+"""The bits of the largest float16, 65504: ``kLargest`` in csrc/numerics/quantization.h."""
 _SIGN = tl.constexpr(-0x80000000)
 
 
@@ -190,7 +190,7 @@ def _stochastic_code(c, offset: tl.constexpr, rand16, codes):
 @triton.jit
 def octaves(code):
     """What codes of the root stand for, in units of the scale: from 1/2 to 32512, or 0."""
-    c = (code.to(tl.int32) | 0x2B000000).to(tl.float32, bitcast=True) - CODE_ORIGIN
+    c = (code.to(tl.int32) | 0x2B000000).to(tl.float32, bitcast=True) - CODE_BIAS
     return (c.to(tl.int32, bitcast=True) << 1).to(tl.float32, bitcast=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...numerics.layout import ALIGNMENT, SMALL_ALIGNMENT
+from ...numerics.layout import BLOCK, SMALL_ALIGNMENT
 from ...numerics.philox import RANDS_PER_CALL
 from ...numerics.tensor_checks import overlaps_itself, storage_view
 from ..operator_args import StepArgs
@@ -29,11 +29,11 @@ SLICE = 32 * WARPS
 INTERPRETED_TILE = 32768
 INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
-STORED_SLICE = 256
-"""Elements at a time on the general path of low-precision state: one block, which shares a scale."""
-PLAIN_REGISTERS = 80
+LOW_PRECISION_SLICE = BLOCK
+"""Elements at a time on the general path of low-precision state: a block that shares a scale is never cut."""
+FULL_PRECISION_REGISTERS = 80
 """The most that leave six blocks to a multiprocessor; without a limit, ptxas spills some to make room for seven."""
-STORED_REGISTERS = 128
+LOW_PRECISION_REGISTERS = 128
 """The most that leave four blocks to a multiprocessor; without a limit, ptxas spills some to make room for five."""
 PROGRAMS_PER_SM = 8
 
@@ -167,7 +167,7 @@ def arguments(args: StepArgs, table: Tensor, tile_segment: Tensor, scalars: Tens
     )
     if state.in_full_precision(args.rounds_stochastically):
         return *common, tiles
-    return *common, tiles, state.scales, as_stored(state.master), args.exp_avg.numel() // ALIGNMENT
+    return *common, tiles, state.scales, as_stored(state.master), args.exp_avg.numel() // BLOCK
 
 
 def kernel_for(
@@ -197,11 +197,11 @@ def kernel_for(
         wide = param_dtype == torch.float64
         constants["COMPUTE"] = stored(torch.float64 if wide else torch.float32)
         constants["SLICE"] = SLICE if on_gpu else INTERPRETED_SLICE
-        return step_kernel, constants | ({} if wide else register_limit(PLAIN_REGISTERS))
+        return step_kernel, constants | ({} if wide else register_limit(FULL_PRECISION_REGISTERS))
     from .low_precision_kernel import low_precision_step_kernel
 
     constants["MASTER"] = state.master_format()
     constants["STOCHASTIC"] = args.rounds_stochastically
     constants["ANYWHERE"] = anywhere
-    constants["SLICE"] = STORED_SLICE if on_gpu else INTERPRETED_SLICE
-    return low_precision_step_kernel, constants | register_limit(STORED_REGISTERS)
+    constants["SLICE"] = LOW_PRECISION_SLICE if on_gpu else INTERPRETED_SLICE
+    return low_precision_step_kernel, constants | register_limit(LOW_PRECISION_REGISTERS)
