@@ -6,6 +6,7 @@
 
 namespace radam_fused {
 
+// Must match NORM_TILE and PARTIAL_SUMS in radam_fused/numerics/layout.py.
 constexpr int kTile = 1024;  // elements
 constexpr int kPartialSums = 1024;
 constexpr int kLanes = kTile;

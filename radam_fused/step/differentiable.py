@@ -68,6 +68,7 @@ def _update(p: Tensor, entry: dict[str, Any], group: dict[str, Any], t: int) -> 
 
 
 def _real(tensor: Tensor) -> Tensor:
+    """As `radam_fused.numerics.layout.as_real`, which takes memory to step, but within autograd's graph: no detach."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 

@@ -12,7 +12,10 @@ from ...numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, SKIP_STEP, StepScala
 
 
 def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: StepScalars) -> None:
-    """One parameter's update in place, in the moments' dtype; every line is one rounded operation, or several."""
+    """One parameter's update in place, in the moments' dtype; every line is one rounded operation, or several.
+
+    The scalars are numbers, so a line that is not needed is not computed. Its mirror is `update_by_device`.
+    """
     if row.update_rule == SKIP_STEP:
         return
     p = param.to(m.dtype)
@@ -37,7 +40,10 @@ def update_by_host(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: StepS
 
 
 def update_by_device(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, row: Any) -> None:
-    """The same, with one-element tensors of the moments' dtype as scalars: the device chooses the branches."""
+    """`update_by_host` with one-element tensors of the moments' dtype as scalars, which the host must not wait for.
+
+    Both results of a branch are computed and `torch.where` selects one, so the two cannot share their lines.
+    """
     p = param.to(m.dtype)
     m_next, v_next, d = update_moments(p, grad.to(m.dtype), m, v, row)
     p_next = (p - decrease(p, d, row)).to(param.dtype)
