@@ -22,12 +22,6 @@ struct Values {
   uint32_t largest;  // a magnitude, as bits
 };
 
-template <MomentFormat kMoments>
-using MomentOf =
-    std::conditional_t<kMoments == MomentFormat::kFloat32, float,
-                       std::conditional_t<kMoments == MomentFormat::kBFloat16, bfloat16,
-                                          std::conditional_t<kMoments == MomentFormat::kFloat16, float16, int8_t>>>;
-
 template <typename P>
 RADAM_HD void read_as(float* x, const Elements& in, MasterFormat format) {
   if (format == MasterFormat::kFloat32) {

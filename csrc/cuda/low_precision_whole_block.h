@@ -17,8 +17,10 @@ RADAM_HD void widen_whole(float* to, const Packed& from) {
       to[i] = float_from_bits(from.word[i]);
     } else if constexpr (std::is_same_v<S, bfloat16>) {
       to[i] = float_from_bits(i % 2 == 0 ? from.word[i / 2] << 16 : from.word[i / 2] & 0xffff0000u);
-    } else {
+    } else if constexpr (std::is_same_v<S, float16>) {
       to[i] = widen_half(uint16_t(from.word[i / 2] >> (i % 2 * 16)));
+    } else {
+      to[i] = widen(from.value<S>(i));
     }
   }
 }

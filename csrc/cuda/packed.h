@@ -95,16 +95,19 @@ struct Packed {
     } else if constexpr (std::is_integral_v<S>) {
       return S(bits);
     } else {
-      return {uint16_t(bits)};
+      return {decltype(S::bits)(bits)};
     }
   }
 
   static RADAM_HD uint32_t to_bits(float x) { return bits_from_float(x); }
-  static RADAM_HD uint32_t to_bits(bfloat16 x) { return x.bits; }
-  static RADAM_HD uint32_t to_bits(float16 x) { return x.bits; }
-  static RADAM_HD uint32_t to_bits(int16_t x) { return uint16_t(x); }
-  static RADAM_HD uint32_t to_bits(int8_t x) { return uint8_t(x); }
-  static RADAM_HD uint32_t to_bits(uint8_t x) { return x; }
+  template <typename S>
+  static RADAM_HD uint32_t to_bits(S x) {
+    if constexpr (std::is_integral_v<S>) {
+      return std::make_unsigned_t<S>(x);
+    } else {
+      return x.bits;
+    }
+  }
 };
 
 // One element, as bits.

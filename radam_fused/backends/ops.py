@@ -8,7 +8,7 @@ kernel, and ``radam_fused::step_reference`` plain torch; likewise ``grad_norm_*`
 ======================  ====================================================================================
 ``params``              n tensors of one dtype and device: float32, float64, float16 or bfloat16
 ``grads``               the same shapes in any layout; float64 for float64 parameters, else any of the others
-``exp_avg``             flat moments: float32 (float64 for float64 parameters), bfloat16, float16, or int8 codes
+``exp_avg``             flat moments: one of `radam_fused.numerics.state_format.STATE_DTYPES`, or float64
 ``exp_avg_sq``          the same of the second moment; uint8 codes beside int8. In float16 both are as
                         docs/precision.md says: m / sqrt(v), and the fourth root of v
 ``segments``            int64 (n, 2) on the CPU: where each segment starts in the flat moments, in elements, and the

@@ -23,6 +23,7 @@ from ..numerics.quantization import (
     low_bits,
     square_root,
 )
+from ..numerics.state_format import STATE_DTYPES
 from . import old_codes
 
 CODES = ("exp_avg_octave_code", "exp_avg_sq_octave_code", "exp_avg_scale", "exp_avg_sq_scale")
@@ -30,7 +31,7 @@ CODES = ("exp_avg_octave_code", "exp_avg_sq_octave_code", "exp_avg_scale", "exp_
 HALVES = ("exp_avg_ratio", "fourth_root_exp_avg_sq")
 """float16: m / sqrt(v), and the square root of sqrt(v)."""
 MOMENTS: dict[torch.dtype, tuple[str, ...]] = {
-    **dict.fromkeys((torch.float32, torch.float64, torch.bfloat16), ("exp_avg", "exp_avg_sq")),
+    **dict.fromkeys((*STATE_DTYPES, torch.float64), ("exp_avg", "exp_avg_sq")),
     torch.float16: HALVES,
     torch.int8: CODES,
 }
