@@ -19,9 +19,9 @@ SMALL = 4096
 """Parameters with fewer elements are never quantised, so their segments are aligned for vector accesses only."""
 SMALL_ALIGNMENT = 64
 NORM_TILE = 1024
-"""Elements of a gradient that are squared and added to as many lanes at once; ``kTile`` in grad_norm_order.h (csrc)."""
+"""Elements of a gradient that are added to as many lanes at once; ``kTile`` in csrc/numerics/grad_norm_order.h."""
 PARTIAL_SUMS = 1024
-"""The number of partial sums of a gradient norm in all backends; ``kPartialSums`` in grad_norm_order.h (csrc)."""
+"""The number of partial sums of a gradient norm; ``kPartialSums`` in csrc/numerics/grad_norm_order.h."""
 BEYOND = 1 << 44
 """More elements than a model has. The random bits of shards that are not contiguous in their parameter start here."""
 
