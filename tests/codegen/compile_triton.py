@@ -1,15 +1,19 @@
 """Compiles the Triton kernels ahead of time: ``compile_triton.py FOLDER '[["step", "fp32-fp32", 90, false], ...]'``.
 
 A process of its own, as the tests' has Triton interpreting. Each job is (kernel, dtypes, architecture, whether
-multiplications and additions may fuse); FOLDER receives a cubin and the PTX of each. The dtypes are those of parameter
-and gradient for ``step`` and ``step_zero``, of the gradients for ``squares`` and of a learning rate for ``rows``. Those
-of ``stored`` are of parameter, gradient and moments, and the master weights or ``stochastic``.
+multiplications and additions may fuse). An architecture is a number for NVIDIA, 90 for sm_90, and a name for AMD, as
+``"gfx942"``. FOLDER receives a cubin and the PTX of each, of AMD's the assembly (.amdgcn) and LLVM's IR (.llir).
+
+The dtypes are those of parameter and gradient for ``step`` and ``step_zero``, of the gradients for ``squares`` and of a
+learning rate for ``rows``. Those of ``stored`` are of parameter, gradient and moments, and the master weights or
+``stochastic``.
 """
 
 import json
 import sys
 from pathlib import Path
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -21,12 +25,12 @@ from radam_fused.backends.triton.low_precision_kernel import low_precision_step_
 from radam_fused.backends.triton.scalars import BLOCK, COUNT_BLOCK
 from radam_fused.backends.triton.scalars_kernel import scalars_kernel
 from radam_fused.backends.triton.step import (
-    FULL_PRECISION_REGISTERS,
-    LOW_PRECISION_REGISTERS,
     LOW_PRECISION_SLICE,
     SLICE,
     TILE,
     WARPS,
+    full_precision_registers,
+    low_precision_registers,
 )
 from radam_fused.backends.triton.step_kernel import step_kernel
 from radam_fused.numerics.layout import PARTIAL_SUMS
@@ -34,7 +38,7 @@ from radam_fused.numerics.layout import PARTIAL_SUMS
 STORED = {"fp32": tl.float32, "fp64": tl.float64, "fp16": tl.float16, "bf16": tl.int16}
 
 
-def step(pair: str, zero_grads: bool = False):
+def step(pair: str, arch: int | str, zero_grads: bool = False):
     param, grad = pair.split("-")
     wide = param == "fp64"
     constants = {
@@ -54,14 +58,15 @@ def step(pair: str, zero_grads: bool = False):
         "exp_avg_ptr": moment,
         "exp_avg_sq_ptr": moment,
     }
-    options = {} if wide else {"maxnreg": FULL_PRECISION_REGISTERS}
+    dtypes = {torch.float16} if "fp16" in pair else set()
+    options = {} if wide else {"maxnreg": full_precision_registers(dtypes, arch if isinstance(arch, int) else 0)}
     return step_kernel, {**pointers, "tiles": "i32"}, constants, options
 
 
 MOMENTS = {"fp32": ("*fp32", "*fp32"), "fp16": ("*fp16", "*fp16"), "bf16": ("*i16", "*i16"), "int8": ("*i8", "*u8")}
 
 
-def stored(form: str, anywhere: bool = False):
+def stored(form: str, arch: int | str, anywhere: bool = False):
     param, grad, state, kept = form.split("-")
     master = kept if kept in ("fp32", "split", "kahan") else None
     own = {"fp16": "*fp16", "bf16": "*i16"}.get(param)
@@ -90,17 +95,20 @@ def stored(form: str, anywhere: bool = False):
     }
     missing = [name for name, kind in arguments.items() if kind is None]
     signature = {name: kind or "constexpr" for name, kind in arguments.items()}
-    options = {"maxnreg": LOW_PRECISION_REGISTERS}
-    return low_precision_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, options
+    moments = torch.int8 if state == "int8" else torch.float32
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[param]
+    number = arch if isinstance(arch, int) else 0
+    limit = low_precision_registers(dtype, moments, master, kept == "stochastic", number)
+    return low_precision_step_kernel, signature, {**constants, **dict.fromkeys(missing)}, {"maxnreg": limit}
 
 
-def squares(grad: str):
+def squares(grad: str, arch: int | str):
     pointers = {"segments_ptr": "*i64", "shares_ptr": "*i64", "strides_ptr": "*i64", "sums_ptr": "*fp64"}
     constants = {"GRAD": STORED[grad], "SUMS": PARTIAL_SUMS}
     return grad_norm_kernel, {**pointers, "tiles": "i64"}, constants, {"maxnreg": REGISTERS}
 
 
-def rows(lr: str):
+def rows(lr: str, arch: int | str):
     signature = {
         "group_scalars_ptr": "*fp64",
         "sources_ptr": "*i64",
@@ -124,21 +132,32 @@ def rows(lr: str):
 
 KERNELS = {
     "step": step,
-    "step_zero": lambda pair: step(pair, True),
+    "step_zero": lambda pair, arch: step(pair, arch, True),
     "stored": stored,
-    "stored_anywhere": lambda form: stored(form, True),
+    "stored_anywhere": lambda form, arch: stored(form, arch, True),
     "squares": squares,
     "rows": rows,
 }
 
 
-def compile_kernel(name: str, dtypes: str, arch: int, fusion: bool):
-    kernel, signature, constants, options = KERNELS[name](dtypes)
+def target_of(arch: int | str) -> GPUTarget:
+    if isinstance(arch, int):
+        return GPUTarget("cuda", arch, 32)
+    return GPUTarget("hip", arch, 64 if arch.startswith("gfx9") else 32)
+
+
+def compile_kernel(name: str, dtypes: str, arch: int | str, fusion: bool):
+    kernel, signature, constants, options = KERNELS[name](dtypes, arch)
+    target = target_of(arch)
+    if target.backend != "cuda":  # `register_limit` and `warp_size` of radam_fused.backends.triton.compat
+        options = {}
+        if kernel is step_kernel:
+            constants["SLICE"] = SLICE * target.warp_size // 32
     # Allocations are 16-byte aligned; the launcher finds that out by itself when it specialises on real arguments.
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants, aligned)
     options = {"num_warps": WARPS, "enable_fp_fusion": fusion, **options}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=target, options=options)
 
 
 if __name__ == "__main__":
@@ -146,5 +165,7 @@ if __name__ == "__main__":
     for job in json.loads(sys.argv[2]):
         kernel = compile_kernel(*job)
         stem = "-".join(map(str, job))
-        (folder / f"{stem}.cubin").write_bytes(kernel.asm["cubin"])
-        (folder / f"{stem}.ptx").write_text(kernel.asm["ptx"])
+        for kind in ("cubin", "ptx", "amdgcn", "llir"):
+            if kind in kernel.asm:
+                code = kernel.asm[kind]
+                (folder / f"{stem}.{kind}").write_bytes(code if isinstance(code, bytes) else code.encode())

@@ -14,18 +14,34 @@ from typing import Any
 import torch
 
 
-def target() -> str:
-    """What Triton compiles for: "cuda", "hip" or another of its backends."""
+def target() -> Any:
+    """What Triton compiles for: its ``backend`` ("cuda", "hip" or another), architecture and warp size."""
     from triton.runtime import driver
 
-    return driver.active.get_current_target().backend
+    return driver.active.get_current_target()
 
 
 def register_limit(count: int) -> dict[str, int]:
     """The launch option that limits a thread's registers, where Triton's backend knows one: NVIDIA's alone does."""
     from triton import knobs
 
-    return {"maxnreg": count} if knobs.runtime.interpret or target() == "cuda" else {}
+    return {"maxnreg": count} if knobs.runtime.interpret or target().backend == "cuda" else {}
+
+
+def architecture() -> int:
+    """NVIDIA's compute capability that Triton compiles for, as in 90 for sm_90; 0 elsewhere and where it interprets."""
+    from triton import knobs
+
+    if knobs.runtime.interpret or target().backend != "cuda":
+        return 0
+    arch: int = target().arch
+    return arch
+
+
+def warp_size() -> int:
+    """Threads of a warp: 64 on AMD's GPUs for data centres, 32 on all others."""
+    threads: int = target().warp_size
+    return threads
 
 
 def is_hooked(kernel: Any) -> bool:

@@ -18,14 +18,14 @@ from ...numerics.tensor_checks import overlaps_itself, storage_view
 from ..operator_args import StepArgs
 from ..operator_checks import check_step, check_tables
 from .availability import WARPS, require, stored
-from .compat import register_limit
+from .compat import PACKED, architecture, register_limit, warp_size
 from .launch import Arguments, launch, on_device_of
 from .tables import Segment, Table, facts, on_device, segment_table, tile_map
 
 TILE = 1024
 """Elements a tile: 128 threads with two 128-bit accesses each to every fp32 array."""
 SLICE = 32 * WARPS
-"""Elements at a time on the general path: one a thread."""
+"""Elements at a time on the general path: one a thread, where a warp has 32."""
 INTERPRETED_TILE = 32768
 INTERPRETED_SLICE = 8192
 """The interpreter pays per tile and slice, not per element."""
@@ -33,8 +33,12 @@ LOW_PRECISION_SLICE = BLOCK
 """Elements at a time on the general path of low-precision state: a block that shares a scale is never cut."""
 FULL_PRECISION_REGISTERS = 80
 """The most that leave six blocks to a multiprocessor; without a limit, ptxas spills some to make room for seven."""
+HALF_REGISTERS = 88
+"""The same of float16 on Blackwell, where Triton 3.8 and 3.9 spill with 80; they leave five blocks."""
 LOW_PRECISION_REGISTERS = 128
 """The most that leave four blocks to a multiprocessor; without a limit, ptxas spills some to make room for five."""
+CROWDED_REGISTERS = 144
+"""The same of the formats that spill with those (`low_precision_registers`); they leave three blocks."""
 PROGRAMS_PER_SM = 8
 
 
@@ -170,6 +174,24 @@ def arguments(args: StepArgs, table: Tensor, tile_segment: Tensor, scalars: Tens
     return *common, tiles, state.scales, as_stored(state.master), args.exp_avg.numel() // BLOCK
 
 
+def full_precision_registers(dtypes: set[torch.dtype], arch: int) -> int:
+    """The limit of a thread's registers, by the dtypes of parameters and gradients and NVIDIA's architecture."""
+    return HALF_REGISTERS if torch.float16 in dtypes and arch >= PACKED else FULL_PRECISION_REGISTERS
+
+
+def low_precision_registers(
+    param: torch.dtype, moments: torch.dtype, master: str | None, stochastic: bool, arch: int
+) -> int:
+    """The limit of a thread's registers, by the state format and NVIDIA's architecture.
+
+    8-bit moments beside stochastic rounding or a split master buffer leave too few registers with packed operations,
+    and float16 does on every architecture.
+    """
+    packed = arch >= PACKED
+    crowded = (stochastic and (packed or param == torch.float16)) or (master == "split" and packed)
+    return CROWDED_REGISTERS if moments == torch.int8 and crowded else LOW_PRECISION_REGISTERS
+
+
 def kernel_for(
     args: StepArgs, grad_dtype: torch.dtype, tile: int, zero_grads: bool, anywhere: bool
 ) -> tuple[Any, dict[str, Any]]:
@@ -196,12 +218,15 @@ def kernel_for(
 
         wide = param_dtype == torch.float64
         constants["COMPUTE"] = stored(torch.float64 if wide else torch.float32)
-        constants["SLICE"] = SLICE if on_gpu else INTERPRETED_SLICE
-        return step_kernel, constants | ({} if wide else register_limit(FULL_PRECISION_REGISTERS))
+        constants["SLICE"] = SLICE * warp_size() // 32 if on_gpu else INTERPRETED_SLICE
+        limit = full_precision_registers({param_dtype, grad_dtype}, architecture())
+        return step_kernel, constants | ({} if wide else register_limit(limit))
     from .low_precision_kernel import low_precision_step_kernel
 
-    constants["MASTER"] = state.master_format()
-    constants["STOCHASTIC"] = args.rounds_stochastically
+    master, stochastic = state.master_format(), args.rounds_stochastically
+    limit = low_precision_registers(param_dtype, state.exp_avg.dtype, master, stochastic, architecture())
+    constants["MASTER"] = master
+    constants["STOCHASTIC"] = stochastic
     constants["ANYWHERE"] = anywhere
     constants["SLICE"] = LOW_PRECISION_SLICE if on_gpu else INTERPRETED_SLICE
-    return low_precision_step_kernel, constants | register_limit(LOW_PRECISION_REGISTERS)
+    return low_precision_step_kernel, constants | register_limit(limit)
