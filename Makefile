@@ -37,7 +37,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test trainers bench readme paper docs gpu cuda-check triton-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test trainers bench readme paper docs gpu cuda-check triton-check arm-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -78,6 +78,9 @@ docs: $(DOCS_VENV)/.tools  ## the documentation site, in build/site; fails for a
 
 triton-check: build  ## the Triton kernels' machine code for NVIDIA and AMD; no GPU (TRITON="3.6.0 3.8.0 3.9.0" for other versions)
 	$(PY) -m tests.codegen.triton_check $(if $(TRITON),--triton $(TRITON)) $(TRITON_ARGS)
+
+arm-check: build  ## the C++ for aarch64: all of it compiles, its kernels' bits under qemu-user (needs a cross compiler and qemu-aarch64)
+	$(PY) -m tests.codegen.arm_check
 
 gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize formats bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))

@@ -28,4 +28,4 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, methods, nu
 
 }  // namespace
 
-extern "C" PyMODINIT_FUNC PyInit__C_cuda() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__C_cuda() { return PyModule_Create(&module); }
