@@ -26,7 +26,7 @@ def turns() -> list[list[str]]:
     """One turn of each version of the main loop of fp32 with AVX-512, the shortest first."""
     if shutil.which("objdump") is None:
         pytest.fail("objdump (binutils) comes with every g++; install it")
-    [function] = functions(LIBRARY, "update_avx512<float, float>(")
+    [function] = functions(LIBRARY, "update_avx512<float, float, true, false>(")
     found = [turn for turn in function.loops(r"vsqrtps.*%zmm") if any("prefetch" in text for text in turn)]
     assert found
     return found
