@@ -88,7 +88,7 @@ def check_group(group: Mapping[str, Any], where: str = "", wait: bool = True) ->
     _number(f"{where}eps", group["eps"], "finite and at least 0", 0.0)
     _number(f"{where}weight_decay", group["weight_decay"], "finite and at least 0", 0.0)
     threshold = group["rho_threshold"]
-    _number(f"{where}rho_threshold", threshold, "at least 4, where the variance becomes finite", 4.0)
+    _number(f"{where}rho_threshold", threshold, "at least 4, where the variance becomes finite, and not infinite", 4.0)
     if group["rectification"] not in KINDS:
         raise ValueError(f"{where}rectification = {group['rectification']!r}: must be one of {KINDS}")
     for name in ("decoupled_weight_decay", "maximize", "degenerated_to_sgd", "capturable", "differentiable"):

@@ -40,15 +40,31 @@ SERIES = (
 )
 
 
-def _check(t: float, beta2: float) -> None:
-    if not t >= 1:
-        raise ValueError(f"t = {t!r}: a step count starts at 1")
+def _between(name: str, value: float, low: float, high: float, allowed: str) -> None:
+    """Raises unless ``low <= value < high``. A NaN fails every comparison."""
+    try:
+        within = low <= value < high
+    except TypeError:
+        raise TypeError(f"{name} = {value!r}: must be a number, {allowed}") from None
+    if not within:
+        raise ValueError(f"{name} = {value!r}: must be {allowed}")
+
+
+def check_step(t: float, beta2: float) -> None:
+    """Raises for a step count or a beta2 that is not allowed."""
+    _between("t", t, 1.0, math.inf, "at least 1, the count of the first step, and finite")
     _check_beta2(beta2)
 
 
 def _check_beta2(beta2: float) -> None:
-    if not 0.0 <= beta2 < 1.0:
-        raise ValueError(f"beta2 = {beta2!r}: must be in [0, 1)")
+    _between("beta2", beta2, 0.0, 1.0, "in [0, 1)")
+
+
+def check_kind(kind: str, threshold: float) -> None:
+    """Raises for a kind of rectification or a threshold that is not allowed."""
+    if kind not in KINDS:
+        raise ValueError(f"kind = {kind!r}: must be one of {KINDS}")
+    _between("threshold", threshold, 4.0, math.inf, "at least 4, where the variance becomes finite, and not infinite")
 
 
 def decay_rate(beta: float) -> float:
@@ -111,7 +127,7 @@ def rho(t: float, beta2: float) -> float:
     Raises:
         ValueError: ``t`` below 1 or ``beta2`` outside [0, 1).
     """
-    _check(t, beta2)
+    check_step(t, beta2)
     x = decay_rate(beta2)
     y = t * x
     if y < 2.0:
@@ -168,7 +184,7 @@ def rectification(t: float, beta2: float, kind: str = "first_order", threshold: 
         t: the step, from 1.
         beta2: decay of the second moment, in [0, 1).
         kind: ``"first_order"``, ``"exact"`` or ``"none"`` (then always 1: Adam).
-        threshold: a step is rectified if ``rho_t > threshold``; at least 4, below which the variance is not finite.
+        threshold: a step is rectified if ``rho_t > threshold``; at least 4, where the variance becomes finite.
 
     Returns:
         r_t, or None if the step is not rectified.
@@ -176,11 +192,8 @@ def rectification(t: float, beta2: float, kind: str = "first_order", threshold: 
     Raises:
         ValueError: an argument out of its range.
     """
-    _check(t, beta2)
-    if kind not in KINDS:
-        raise ValueError(f"kind = {kind!r}: must be one of {KINDS}")
-    if not threshold >= 4.0:
-        raise ValueError(f"threshold = {threshold!r}: must be at least 4")
+    check_step(t, beta2)
+    check_kind(kind, threshold)
     if kind == "none":
         return 1.0
     rho_t = rho(t, beta2)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .rectification import rectification, rho_inf
+from .rectification import check_kind, check_step, rectification
 
 __all__ = [
     "RectifiedWarmup",
@@ -36,19 +36,13 @@ __all__ = [
 ]
 
 
-def _check(t: float, beta2: float) -> None:
-    if not t >= 1:
-        raise ValueError(f"t = {t!r}: a step count starts at 1")
-    rho_inf(beta2)  # raises for a beta2 out of range
-
-
 def untuned_linear(t: float, beta2: float) -> float:
     """``min(1, t (1 - beta2) / 2)`` (Ma & Yarats, arXiv 1910.04209): linear over 2 / (1 - beta2) steps.
 
     Raises:
         ValueError: ``t`` below 1 or ``beta2`` outside [0, 1).
     """
-    _check(t, beta2)
+    check_step(t, beta2)
     return min(1.0, 0.5 * (1.0 - beta2) * t)
 
 
@@ -58,7 +52,7 @@ def untuned_exponential(t: float, beta2: float) -> float:
     Raises:
         ValueError: ``t`` below 1 or ``beta2`` outside [0, 1).
     """
-    _check(t, beta2)
+    check_step(t, beta2)
     return -math.expm1(-(1.0 - beta2) * t)
 
 
@@ -74,13 +68,28 @@ def rectified(t: float, beta2: float, kind: str = "first_order", threshold: floa
     Raises:
         ValueError: an argument out of its range.
     """
+    check_kind(kind, threshold)  # before `rectification` looks the arguments up in its cache
     r = rectification(t, beta2, kind, threshold)
     return 0.0 if r is None else r
 
 
+def _check_groups(optimizer: Optimizer) -> None:
+    """Raises for an optimizer whose groups have no beta2 that a warm-up could follow from."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer = {optimizer!r}: must be a torch.optim.Optimizer")
+    for index, group in enumerate(optimizer.param_groups):
+        if "betas" not in group:
+            raise ValueError(
+                f"param_groups[{index}] of a {type(optimizer).__name__} has no 'betas': these warm-ups follow from "
+                "beta2, so the optimizer must be one with betas, such as Adam"
+            )
+        betas = group["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"param_groups[{index}]: betas = {betas!r}: must be a pair of numbers in [0, 1)")
+        check_step(1, betas[1])
+
+
 def _beta2(group: dict[str, Any]) -> float:
-    if "betas" not in group:
-        raise ValueError("these warm-ups follow from beta2, and a group of this optimizer has no 'betas'")
     return float(group["betas"][1])
 
 
@@ -88,8 +97,11 @@ class _Warmup(LRScheduler):
     """A scheduler that multiplies each group's initial learning rate by ``factor(t, beta2)``."""
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
-        for group in optimizer.param_groups:
-            _check(1, _beta2(group))
+        _check_groups(optimizer)
+        if isinstance(last_epoch, bool) or not isinstance(last_epoch, int):
+            raise TypeError(f"last_epoch = {last_epoch!r}: must be a whole number, at least -1")
+        if last_epoch < -1:
+            raise ValueError(f"last_epoch = {last_epoch}: must be at least -1")
         super().__init__(optimizer, last_epoch)
 
     def factor(self, t: int, beta2: float) -> float:
@@ -111,7 +123,7 @@ class UntunedLinearWarmup(_Warmup):
         last_epoch: the argument of torch's schedulers: the index of the last epoch, -1 at the start of training.
 
     Raises:
-        ValueError: a group without betas, or with a beta2 outside [0, 1).
+        ValueError, TypeError: an argument that is not allowed; a group without betas, or with a beta2 outside [0, 1).
     """
 
     def factor(self, t: int, beta2: float) -> float:
@@ -127,7 +139,7 @@ class UntunedExponentialWarmup(_Warmup):
         last_epoch: the argument of torch's schedulers: the index of the last epoch, -1 at the start of training.
 
     Raises:
-        ValueError: a group without betas, or with a beta2 outside [0, 1).
+        ValueError, TypeError: an argument that is not allowed; a group without betas, or with a beta2 outside [0, 1).
     """
 
     def factor(self, t: int, beta2: float) -> float:
@@ -145,13 +157,14 @@ class RectifiedWarmup(_Warmup):
         last_epoch: the argument of torch's schedulers: the index of the last epoch, -1 at the start of training.
 
     Raises:
-        ValueError: a group without betas, a beta2 outside [0, 1), an unknown kind or a threshold below 4.
+        ValueError, TypeError: an argument that is not allowed: an unknown kind, or a threshold below 4 or infinite, for
+            example; a group without betas, or with a beta2 outside [0, 1).
     """
 
     def __init__(
         self, optimizer: Optimizer, kind: str = "first_order", threshold: float = 5.0, last_epoch: int = -1
     ) -> None:
-        rectified(1, 0.0, kind, threshold)  # raises for what is not allowed
+        check_kind(kind, threshold)
         self.kind = kind
         self.threshold = threshold
         super().__init__(optimizer, last_epoch)

@@ -53,8 +53,11 @@ def backend_for(device_type: str, backend: str) -> str:
         ValueError: a backend that does not serve this device.
     """
     if backend == "auto":
+        if device_type not in _AUTO:
+            _warn_of_device(device_type)
+            return "reference"
         missing = {}
-        for name in _AUTO.get(device_type, ()):
+        for name in _AUTO[device_type]:
             reason = _UNAVAILABLE[name]()  # not of all backends: every step calls this
             if reason is None:
                 return name
@@ -67,5 +70,18 @@ def backend_for(device_type: str, backend: str) -> str:
     if (backend in ("cpu", "cuda") and device_type != backend) or (
         backend == "triton" and device_type != "cuda" and not triton.interpreted()
     ):
-        raise ValueError(f"backend = {backend!r} does not serve parameters on {device_type}")
+        serving = (*_AUTO.get(device_type, ()), "auto", "reference")
+        raise ValueError(f"backend = {backend!r} does not serve parameters on {device_type}: must be one of {serving}")
     return backend
+
+
+def _warn_of_device(device_type: str) -> None:
+    """Warns of parameters on a device for which no kernels are made."""
+    if device_type == "meta":
+        text = (
+            "FusedRAdam has parameters on the meta device, which have no values: a step changes nothing. Make the "
+            "optimizer after model.to_empty(device=...), which replaces the parameters"
+        )
+    else:
+        text = f"no backend has kernels for {device_type}: FusedRAdam steps such parameters with the slow 'reference'"
+    warnings.warn(text, stacklevel=5)

@@ -197,6 +197,29 @@ def check_entry(source: str, name: str, param: Tensor, state: Mapping[str, Any])
         check_part(param, state[key], what)
 
 
+def check_mapping(state_dict: Any) -> None:
+    """Raises TypeError for what cannot be a state_dict."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict = {state_dict!r:.80}: must be a dict, what an optimizer's state_dict() returned")
+
+
+def _check_kinds(state_dict: Mapping[str, Any]) -> None:
+    """Raises TypeError where the containers of a state_dict are not those that torch.optim makes."""
+    saved_groups, state = state_dict["param_groups"], state_dict["state"]
+    if not isinstance(saved_groups, (list, tuple)):
+        raise TypeError(f"state_dict: param_groups = {saved_groups!r:.80}: must be a list of dicts")
+    for index, group in enumerate(saved_groups):
+        if not isinstance(group, Mapping):
+            raise TypeError(f"state_dict: param_groups[{index}] = {group!r:.80}: must be a dict")
+        if not isinstance(group.get("params", []), (list, tuple)):
+            raise TypeError(f"state_dict: param_groups[{index}]['params'] = {group['params']!r:.80}: must be a list")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state_dict: state = {state!r:.80}: must be a dict of dicts")
+    for key, entry in state.items():
+        if entry is not None and not isinstance(entry, Mapping):
+            raise TypeError(f"state_dict: state[{key!r}] = {entry!r:.80}: must be a dict")
+
+
 def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     """Raises if the state_dict does not fit these parameter groups.
 
@@ -209,6 +232,7 @@ def check_state_dict(state_dict: Mapping[str, Any], groups: list[dict[str, Any]]
     for key in ("state", "param_groups"):
         if key not in state_dict:
             raise ValueError(f"state_dict: has no {key!r}; it must be what an optimizer's state_dict() returned")
+    _check_kinds(state_dict)
     for name, param, state in _entries(state_dict, groups):
         if is_lazy(param):
             raise ValueError(f"state_dict: has state for {name}, which is uninitialized: run its lazy module before")

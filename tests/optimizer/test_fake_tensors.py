@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.backends import backend_for
 from tests.support.option_sets import BF16
 from tests.support.option_sets import OPTIONS as COMMON
 
@@ -178,6 +179,18 @@ def test_a_trace_on_fake_tensors_has_the_step_in_it() -> None:
             optimizer.step()
         assert "radam_fused.step_native.default" in seen.names
         assert ("radam_fused.grad_norm_native.default" in seen.names) == bool(options)
+
+
+def test_parameters_of_the_meta_device_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"meta device, which have no values.*after model.to_empty"):
+        FusedRAdam([nn.Parameter(torch.ones(3, device="meta"))])
+
+
+def test_a_backend_that_does_not_serve_a_device_names_those_that_do() -> None:
+    with pytest.raises(ValueError, match=r"parameters on meta: must be one of \('auto', 'reference'\)"):
+        FusedRAdam([nn.Parameter(torch.ones(3, device="meta"))], backend="cpu")
+    with pytest.warns(UserWarning, match="no backend has kernels for xpu"):
+        assert backend_for("xpu", "auto") == "reference"
 
 
 @pytest.mark.parametrize("options", ["plain", "int8", "clipped", "capturable", "reference"])

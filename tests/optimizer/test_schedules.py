@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -220,3 +222,43 @@ def test_decoupled_decay_is_where_they_differ_too() -> None:
     fused = trajectory(radam(0.0, weight_decay=0.1, decoupled_weight_decay=True))
     scheduled = trajectory(adam(0.0, torch.optim.AdamW, weight_decay=0.1), RectifiedWarmup)
     assert not torch.allclose(fused, scheduled, rtol=1e-4)
+
+
+def with_betas(betas: Any = (0.9, 0.999)) -> torch.optim.Optimizer:
+    optimizer = torch.optim.Adam([torch.zeros(3, requires_grad=True)])
+    optimizer.param_groups[0]["betas"] = betas
+    return optimizer
+
+
+NOT_ALLOWED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "optimizer": (lambda: UntunedLinearWarmup(3), TypeError, "optimizer = 3: must be a torch.optim.Optimizer"),
+    "betas": (lambda: UntunedLinearWarmup(with_betas(3)), TypeError, r"param_groups\[0\]: betas = 3: must be a pair"),
+    "beta2": (lambda: UntunedLinearWarmup(with_betas((0.9, "x"))), TypeError, "beta2 = 'x': must be a number, in"),
+    "last_epoch": (
+        lambda: UntunedLinearWarmup(with_betas(), 1.5),
+        TypeError,
+        "last_epoch = 1.5: must be a whole number",
+    ),
+    "before": (lambda: UntunedLinearWarmup(with_betas(), -2), ValueError, "last_epoch = -2: must be at least -1"),
+    "kind": (lambda: RectifiedWarmup(with_betas(), kind=[]), ValueError, r"kind = \[\]: must be one of"),
+    "threshold": (lambda: RectifiedWarmup(with_betas(), threshold="5"), TypeError, "threshold = '5': must be a number"),
+    "infinite": (
+        lambda: RectifiedWarmup(with_betas(), threshold=math.inf),
+        ValueError,
+        "threshold = inf: .* not infinite",
+    ),
+    "t": (lambda: schedules.untuned_linear("1", 0.9), TypeError, "t = '1': must be a number, at least 1"),
+    "infinite_t": (
+        lambda: schedules.rectified(math.inf, 0.9),
+        ValueError,
+        "t = inf: must be at least 1, .* and finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), NOT_ALLOWED.values(), ids=list(NOT_ALLOWED))
+def test_errors_name_the_argument_its_value_and_what_is_allowed(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -17,6 +17,19 @@ NAMED = r"param_groups\[1\]\['params'\]\[1\]"
 MISFITS: dict[str, tuple[Callable[[dict], Any], type[Exception] | tuple[type[Exception], ...], str]] = {
     "no_state": (lambda s: s.pop("state"), ValueError, "has no 'state'"),
     "no_param_groups": (lambda s: s.pop("param_groups"), ValueError, "has no 'param_groups'"),
+    "groups_not_a_list": (lambda s: s.update(param_groups=3), TypeError, "param_groups = 3: must be a list of dicts"),
+    "group_not_a_dict": (
+        lambda s: s.update(param_groups=[3]),
+        TypeError,
+        r"param_groups\[0\] = 3: must be a dict",
+    ),
+    "params_not_a_list": (
+        lambda s: s["param_groups"][0].update(params=3),
+        TypeError,
+        r"param_groups\[0\]\['params'\] = 3: must be a list",
+    ),
+    "state_not_a_dict": (lambda s: s.update(state=[1]), TypeError, r"state = \[1\]: must be a dict of dicts"),
+    "entry_not_a_dict": (lambda s: s["state"].update({0: 5}), TypeError, r"state\[0\] = 5: must be a dict"),
     "group_without_params": (lambda s: s["param_groups"][1].pop("params"), ValueError, "params"),
     "a_group_less": (lambda s: s["param_groups"].pop(), ValueError, r"\[2\] parameters, .* \[2, 3\]"),
     "a_group_more": (lambda s: s["param_groups"].append(s["param_groups"][0]), ValueError, r"\[2, 3, 2\].* \[2, 3\]"),
