@@ -16,10 +16,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from .backends import check_name
+from .backends import BackendName, check_name
 from .bucketed_optimizer import BucketedOptimizer
 from .modes import in_own_modes
-from .numerics.state_format import StateFormat
+from .numerics.state_format import MasterWeights, Rounding, StateFormat
 from .option_hints import explained
 from .options import (
     GROUP_DEFAULTS,
@@ -31,6 +31,7 @@ from .options import (
     check_wide,
     refuse_with_differentiable,
 )
+from .rectification import Kind
 from .state.bucket_manager import BucketManager
 from .step import compiled
 from .step.differentiable import step as differentiable_step
@@ -137,12 +138,12 @@ class FusedRAdam(BucketedOptimizer):
         differentiable: bool = False,
         rho_threshold: float = 5.0,
         degenerated_to_sgd: bool = True,
-        rectification: str = "first_order",
-        backend: str = "auto",
+        rectification: Kind = "first_order",
+        backend: BackendName = "auto",
         flatten: bool = False,
         state_dtype: torch.dtype = torch.float32,
-        master_weights: str | None = None,
-        rounding: str = "nearest",
+        master_weights: MasterWeights | None = None,
+        rounding: Rounding = "nearest",
         max_grad_norm: float | None = None,
         zero_grads: bool = False,
         offload: bool = False,

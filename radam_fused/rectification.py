@@ -18,8 +18,12 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any, Literal, get_args
 
-KINDS = ("first_order", "exact", "none")
+__all__ = ["KINDS", "bias_correction", "exact_variance", "rectification", "rho", "rho_inf", "variance"]
+
+Kind = Literal["first_order", "exact", "none"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """Values of ``rectification=``: the paper's equation 6, its Theorem 1, and no rectification at all (Adam)."""
 
 # Var[psi] / tau^2 = (1 / 2 rho) (1 + sum_k c_k rho^-k). Each c_k follows from the recurrence in exact_variance, with
@@ -60,7 +64,7 @@ def _check_beta2(beta2: float) -> None:
     _between("beta2", beta2, 0.0, 1.0, "in [0, 1)")
 
 
-def check_kind(kind: str, threshold: float) -> None:
+def check_kind(kind: Any, threshold: float) -> None:
     """Raises for a kind of rectification or a threshold that is not allowed."""
     if kind not in KINDS:
         raise ValueError(f"kind = {kind!r}: must be one of {KINDS}")
@@ -158,7 +162,7 @@ def exact_variance(rho: float) -> float:
     return value
 
 
-def variance(rho: float, kind: str = "first_order") -> float:
+def variance(rho: float, kind: Literal["first_order", "exact"] = "first_order") -> float:
     """Var[psi] of the adaptive learning rate at SMA length ``rho``, in units of tau^2.
 
     Args:
@@ -177,7 +181,7 @@ def variance(rho: float, kind: str = "first_order") -> float:
 
 
 @functools.lru_cache(maxsize=1024)  # the groups of a model mostly share these arguments
-def rectification(t: float, beta2: float, kind: str = "first_order", threshold: float = 5.0) -> float | None:
+def rectification(t: float, beta2: float, kind: Kind = "first_order", threshold: float = 5.0) -> float | None:
     """The rectification term ``r_t = sqrt(Var[psi](rho_inf) / Var[psi](rho_t))`` (algorithm 2), or None.
 
     Args:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .rectification import check_kind, check_step, rectification
+from .rectification import Kind, check_kind, check_step, rectification
 
 __all__ = [
     "RectifiedWarmup",
@@ -56,7 +56,7 @@ def untuned_exponential(t: float, beta2: float) -> float:
     return -math.expm1(-(1.0 - beta2) * t)
 
 
-def rectified(t: float, beta2: float, kind: str = "first_order", threshold: float = 5.0) -> float:
+def rectified(t: float, beta2: float, kind: Kind = "first_order", threshold: float = 5.0) -> float:
     """r_t if ``rho_t > threshold``, else 0: RAdam without its SGD phase multiplies Adam's learning rate by this.
 
     Args:
@@ -162,7 +162,7 @@ class RectifiedWarmup(_Warmup):
     """
 
     def __init__(
-        self, optimizer: Optimizer, kind: str = "first_order", threshold: float = 5.0, last_epoch: int = -1
+        self, optimizer: Optimizer, kind: Kind = "first_order", threshold: float = 5.0, last_epoch: int = -1
     ) -> None:
         check_kind(kind, threshold)
         self.kind = kind

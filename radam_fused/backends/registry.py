@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Literal, get_args
 
 from ..options import ENVIRONMENT_VARIABLE
 from . import native
 from .triton import availability as triton
 
-NAMES = ("auto", "cuda", "triton", "cpu", "reference")
+BackendName = Literal["auto", "cuda", "triton", "cpu", "reference"]
+NAMES: tuple[BackendName, ...] = get_args(BackendName)
 _AUTO = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 _UNAVAILABLE = {
     "cuda": native.cuda_unavailable,

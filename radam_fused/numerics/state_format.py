@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from .layout import ALIGNMENT, SMALL
 
 HALF = (torch.float16, torch.bfloat16)
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-MASTER_WEIGHTS = (None, "fp32", "split", "kahan")
-ROUNDINGS = ("nearest", "stochastic")
+MasterWeights = Literal["fp32", "split", "kahan"]
+Rounding = Literal["nearest", "stochastic"]
+MASTER_WEIGHTS: tuple[MasterWeights | None, ...] = (None, *get_args(MasterWeights))
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 
 def second_dtype(state_dtype: torch.dtype) -> torch.dtype:
@@ -27,7 +29,7 @@ def second_dtype(state_dtype: torch.dtype) -> torch.dtype:
     return torch.uint8 if state_dtype == torch.int8 else state_dtype
 
 
-def master_dtype(master_weights: str | None, param_dtype: torch.dtype) -> torch.dtype | None:
+def master_dtype(master_weights: MasterWeights | None, param_dtype: torch.dtype) -> torch.dtype | None:
     """The dtype of a parameter's master buffer; None if it has none: with 32 bits or more, or no ``master_weights``."""
     if master_weights is None or param_dtype not in HALF:
         return None
@@ -50,8 +52,8 @@ class StateFormat(NamedTuple):
     """How an optimizer stores its state: `FusedRAdam`'s arguments."""
 
     state_dtype: torch.dtype = torch.float32
-    master_weights: str | None = None
-    rounding: str = "nearest"
+    master_weights: MasterWeights | None = None
+    rounding: Rounding = "nearest"
 
     @property
     def stochastic(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..numerics.state_format import HALF, MASTER_WEIGHTS, ROUNDINGS, STATE_DTYPES, StateFormat
+from ..numerics.state_format import HALF, MASTER_WEIGHTS, ROUNDINGS, STATE_DTYPES, MasterWeights, StateFormat
 from ..options import check_offload
 
 
@@ -45,7 +45,7 @@ def allowed(dtypes: Iterable[torch.dtype]) -> Iterator[Format]:
         yield Format(storage, offload)
 
 
-_MASTERS = {
+_MASTERS: dict[torch.dtype, tuple[MasterWeights, str]] = {
     torch.bfloat16: ("split", "the same bits as with float32 master weights, at 2 bytes a parameter less"),
     torch.float16: ("kahan", "updates too small for 16 bits are kept, with 2 bytes a parameter"),
 }
@@ -58,7 +58,10 @@ def preferred(dtype: torch.dtype) -> Iterator[tuple[Format, str]]:
     From the most precise one on (docs/precision.md, "Learning"), and at the end those in the host's memory, which the
     bus makes slow.
     """
-    master, why = _MASTERS.get(dtype, (None, "the same moments as torch.optim.RAdam's"))
+    master: MasterWeights | None = None
+    why = "the same moments as torch.optim.RAdam's"
+    if dtype in _MASTERS:
+        master, why = _MASTERS[dtype]
     full = StateFormat(master_weights=master)
     yield Format(full, False), why
     narrow = [
