@@ -15,7 +15,7 @@ from .numerics.state_format import StateFormat
 from .options import GROUP_DEFAULTS
 from .param_groups import check_new_group
 from .state.bucket_manager import BucketManager
-from .state.checkpoint import check_state_dict, pack, unwrap, wrap
+from .state.checkpoint import check_mapping, check_state_dict, pack, unwrap, wrap
 from .state.per_param import PerParamBuckets
 from .state.transaction import Transaction
 from .step.bucket_operators import BucketOperators
@@ -109,6 +109,7 @@ class BucketedOptimizer(Optimizer):
         Raises:
             ValueError, TypeError: a shape, a count or a hyperparameter that does not fit.
         """
+        check_mapping(state_dict)
 
         def check_and_wrap(_: Optimizer, loaded: StateDict) -> StateDict:
             check_state_dict(loaded, self.param_groups)

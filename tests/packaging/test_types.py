@@ -73,6 +73,7 @@ def test_a_user_s_script(checker: str, tmp_path: Path, monkeypatch: pytest.Monke
     if checker == "pyright" and shutil.which("pyright") is None:
         pytest.skip("pyright is not installed")
     monkeypatch.setenv("MYPYPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # pyright does not see through an editable install
     path = tmp_path / "script.py"
     path.write_text(SCRIPT + "\n".join(WRONG) + "\n")
     errors = refused(CHECKERS[checker](tmp_path), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -139,3 +140,10 @@ def test_state_dict_given_is_left_as_it_was() -> None:
     assert state_dict["param_groups"] == kept["param_groups"]
     assert state_dict["state"].keys() == kept["state"].keys()
     assert all(same_state(state_dict["state"][key], kept["state"][key]) for key in kept["state"])
+
+
+@pytest.mark.parametrize("given", [3, None, [1, 2]], ids=repr)
+def test_what_is_no_state_dict_is_refused_by_value(given: object) -> None:
+    opt = FusedRAdam([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(TypeError, match=f"state_dict = {re.escape(repr(given))}: must be a dict"):
+        opt.load_state_dict(given)  # type: ignore[arg-type]
