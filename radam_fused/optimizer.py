@@ -9,7 +9,7 @@ from there to an element.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +42,6 @@ from .step.parts import given as given_to
 from .step.profiling import RectificationState, observable, rectification_state
 from .step.run import collect, launch
 from .step.scalars import DeviceTables, choose_scalars
-
-if TYPE_CHECKING:
-    pass
 
 
 def _loss_of(closure: Callable[[], Any]) -> Any:
