@@ -65,9 +65,9 @@ Tensor add_up(const GradNormArgs& grads) {
   int64_t tiles = 0;
   for (const Segment& grad : grads.segments) ends.push_back(tiles += (grad.numel + kTile - 1) / kTile);
 
-  const int64_t length[] = {kPartialSums};
+  const int64_t shape[] = {1, kPartialSums};
   Tensor sums =
-      torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt, torch::stable::Device(DeviceType::CPU));
+      torch::stable::empty({shape, 2}, ScalarType::Double, std::nullopt, torch::stable::Device(DeviceType::CPU));
   auto* out = static_cast<double*>(sums.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kTilesPerThread * kPartialSums / std::max<int64_t>(1, tiles));
   torch::stable::parallel_for(0, kPartialSums, grain,

@@ -20,8 +20,8 @@ Tensor add_up(const GradNormArgs& grads) {
   for (const Segment& grad : grads.segments) builder.add(grad);
 
   const CurrentStream current(grads.device.index, "radam_fused::grad_norm_native");
-  const int64_t length[] = {kPartialSums};
-  Tensor sums = torch::stable::empty({length, 1}, ScalarType::Double, std::nullopt,
+  const int64_t shape[] = {1, kPartialSums};
+  Tensor sums = torch::stable::empty({shape, 2}, ScalarType::Double, std::nullopt,
                                      torch::stable::Device(DeviceType::CUDA, grads.device.index));
   LargeGradNorm arguments{};
   arguments.sums = static_cast<double*>(sums.mutable_data_ptr());

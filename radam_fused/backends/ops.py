@@ -29,11 +29,11 @@ int8 moments; rng_offsets go from 0 up to 2^63 - 1 less the segment's elements, 
 in CUDA below 2^38. All tensors are strided, and their storages hold all of their elements. The values of
 ``scalars`` are not checked.
 
-**grad_norm** is the sum of the squares of ``grads`` (tensors of one dtype and device), as 1,024 float64 partial sums
-that do not depend on how threads share the work. Each gradient, in the order of its own memory (row-major where it has
-gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the tiles
-from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its tiles, in
-order, to lane i; then it adds the second half of the 1,024 lanes to the first, and so on, until one is left.
+**grad_norm** is the sum of the squares of ``grads`` (tensors of one dtype and device), as float64 (1, 1024): partial
+sums that do not depend on how threads share the work. Each gradient, in the order of its own memory (row-major where it
+has gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the
+tiles from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its
+tiles, in order, to lane i; then it adds the second half of the 1,024 lanes to the first, and so on, until one is left.
 
 **scalars** computes the scalars of a step on the device, all tensors on one, and counts the step:
 
@@ -45,7 +45,7 @@ order, to lane i; then it adds the second half of the 1,024 lanes to the first, 
                         from ``taken``, user code has written it, and it replaces the count
 ``taken``               float64 (n), written: how many steps each segment has taken; ``counted`` is added
 ``lr``                  float32 or float64 (groups), or None for the ones in ``group_scalars``
-``partial_sums``        float64 (b, 1024), what **grad_norm** has found over all buckets, or None for no clipping
+``partial_sums``        float64 (b, 1024), what **grad_norm** has found: a line a bucket and dtype; None: no clipping
 ``max_grad_norm``       the norm to which gradients are clipped, as by `torch.nn.utils.clip_grad_norm_`
 ``grad_scale``          float32, one element: the gradients carry this factor (`torch.amp.GradScaler`); or None
 ``found_inf``           float32, one element: if not 0, the step is skipped and not counted; or None
@@ -131,7 +131,7 @@ def _check_devices(device: torch.device, **tensors: Tensor | None) -> None:
 
 def _fake_grad_norm(grads: list[Tensor]) -> Tensor:
     _check_devices(grads[0].device, **{f"grads[{i}]": grad for i, grad in enumerate(grads)})
-    return grads[0].new_empty(PARTIAL_SUMS, dtype=torch.float64)
+    return grads[0].new_empty(1, PARTIAL_SUMS, dtype=torch.float64)
 
 
 def _fake_scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:

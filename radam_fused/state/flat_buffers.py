@@ -96,6 +96,7 @@ class FlatBuffers:
                 p.grad = grad
         bucket.strides = list(bucket.moment_strides)
         self._places = self._pair_table()
+        self._all_pairs = None if self._places is None else self._pairs(0, len(self._is_missing))
         self._count(0)
         self._record_gradients()
 
@@ -133,7 +134,7 @@ class FlatBuffers:
         """Whether all views are in place, as far as a step checks (see above)."""
         count = len(self._is_missing)
         if count <= LOOKED_AT:
-            return self._in_place(0, count)
+            return pairs_unmoved(*self._all_pairs) if self._all_pairs is not None else self._in_place(0, count)
         begin, end = self._next, min(self._next + SAMPLE, count)
         self._next = end if end < count else 0
         return self._counted(0) and self._counted(1) and self._in_place(begin, end)
@@ -141,10 +142,15 @@ class FlatBuffers:
     def _in_place(self, begin: int, end: int) -> bool:
         if self._places is None:
             return all(self._is_stored(index) and self._is_bound(index) for index in range(begin, end))
+        return pairs_unmoved(*self._pairs(begin, end))
+
+    def _pairs(self, begin: int, end: int) -> tuple[int, int, int, int, int, int]:
+        """What `pairs_unmoved` takes to look at some of the views."""
+        assert self._places is not None
         bucket, line = self._bucket, self._places.element_size() * self._places.shape[1]
-        device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
         table = self._places.data_ptr() + begin * line
-        return pairs_unmoved(table, 0, end - begin, NATIVE_DTYPE[bucket.dtype], *device)
+        device = NATIVE_DEVICE[bucket.device.type], bucket.device.index or 0
+        return table, 0, end - begin, NATIVE_DTYPE[bucket.dtype], *device
 
     def _is_stored(self, index: int) -> bool:
         """Whether a parameter is the buffer's view."""

@@ -152,7 +152,7 @@ def step(
                 chosen = [grad for grad in grads[begin:end] if grad.dtype == dtype]
                 if chosen:
                     partial.append(OPERATORS[name].grad_norm(chosen))
-        squares = torch.stack([sums.to(partial[0].device) for sums in partial])
+        squares = torch.cat([sums.to(partial[0].device) for sums in partial])
     for name, begin, end, index, there, stochastic in _launches(launches):
         exp_avg, exp_avg_sq, segments, scalar_index, group_scalars, pairs, counted, steps, taken = tensors[
             index : index + TENSORS

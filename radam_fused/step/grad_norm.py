@@ -238,6 +238,6 @@ def partial_sums(
             check_launch(launch, names)  # a clearer error, where a tensor is at fault
             raise
     if len(found) <= 1:
-        return found[0].unsqueeze(0) if found else None
+        return found[0] if found else None
     device = found[0].device
-    return torch.stack([sums.to(device, non_blocking=device.type != "cpu") for sums in found])
+    return torch.cat([sums.to(device, non_blocking=device.type != "cpu") for sums in found])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # what `signal` wraps: without its enums, in a fifth of the time
 import signal
 import threading
+from itertools import compress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -26,22 +27,22 @@ class Deferred:
     Handlers only ever run in the main thread, so in any other it does nothing.
     """
 
-    def __init__(self) -> None:
-        self._handlers: list[tuple[int, Any]] = []
-        self._arrived: list[tuple[int, FrameType | None]] = []
+    _handlers: list[tuple[int, Any]]
+    _arrived: list[tuple[int, FrameType | None]]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._arrived.append((number, frame))
 
     def __enter__(self) -> Deferred:
+        self._handlers, self._arrived = [], []
         if threading.get_ident() != threading.main_thread().ident:
             return self
+        # SIG_DFL and SIG_IGN are 0 and 1 here; most often only SIGINT has a handler.
+        found = [*map(_signal.getsignal, DEFERRED)]
         try:
-            # SIG_DFL and SIG_IGN are 0 and 1 here; most often only SIGINT has a handler.
-            for number, handler in zip(DEFERRED, map(_signal.getsignal, DEFERRED), strict=True):
-                if callable(handler):
-                    self._handlers.append((number, handler))
-                    _signal.signal(number, self._note)
+            for number, handler in compress(zip(DEFERRED, found, strict=True), map(callable, found)):
+                self._handlers.append((number, handler))
+                _signal.signal(number, self._note)
         except BaseException:  # out of a handler that still runs
             self._restore()
             raise

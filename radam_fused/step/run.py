@@ -15,7 +15,7 @@ from .grad_scaler import unscale
 from .interrupts import Deferred
 from .launch import Launch
 from .plan import counting
-from .profiling import span
+from .profiling import profiled
 from .recovery import check_launch, repair_layout
 from .scalars import HostScalars, Scalars
 
@@ -33,11 +33,19 @@ def collect(manager: BucketManager, sure: bool) -> list[Launch]:
     """
     manager.add_new_params()
     sure = sure or len(manager.buckets) > 1
-    with span("collect"):
-        launches = [launch for b in manager.buckets if (launch := collect_bucket(manager, b, sure)) is not None]
+    launches = profiled("collect", _collect_all)(manager, sure)
     if len(launches) > 1:
         for launch in launches:
             check_launch(launch, manager.names)
+    return launches
+
+
+def _collect_all(manager: BucketManager, sure: bool) -> list[Launch]:
+    launches = []
+    for bucket in manager.buckets:  # in Python 3.11 a comprehension would be a call of its own
+        found = collect_bucket(manager, bucket, sure)
+        if found is not None:
+            launches.append(found)
     return launches
 
 
@@ -98,14 +106,12 @@ def run(manager: BucketManager, launch: Launch, scalars: Scalars, zero_grads: bo
     """
     bucket, plan, pointers = launch.bucket, launch.plan, launch.pointer_table
     ops = manager.ops[bucket]
-    with span("scalars"):
-        values = scalars.compute(bucket, plan, ops)
+    values = profiled("scalars", scalars.compute)(bucket, plan, ops)
     try:
-        with span("step"):
-            if pointers is not None:
-                stepped = pointers.step(values, zero_grads, counting(bucket, plan), ops.pointer_step)
-            else:
-                stepped = _step_lists(launch, ops, values, zero_grads)
+        if pointers is not None:
+            stepped = profiled("step", pointers.step)(values, zero_grads, counting(bucket, plan), ops.pointer_step)
+        else:
+            stepped = profiled("step", _step_lists)(launch, ops, values, zero_grads)
     except BaseException as error:
         scalars.undo(bucket, plan)
         if not isinstance(error, Exception):

@@ -103,9 +103,9 @@ class DeviceTables:
         self._captured.extend(tensors)
 
 
-def _moved(given: Tensor, device: torch.device) -> Tensor:
-    """A number on another device; the operators of the host read it at once, so there the copy is waited for."""
-    return given.to(device, non_blocking=device.type != "cpu")
+def _moved(given: Tensor | None, device: torch.device) -> Tensor | None:
+    """A number on the device; the operators of the host read it at once, so there a copy is waited for."""
+    return None if given is None else given.to(device, non_blocking=device.type != "cpu")
 
 
 def on_device(lr: Any) -> bool:
@@ -135,9 +135,12 @@ def _host_rate(lr: Any, device: torch.device) -> float:
 
 def _rates(groups: Groups, device: torch.device) -> Tensor | None:
     """The groups' learning rates as one tensor of the device, or None where none is stored there."""
-    rates = [group["lr"] for group in groups]
-    if not [lr for lr in rates if isinstance(lr, Tensor) and lr.device == device]:
+    for group in groups:
+        if _is_on(group["lr"], device):
+            break
+    else:
         return None
+    rates = [group["lr"] for group in groups]
     first = rates[0]
     if all(lr is first for lr in rates) and first.dtype in (torch.float32, torch.float64):
         return first.detach().reshape(1).expand(len(rates))
@@ -205,9 +208,11 @@ class DeviceScalars:
         device = bucket.state_device
         hypers = self._tables.group_scalars(self._groups, device)
         pairs, counted = device_tables(bucket, plan)
-        squares, grad_scale, found_inf = [
-            given if given is None or given.device == device else _moved(given, device) for given in self._given
-        ]
+        squares, grad_scale, found_inf = self._given
+        for given in self._given:
+            if given is not None and given.device != device:
+                squares, grad_scale, found_inf = [_moved(one, device) for one in self._given]
+                break
         if capturing(device):
             self._tables.keep(hypers, pairs, counted)
         self._scalars, norm = ops.scalars(
@@ -249,16 +254,19 @@ def choose_scalars(
     Raises:
         ValueError: a group that lacks a hyperparameter.
     """
-    on_host = [bucket for bucket in buckets if not bucket.counts.on_device]
-    known = max_grad_norm is None and grad_scale is None and found_inf is None and len(on_host) == len(buckets)
+    known = max_grad_norm is None and grad_scale is None and found_inf is None
+    for bucket in buckets:
+        known = known and not bucket.counts.on_device
     try:
         for group in groups:
-            known = known and not (group["capturable"] or on_device(group["lr"]))
+            lr = group["lr"]
+            known = known and not (group["capturable"] or (type(lr) is not float and on_device(lr)))
     except KeyError:
         check_all(groups, False)  # says which group has none
         raise
     if known:
         return HostScalars(groups)
+    on_host = [bucket for bucket in buckets if not bucket.counts.on_device]
     if on_host:
         check_capture(buckets, groups)
         for bucket in on_host:

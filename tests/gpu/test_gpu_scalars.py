@@ -160,7 +160,7 @@ class Training:
         self.norm = torch.zeros((), dtype=torch.float64, device=device)
 
     def step(self) -> None:
-        sums = self.operators.grad_norm(self.grads)[None]
+        sums = self.operators.grad_norm(self.grads)
         lr = self.lr.expand(len(self.group_scalars))
         scalars = (lr, sums, 0.5, self.scale, self.found_inf)
         rows, norm = self.operators.scalars(
@@ -243,7 +243,7 @@ def test_launches(backend: str) -> None:
     for k in range(3):
         training.backward(k)
         training.step()
-    sums = training.operators.grad_norm(training.grads)[None]
+    sums = training.operators.grad_norm(training.grads)
     scalars = (training.lr.expand(len(training.group_scalars)), sums, 0.5, None, None)
     arguments = (training.group_scalars, training.pairs, training.counted, training.steps, training.taken, *scalars)
     rows, _ = training.operators.scalars(*arguments)

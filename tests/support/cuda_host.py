@@ -161,7 +161,7 @@ def host_squares(library: ctypes.CDLL, geometry: Geometry) -> Callable[[list[Ten
             strides = longs(grad.stride())
             layout = (longs(grad.shape), strides, strides)
             tensors[k] = _HostTensor(None, grad.data_ptr(), 0, 0, NUMBERS[grad.dtype], grad.dim(), 0, *layout)
-        sums = torch.full((PARTIAL_SUMS,), -1.0, dtype=torch.float64)
+        sums = torch.full((1, PARTIAL_SUMS), -1.0, dtype=torch.float64)
         library.radam_fused_grad_norm(
             tensors,
             ctypes.c_int64(len(grads)),

@@ -23,7 +23,8 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
         tile = begin + k
         taken = tiles[tile.clamp(max=len(tiles) - 1)]
         lanes = torch.where((tile < end)[:, None], lanes + taken * taken, lanes)
-    return torch.zeros(PARTIAL_SUMS, dtype=torch.float64, device=device).index_copy(0, place, tree_reduce(lanes))
+    sums = torch.zeros(PARTIAL_SUMS, dtype=torch.float64, device=device).index_copy(0, place, tree_reduce(lanes))
+    return sums.unsqueeze(0)
 
 
 def _tiles(grad: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
     with on_device_of(first):
         place = "squares", first.dtype, lengths
         (table,) = on_device(first.device, [Table(lambda: _table(grads, tiles), place, facts(grads))])
-        sums = first.new_empty(PARTIAL_SUMS, dtype=torch.float64)
+        sums = first.new_empty(1, PARTIAL_SUMS, dtype=torch.float64)
         count = PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS
         constants = {"GRAD": stored(first.dtype), "SUMS": PARTIAL_SUMS, "num_warps": WARPS, "enable_fp_fusion": False}
         # The segments are behind the shares, the strides behind the segments.
