@@ -63,7 +63,7 @@ trainers: $(TRAINERS)  ## Transformers, Accelerate and Lightning, for tests/trai
 bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)
 
-readme: $(TOOLS)  ## the README's numbers, rewritten from the files under bench/results
+readme: $(TOOLS)  ## the numbers of README.md and docs/benchmarks.md, rewritten from the files under bench/results
 	$(PY) -m bench.report.readme
 
 paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on where it was; QUICK=1, RESULTS=folder, CIFAR10=folder

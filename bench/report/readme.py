@@ -1,7 +1,7 @@
-"""``python -m bench.report.readme``: the README's numbers, rewritten from the files under bench/results.
+"""``python -m bench.report.readme``: the numbers of README.md and docs/benchmarks.md, from the files of bench/results.
 
 A block begins with ``<!-- bench NAME -->`` and ends with ``<!-- end NAME -->``. `BLOCKS` has the file that each block
-is made from, and its text where that file is missing. ``--check`` changes nothing and fails if the README would change.
+is made from, and its text where that file is missing. ``--check`` changes nothing and fails if a page would change.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from bench.report.labels import label
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs" / "benchmarks.md")
 RESULTS = ROOT / "bench" / "results"
 CPU_CASES = ("16M", "gpt2", "resnet50", "moe", "small", "small_cold")
+SHORT_CASES = ("gpt2", "small")
+SHORT_CANDIDATES = ("ceiling", "fused", "fused-flat", "adamw-fused", "radam-foreach")
 GPU_CASES = (("256M", "fp32"), ("256M", "bf16"), ("llama", "fp32"), ("llama", "bf16"), ("small", "fp32"))
 
 NO_CPU = "Nothing has been measured on a CPU yet; `make bench` does that."
@@ -78,6 +81,22 @@ def cpu(found: Found) -> list[str]:
     ]
 
 
+def short(found: Found) -> list[str]:
+    """The rows of `cpu` that the README has: this optimizer, torch's two that people come from, and the roofline."""
+    by_name = {case["name"]: case for case in found["cases"]}
+    cases = [by_name[name] for name in SHORT_CASES if name in by_name]
+    rows = {name: row for case in cases for name, row in case[keys.CANDIDATES].items()}
+    labels = {name: label(name, rows[name]) for name in SHORT_CANDIDATES if name in rows}
+    columns = [{name: case[keys.CANDIDATES][name]["ms"]["median"] for name in labels} for case in cases]
+    on = found["machine"]
+    return [
+        f"Milliseconds per step on {on['cores']} cores, fp32, medians ({commit_and_date(found)}).",
+        "A whole training step also has its forward and backward pass: [all results](docs/benchmarks.md).",
+        "",
+        *table(["ms per step", *(case["title"] for case in cases)], columns, labels),
+    ]
+
+
 def training(found: Found) -> list[str]:
     """Whole training steps and the optimizer's share of them."""
     models = found["training"]
@@ -122,6 +141,7 @@ def gpu(found: Found) -> list[str]:
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Found], list[str]], str]] = {
+    "short": ("cpu/step.json", short, NO_CPU),
     "cpu": ("cpu/step.json", cpu, NO_CPU),
     "training": ("cpu/step.json", training, NO_TRAINING),
     "targets": ("cpu/step.json", cpu_targets, NO_CPU),
@@ -139,8 +159,13 @@ def block(name: str, results: Path = RESULTS) -> str:
     return "\n".join(make(json.loads(path.read_text())))
 
 
-def rewritten(text: str, results: Path = RESULTS) -> str:
-    """The README with the numbers of the result files.
+def rewritten(text: str, results: Path = RESULTS, top: str = "") -> str:
+    """A page with the numbers of the result files.
+
+    Args:
+        text: the page.
+        results: the folder of the result files.
+        top: the way from the page's folder to the root of the repository, as ``"../"``; links begin with it.
 
     Raises:
         ValueError: a marker has no end, or its name is no block's.
@@ -148,22 +173,28 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
     for name in re.findall(r"<!-- bench (\S+) -->", text):
         if name not in BLOCKS:
             raise ValueError(f"no block {name!r}: {', '.join(BLOCKS)}")
+        made = block(name, results).replace("](bench/", f"]({top}bench/")
         pattern = re.compile(rf"(<!-- bench {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found, name=name: f"{found[1]}{block(name, results)}\n{found[2]}", text)
+        text, count = pattern.subn(lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text)
         if count != 1:
             raise ValueError(f"block {name!r}: {count} ends for its beginning")
     return text
 
 
+def page(path: Path) -> str:
+    """One of `PAGES` as it should be."""
+    return rewritten(path.read_text(), top="../" * (len(path.relative_to(ROOT).parts) - 1))
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report.readme", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README would change")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page would change")
     options = parser.parse_args(arguments)
-    before = README.read_text()
-    after = rewritten(before)
+    changed = {path: text for path in PAGES if (text := page(path)) != path.read_text()}
     if options.check:
-        return int(before != after)
-    README.write_text(after)
+        return int(bool(changed))
+    for path, text in changed.items():
+        path.write_text(text)
     return 0
 
 

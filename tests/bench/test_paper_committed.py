@@ -102,12 +102,15 @@ def test_it_shows_its_figures_and_says_what_does_not_hold() -> None:
         assert claim in flowing
     # The README says the last of them in its own words.
     readme = " ".join((ROOT / "README.md").read_text().split())
-    assert "RAdam's losses over learning rates do not lie closer together than Adam's on any of three tasks" in readme
+    assert "Adam 3.27, with warm-up 1.82, RAdam 1.8 |" in text
+    assert "1.82 with a warm-up and 1.80 with RAdam" in readme
+    assert "RAdam's losses spread no less over learning rates than Adam's on any of three tasks" in readme
 
 
-def test_the_readme_links_it_and_shows_a_figure() -> None:
+def test_the_readme_links_it_and_the_questions_show_a_figure() -> None:
     text = (ROOT / "README.md").read_text()
     assert "](docs/paper.md)" in text
-    shown = [line for line in text.splitlines() if line.startswith("![") and "bench/results/paper/" in line]
+    questions = (ROOT / "docs" / "faq.md").read_text()
+    shown = [line for line in questions.splitlines() if line.startswith("![") and "bench/results/paper/" in line]
     assert len(shown) == 1
-    assert (ROOT / shown[0].split("](")[1].rstrip(")")).exists()
+    assert (ROOT / "docs" / shown[0].split("](")[1].rstrip(")")).exists()

@@ -1,8 +1,9 @@
-"""The README's numbers are those of the result files, and come from nowhere else."""
+"""The numbers of README.md and docs/benchmarks.md are those of the result files, and come from nowhere else."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,31 @@ from bench.report import readme
 
 def test_the_readme_is_what_the_files_say() -> None:
     """``make readme`` puts it right."""
-    text = readme.README.read_text()
-    assert readme.rewritten(text) == text
-    for name in ("cpu", "training", "gpu"):
-        assert f"<!-- bench {name} -->" in text
+    names = {path.name: re.findall(r"<!-- bench (\w+) -->", path.read_text()) for path in readme.PAGES}
+    assert names == {"README.md": ["short"], "benchmarks.md": ["cpu", "training", "gpu"]}
+    for path in readme.PAGES:
+        assert readme.page(path) == path.read_text()
+
+
+def test_what_the_page_says_of_training_steps() -> None:
+    """It compares FusedRAdam with AdamW, with torch's RAdam, and with and without flatten."""
+    models = json.loads((readme.RESULTS / "cpu" / "step.json").read_text())["training"]
+    page = " ".join((readme.ROOT / "docs" / "benchmarks.md").read_text().split())
+    ms = [{name: row["ms"]["median"] for name, row in model["optimizers"].items()} for model in models]
+    saved = sorted(round(100 * (1 - row["fused"] / row["radam-foreach"])) for row in ms)
+    assert f"were {saved[0]} to {saved[-1]} % shorter than with torch's RAdam (foreach)" in page
+    for model in models:
+        ours, theirs = (model["optimizers"][name]["ms"] for name in ("fused", "adamw-fused"))
+        assert ours["q1"] < theirs["q3"]
+        assert theirs["q1"] < ours["q3"]
+    assert "took the same time, within the quartiles of the rounds" in page
+    first, second = (round(100 * (row["fused-flat"] / row["fused"] - 1)) for row in ms)
+    assert f"longer with `flatten=True` than without in both models: by {first} % and by {second} %" in page
+
+
+def test_links_begin_where_the_page_is(results: Path) -> None:
+    text = readme.rewritten("<!-- bench cpu -->\n<!-- end cpu -->", results, top="../")
+    assert "](../bench/results/cpu/step.md)" in text
 
 
 def case(name: str, **rows: float) -> dict:

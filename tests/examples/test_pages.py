@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from radam_fused import FusedRAdam
 from radam_fused.rectification import rectification
@@ -79,6 +80,7 @@ def test_the_recommended_gigabytes_are_in_the_tables() -> None:
 def test_warm_ups_have_the_length_that_the_page_says() -> None:
     rows = re.findall(r"^\| (0\.9+5?) \| (\d+) \| ([\d.]+) \| ([\d,]+) \| ([\d,]+) \|$", text("faq"), re.MULTILINE)
     assert [row[0] for row in rows] == ["0.95", "0.99", "0.999"]
+    lengths = {}
     for beta2, first, at_100, to_90, to_98 in rows:
 
         def steps_to(factor: float, beta2: float = float(beta2)) -> int:
@@ -87,6 +89,45 @@ def test_warm_ups_have_the_length_that_the_page_says() -> None:
         assert steps_to(1e-9) == int(first)
         assert f"{rectification(100, float(beta2)):.2f}" == at_100
         assert [steps_to(0.9), steps_to(0.98)] == [int(cell.replace(",", "")) for cell in (to_90, to_98)]
+        lengths[beta2] = to_98
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"after {lengths['0.95']} steps at β2 = 0.95 and after {lengths['0.999']} steps at β2 = 0.999" in readme
+
+
+class ForeachCalls(TorchDispatchMode):
+    """Counts torch's foreach operators over parameters, and the arrays that these read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = self.arrays = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        lists = {id(arg[0]) for arg in args if isinstance(arg, (list, tuple)) and isinstance(arg[0], torch.Tensor)}
+        if "_foreach_" in func.name() and lists and args[0][0].numel() > 1:
+            self.kernels += 1
+            self.arrays += len(lists) + 1  # each of them writes one
+        return out
+
+
+def test_kernels_of_torch_s_step() -> None:
+    """Nine with 22 reads and writes, as docs/differences.md says."""
+    p = nn.Parameter(torch.ones(8))
+    opt = torch.optim.RAdam([p], foreach=True)
+    for _ in range(7):
+        p.grad = torch.ones(8)
+        with ForeachCalls() as calls:
+            opt.step()
+    assert (calls.kernels, calls.arrays) == (9, 22)
+    assert "9 kernels with 22 reads and writes: 88 bytes per element" in text("differences")
+
+
+def test_the_readme_s_block_runs() -> None:
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    assert len(blocks) == 1
+    names: dict[str, Any] = {"model": nn.Linear(2, 2)}
+    exec(blocks[0], names)
+    assert names["optimizer"].param_groups[0]["decoupled_weight_decay"]
 
 
 def test_an_apex_checkpoint_is_refused() -> None:

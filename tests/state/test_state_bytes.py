@@ -1,4 +1,4 @@
-"""The bytes that each state format takes, measured on the tensors, and the README's table of them."""
+"""The bytes that each state format takes, measured on the tensors, and the table of them in docs/options.md."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_bytes_a_parameter(options: dict, expected: float) -> None:
     assert state_bytes(opt) / params[0].numel() == expected
 
 
-README = (ROOT / "README.md").read_text()
-MEMORY = re.findall(r"^\| (float32|bfloat16) \| (?:`(.*?)`)?[^|]*\| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+PAGE = (ROOT / "docs" / "options.md").read_text()
+MEMORY = re.findall(r"^\| (float32|bfloat16) \| (?:`(.*?)`)?[^|]*\| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
 """Dtype of the parameters, options, bytes of state and of all."""
 
 
 @pytest.mark.parametrize(("dtype", "options", "state", "whole"), MEMORY, ids=lambda cell: str(cell).replace(" ", ""))
-def test_the_readme_s_memory(dtype: str, options: str, state: str, whole: str) -> None:
-    """Each format's bytes in the README's table are those of its tensors."""
+def test_the_page_s_memory(dtype: str, options: str, state: str, whole: str) -> None:
+    """Each format's bytes in the page's table are those of its tensors."""
     p = nn.Parameter(torch.zeros(1024, 1024, dtype=getattr(torch, dtype)))
     p.grad = torch.ones_like(p)
     opt = FusedRAdam([p], **eval(f"dict({options})", {"torch": torch}))
@@ -60,7 +60,7 @@ def test_the_readme_s_memory(dtype: str, options: str, state: str, whole: str) -
     assert f"{found + 2 * p.dtype.itemsize:.2f}" == f"{float(whole):.2f}"
 
 
-def test_the_readme_s_memory_is_found() -> None:
+def test_the_page_s_memory_is_found() -> None:
     """The negative control: a table that is not read, or whose rows are all alike, would pass."""
     assert len(MEMORY) >= 7
     assert len({row[2] for row in MEMORY}) >= 5
