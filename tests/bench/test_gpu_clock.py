@@ -95,11 +95,8 @@ def test_loops_take_the_longer_of_host_and_gpu(gpu, monkeypatch):
     assert clock.host(on, gpu.step(1e-5, 1e-3), 3) == pytest.approx([1e-5] * 3)
 
 
-def test_host_clock_times_what_it_is_given():
-    def sleep() -> None:
-        time.sleep(0.01)
-
-    on = HostClock()
-    for taken in (clock.host(on, sleep, 3), clock.looped(on, sleep, 2, 3), on.busy(sleep, 3, 0.01)):
-        assert len(taken) == 3
-        assert all(0.01 <= one < 0.2 for one in taken)
+def test_host_clock_times_what_it_is_given(gpu, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: gpu.now)
+    on, step = HostClock(), gpu.step(0.01, 0.0)
+    for taken in (clock.host(on, step, 3), clock.looped(on, step, 2, 3), on.busy(step, 3, 0.01)):
+        assert taken == pytest.approx([0.01] * 3)

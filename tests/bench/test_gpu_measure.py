@@ -16,7 +16,6 @@ from bench.harness.measure import quartiles
 from bench.harness.plan import Plan
 from bench.optimizers import baselines, candidates
 from bench.optimizers.baselines import Skipped
-from bench.optimizers.time_limit import TimeUp, time_limit
 from bench.studies import state_formats
 from bench.workloads.cases import CASES, DTYPES
 
@@ -148,16 +147,6 @@ def test_baselines_that_are_not_installed_are_skipped():
         baselines._elsewhere("no_such_package", "FusedAdam")([])
 
 
-def test_time_limits_ring():
-    with pytest.raises(TimeUp, match="longer than"), time_limit(0.05):
-        time.sleep(5)
-    with time_limit(0.05):
-        pass
-    time.sleep(0.1)  # no alarm is left behind
-    with time_limit(None):
-        pass
-
-
 def test_too_many_tensors_are_not_compiled():
     compiled = candidates.GPU_CANDIDATES["radam-compiled"]
     with pytest.raises(Skipped, match="beyond 200"):
@@ -165,7 +154,7 @@ def test_too_many_tensors_are_not_compiled():
 
 
 def test_attempts_go_on():
-    attempts = timing.Attempts([], time.monotonic() + 60.0, {"triton": "it crashed"})
+    attempts = timing.Attempts([], time.monotonic() + 3600.0, {"triton": "it crashed"})
     cpu = HERE["cpu"]
 
     def fails(*_: object) -> dict:

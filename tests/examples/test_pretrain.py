@@ -30,7 +30,7 @@ def pretrain(out: Path, processes: int, steps: int, device: str = "cpu") -> tupl
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=600,
     )
     assert made.returncode == 0, made.stderr[-2000:]
     first, *lines = made.stdout.splitlines()

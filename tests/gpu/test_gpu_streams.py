@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -85,17 +83,22 @@ def test_synchronising_is_noticed() -> None:
 
 
 def test_host_returns_at_once(backend: str) -> None:
-    """One tensor: well under a millisecond, with a GPU that sleeps for a fifth of a second."""
+    """While the GPU sleeps, as a step that waits for it never does; a busy machine has ten attempts."""
     _, opt = on_gpu.model([(1000,)], backend)
     for _ in range(7):
         opt.step()
-    torch.cuda.synchronize()
-    torch.cuda._sleep(SLEEP)
-    begin = time.perf_counter()
-    opt.step()
-    taken = time.perf_counter() - begin
-    torch.cuda.synchronize()
-    assert taken < 0.02
+    asleep = []
+    for _ in range(10):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(SLEEP)
+        slept = torch.cuda.Event()
+        slept.record()
+        opt.step()
+        asleep.append(not slept.query())
+        torch.cuda.synchronize()
+        if asleep[-1]:
+            break
+    assert any(asleep)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU here: another current device cannot be tried")

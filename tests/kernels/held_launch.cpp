@@ -17,7 +17,7 @@ std::atomic<bool> launching{false}, room{false}, waited_in_vain{false};
 void step_from_pointers(Tensor, int64_t, Tensor, Tensor, Tensor, Tensor, Tensor, bool, std::optional<Tensor>,
                         std::optional<Tensor>, bool, std::optional<Tensor>) {
   using Clock = std::chrono::steady_clock;
-  const auto end = Clock::now() + std::chrono::seconds(30);  // a deadlock, which the test is to survive
+  const auto end = Clock::now() + std::chrono::seconds(300);  // a deadlock, which the test is to survive
   launching = true;
   while (!room && Clock::now() < end) std::this_thread::yield();
   waited_in_vain = !room;
