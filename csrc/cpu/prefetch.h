@@ -1,7 +1,7 @@
 // Prefetching in loops over several arrays.
 #pragma once
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 

@@ -4,7 +4,7 @@
 #include <cassert>
 #include <type_traits>
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 

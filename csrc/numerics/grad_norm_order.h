@@ -2,7 +2,7 @@
 // kTile over all gradients, and partial sum s adds the tiles from s * tiles / 1024 up to (s + 1) * tiles / 1024.
 #pragma once
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 

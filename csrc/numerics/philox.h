@@ -3,7 +3,7 @@
 // for bit, whatever the launch.
 #pragma once
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 

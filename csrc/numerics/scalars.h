@@ -3,7 +3,7 @@
 // operation by operation.
 #pragma once
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 #include "numerics/radam_update.h"
 
 namespace radam_fused {

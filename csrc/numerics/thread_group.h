@@ -2,7 +2,7 @@
 // runs it for all of its threads: at once in a block of a GPU (csrc/cuda/block.cuh), one after the other on the host.
 #pragma once
 
-#include "numerics/float_formats.h"
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 

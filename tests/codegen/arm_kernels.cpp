@@ -9,7 +9,6 @@
 #include "cpu/low_precision_kernel.h"
 #include "cpu/step_kernel.h"
 #include "numerics/dtypes.h"
-#include "numerics/float_formats.h"
 #include "numerics/grad_norm_order.h"
 #include "numerics/radam_update.h"
 

@@ -77,8 +77,8 @@ def test_rooms_of_csrc_include_each_other_in_one_direction() -> None:
         ("numerics/dtypes.h", "#include <torch/csrc/stable/tensor.h>", "neither torch nor CUDA"),
         ("args/segment.h", "#include <Python.h>", "includes Python.h"),
         ("args/segment.h", '#include "../numerics/dtypes.h"', "by its path from csrc/"),
-        ("numerics/float_formats.h", '#include "numerics/radam_update.h"', "on 100"),
-        ("numerics/float_formats.h", "\n" * MAX_LINES, "more than 320 lines"),
+        ("numerics/dtypes.h", '#include "numerics/radam_update.h"', "on 100"),
+        ("numerics/dtypes.h", "\n" * MAX_LINES, "more than 320 lines"),
     ],
 )
 def test_what_a_room_may_not_include_is_noticed(tmp_path: Path, file: str, line: str, problem: str) -> None:

@@ -1,5 +1,5 @@
 // Sixteen elements at once in AVX-512, for loops that GCC does not vectorise well (docs/performance.md). Must match the
-// functions of numerics/float_formats.h and numerics/quantization.h that the comments name, bit for bit:
+// functions of numerics/dtypes.h and numerics/quantization.h that the comments name, bit for bit:
 // tests/kernels/test_avx512.py, tests/kernels/test_low_precision_bits.py.
 //
 // Elements are in pairs of vectors, those with even index and those with odd index. Two consecutive 16-bit elements are
