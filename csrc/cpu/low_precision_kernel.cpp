@@ -8,6 +8,7 @@
 #include "cpu/prefetch.h"
 #include "numerics/philox.h"
 #include "numerics/quantization.h"
+#include "numerics/radam_update.h"
 
 namespace radam_fused {
 namespace {

@@ -2,12 +2,40 @@
 // makes the same few instructions, a check of its own, and a branch around the treatment of rare operands; here the
 // operands of all elements are checked together, and rare ones divided by sqrtf and `/`. The results are the same:
 // correctly rounded.
+//
+// A fused multiply-add rounds once where the numeric contract rounds twice. It is used here alone, in sequences whose
+// result is the correctly rounded one. The comment `exact` marks these in the PTX, where tests/codegen/cuda_sass.py
+// counts all others.
 #pragma once
 
-#include "cuda/intrinsics.h"
-#include "numerics/radam_update.h"
+#include <cmath>
+
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
+
+#if defined(__CUDA_ARCH__)
+__device__ __forceinline__ float approximate_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float approximate_reciprocal_root(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+#endif
+
+RADAM_HD float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("fma.rn.f32 %0, %1, %2, %3; // exact" : "=f"(y) : "f"(a), "f"(b), "f"(c));
+  return y;
+#else
+  return fmaf(a, b, c);
+#endif
+}
 
 // Operands for which the sequences below hold: magnitudes within [kLeast, kMost], or zero.
 struct OrdinaryRange {
@@ -89,7 +117,7 @@ RADAM_HD bool roots_and_quotients(const float* m, const float* v, float eps, flo
   } else {
     RADAM_UNROLL
     for (int i = 0; i < N; ++i) {
-      root[i] = square_root(v[i]);
+      root[i] = sqrtf(v[i]);
       d[i] = m[i] / (root[i] + eps);
     }
   }

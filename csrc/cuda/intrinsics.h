@@ -1,11 +1,6 @@
 // Single instructions of a GPU that no C++ expression compiles to, each beside what it computes on the host.
-//
-// A fused multiply-add rounds once where the numeric contract rounds twice. It stands here alone, and in
-// exact_division.h in sequences whose result is the correctly rounded one; the comment `exact` marks those in the PTX,
-// where tests/codegen/cuda_sass.py counts all others.
 #pragma once
 
-#include <cmath>
 #include <type_traits>
 
 #include "numerics/dtypes.h"
@@ -73,29 +68,6 @@ RADAM_HD int32_t again_from_memory(int32_t index) {
   asm volatile("" : "+r"(index));
 #endif
   return index;
-}
-
-#if defined(__CUDA_ARCH__)
-__device__ __forceinline__ float approximate_reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float approximate_reciprocal_root(float x) {
-  float y;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-#endif
-
-RADAM_HD float fused(float a, float b, float c) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("fma.rn.f32 %0, %1, %2, %3; // exact" : "=f"(y) : "f"(a), "f"(b), "f"(c));
-  return y;
-#else
-  return fmaf(a, b, c);
-#endif
 }
 
 }  // namespace radam_fused

@@ -5,6 +5,7 @@
 // take the same branches.
 #pragma once
 
+#include "cuda/intrinsics.h"
 #include "cuda/low_precision_block.h"
 
 namespace radam_fused {

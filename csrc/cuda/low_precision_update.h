@@ -4,6 +4,7 @@
 
 #include "cuda/packed.h"
 #include "numerics/quantization.h"
+#include "numerics/radam_update.h"
 #include "numerics/state_format.h"
 
 namespace radam_fused {

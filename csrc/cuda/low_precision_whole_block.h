@@ -3,6 +3,7 @@
 // the eight elements of a thread. Must match the functions of low_precision_update.h bit for bit.
 #pragma once
 
+#include "cuda/intrinsics.h"
 #include "cuda/low_precision_update.h"
 #include "cuda/ordinary_update.h"
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/exact_division.h"
+#include "numerics/radam_update.h"
 
 namespace radam_fused {
 

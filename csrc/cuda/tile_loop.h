@@ -5,6 +5,7 @@
 // tile. No thread needs the results of another, so any number of blocks and threads gives the same bits.
 #pragma once
 
+#include "cuda/intrinsics.h"
 #include "cuda/launch_args.h"
 #include "cuda/memory_access.h"
 #include "cuda/ordinary_update.h"

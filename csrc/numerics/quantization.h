@@ -3,7 +3,9 @@
 // radam_fused/backends/reference/low_precision.py bit for bit.
 #pragma once
 
-#include "numerics/radam_update.h"
+#include <cmath>
+
+#include "numerics/dtypes.h"
 
 namespace radam_fused {
 
@@ -177,7 +179,7 @@ struct HalfRoot {
 
   static RADAM_HD float at_least_min(float fourth) { return fourth > 0.0f && fourth < kMinRoot ? kMinRoot : fourth; }
   static RADAM_HD float16 encode(float root, uint32_t rand16) {
-    return Stochastic<float16>::from(at_least_min(square_root(root)), rand16);
+    return Stochastic<float16>::from(at_least_min(sqrtf(root)), rand16);
   }
   static RADAM_HD float decode(float16 fourth) { return widen(fourth) * widen(fourth); }
 };
