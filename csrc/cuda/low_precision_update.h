@@ -2,12 +2,15 @@
 // the functions for one element; here the format is tested once for all eight.
 #pragma once
 
-#include "cuda/packed.h"
+#include "cuda/memory_access.h"
+#include "numerics/philox.h"
 #include "numerics/quantization.h"
 #include "numerics/radam_update.h"
 #include "numerics/state_format.h"
 
 namespace radam_fused {
+
+static_assert(kVec == kRandsPerCall, "a Philox call has a random number for each element of a thread");
 
 // The stored elements, as a thread has loaded them.
 struct Elements {
