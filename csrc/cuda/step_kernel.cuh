@@ -1,7 +1,8 @@
-// The kernel of a step with full-precision state: one launch updates all segments of a bucket (csrc/cuda/tile_loop.h).
+// The kernel of a step with full-precision state: one launch updates all segments of a bucket
+// (csrc/cuda/full_precision_tile_loop.h).
 #pragma once
 
-#include "cuda/tile_loop.h"
+#include "cuda/full_precision_tile_loop.h"
 
 namespace radam_fused {
 

@@ -1,6 +1,7 @@
 // Runs the body of the CUDA kernel on the host, block by block and thread by thread: tests/support/cuda_host.py
 // compiles this file and calls it through ctypes. Tables and tile loop are the ones that the GPU gets
-// (csrc/cuda/launch_table.h, csrc/cuda/tile_loop.h).
+// (csrc/cuda/launch_table.h, csrc/cuda/full_precision_tile_loop.h).
+#include "cuda/full_precision_tile_loop.h"
 #include "cuda_host.h"
 
 namespace radam_fused {
