@@ -6,11 +6,14 @@
 #pragma once
 
 #include "cuda/intrinsics.h"
+#include "cuda/low_precision_args.h"
 #include "cuda/low_precision_block.h"
+#include "cuda/low_precision_whole_block.h"
+#include "cuda/tile_loop.h"
 
 namespace radam_fused {
 
-// Whether the blocks of a segment that are whole go through LowPrecisionBlock::update_whole: the same for all threads.
+// Whether the blocks of a segment that are whole are updated by LowPrecisionWholeBlock: the same for all threads.
 RADAM_HD bool is_whole(const TileSegment& segment, const char* grad, const StepScalars<float>& scalars) {
   return segment.strides == kContiguous && segment.aligned && is_aligned(grad) &&
          segment.rng_offset % kRandsPerCall == 0 && is_ordinary(scalars);
@@ -22,8 +25,8 @@ RADAM_HD void step_whole_blocks(const Arguments& arguments, const TileSegment& s
                                 const TileRange& range, const StepScalars<float>& scalars, const Warp& warp, int& at) {
   RADAM_ROLL
   for (; at + kBlockElements <= range.length; at += Stride) {
-    const LowPrecisionBlock<kMoments, Arguments> block(arguments, segment, grad, range.offset + at, kBlockElements);
-    block.template update_whole<P, G>(warp, scalars);
+    const LowPrecisionWholeBlock<kMoments, P, G, Arguments> block(arguments, segment, grad, range.offset + at);
+    block.update(warp, scalars);
   }
 }
 

@@ -26,6 +26,15 @@ struct Values {
   uint32_t largest;  // a magnitude, as bits
 };
 
+constexpr int kWarp = 32;  // lanes
+static_assert(kWarp * kVec == kBlockElements, "a warp covers a block");
+
+// The state of a lane between phases.
+struct Lane {
+  Values values;
+  Philox random;
+};
+
 template <typename P>
 RADAM_HD void read_as(float* x, const Elements& in, MasterFormat format) {
   if (format == MasterFormat::kFloat32) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/intrinsics.h"
+#include "cuda/low_precision_stored_block.h"
 #include "cuda/low_precision_update.h"
 #include "cuda/ordinary_update.h"
 
@@ -153,5 +154,120 @@ RADAM_HD Packed encode_whole_quotients(const Values& values, const BlockScale& s
   }
   return codes_of(fixed, scale.codes);
 }
+
+// A whole block of a segment for which `is_whole` (csrc/cuda/low_precision_tile_loop.h) is true.
+template <MomentFormat kMoments, typename P, typename G, typename Arguments>
+class LowPrecisionWholeBlock {
+ public:
+  RADAM_HD LowPrecisionWholeBlock(const Arguments& arguments, const TileSegment& segment, char* grad, int64_t offset)
+      : block_{arguments, segment, grad, offset} {}
+
+  template <typename Warp>
+  RADAM_HD void update(const Warp& warps, const StepScalars<float>& scalars) const {
+    Warp warp = warps.for_block();
+    keep_apart();
+    warp([&](int number, Lane& lane) RADAM_INLINE_LAMBDA {
+      const int64_t first = block_.offset + number * kVec;
+      Elements elements = load(first);
+      step(elements, first, scalars, lane);
+    });
+    if constexpr (kCodes) {
+      const BlockScale sq_scale = RootCode::scale(warp.largest());
+      warp([&](int number, Lane& lane) RADAM_INLINE_LAMBDA {
+        encode_whole_roots(lane.values, sq_scale, lane.random)
+            .store(block_.second_at(block_.offset + number * kVec), kMomentItem);
+        lane.values.largest = largest_of(lane.values.m, kVec);
+      });
+      const BlockScale scale = FirstCode::scale(warp.largest(), sq_scale);
+      warp([&](int number, Lane& lane) RADAM_INLINE_LAMBDA {
+        encode_whole_quotients(lane.values, scale, lane.random)
+            .store(block_.first_at(block_.offset + number * kVec), kMomentItem);
+        block_.store_scales(number, scale, sq_scale);
+      });
+    }
+    keep_apart();
+  }
+
+ private:
+  using Stored = StoredBlock<kMoments, Arguments>;
+  static constexpr bool kCodes = Stored::kCodes;
+  static constexpr int kMomentItem = Stored::kMomentItem;
+
+  // nvcc would merge what the instantiations have in common, and test the dtypes again in between.
+  static RADAM_HD void keep_apart() {
+#if defined(__CUDA_ARCH__)
+    constexpr int kPair = 3 * (std::is_same_v<P, float>      ? 0
+                               : std::is_same_v<P, bfloat16> ? 1
+                                                             : 2) +
+                          (std::is_same_v<G, float>      ? 0
+                           : std::is_same_v<G, bfloat16> ? 1
+                                                         : 2);
+    asm volatile("// pair of dtypes %0" ::"n"(kPair));
+#endif
+  }
+
+  RADAM_HD Elements load(int64_t first) const {
+    Elements in;
+    if constexpr (kCodes) {
+      in.scale = load_streaming(block_.arguments.scales + block_.scale_index());
+      in.sq_scale = load_streaming(block_.arguments.sq_scales + block_.scale_index());
+    }
+    in.p = Packed::load(static_cast<char*>(block_.segment.param) + first * int(sizeof(P)), sizeof(P));
+    in.g = Packed::load(block_.grad + first * int(sizeof(G)), sizeof(G));
+    in.m = Packed::load(block_.first_at(first), kMomentItem);
+    in.v = Packed::load(block_.second_at(first), kMomentItem);
+    if (!std::is_same_v<P, float> && block_.has_master())
+      in.master = Packed::load(block_.master_at(first), block_.master_item());
+    if (block_.arguments.zero_grads && !block_.segment.overlapping) {
+      Packed{}.store(block_.grad + first * int(sizeof(G)), sizeof(G));
+    }
+    return in;
+  }
+
+  RADAM_HD void step(Elements& elements, int64_t first, const StepScalars<float>& scalars, Lane& lane) const {
+    const StateFormat& format = block_.arguments.format;
+    const auto group = uint64_t(block_.segment.rng_offset + first) / kRandsPerCall;
+    float g[kVec], root[kVec];
+    widen_whole<G>(g, elements.g);
+    if (std::is_same_v<P, float> || format.master == MasterFormat::kNone) {
+      widen_whole<P>(lane.values.x, elements.p);
+    } else {
+      read_parameter(lane.values.x, elements, format);
+    }
+    read_whole_moments<kMoments>(lane.values, elements);
+    const bool ordinary = update_ordinary<kVec>(lane.values.x, g, lane.values.m, lane.values.v, root, scalars,
+                                                !std::is_same_v<P, float> && format.master == MasterFormat::kKahan);
+    Philox random{};
+    if (!std::is_same_v<P, float> && format.stochastic)
+      random = philox(group, scalars.step, kParamStream, scalars.seed);
+    write_whole_parameter<P>(elements, lane.values.x, format, random);
+    elements.p.store(static_cast<char*>(block_.segment.param) + first * int(sizeof(P)), sizeof(P));
+    if (!std::is_same_v<P, float> && block_.has_master())
+      elements.master.store(block_.master_at(first), block_.master_item());
+    if constexpr (kMoments != MomentFormat::kFloat32) {
+      lane.random = philox(group, scalars.step, kMomentStream, scalars.seed);
+    }
+    if constexpr (kCodes) {
+      uint32_t largest = 0;
+      RADAM_UNROLL
+      for (int i = 0; i < kVec; ++i) {
+        lane.values.v[i] = root[i];
+        const uint32_t magnitude = bits_from_float(root[i]);  // no root is negative
+        largest = magnitude > largest ? magnitude : largest;
+      }
+      lane.values.largest = largest;
+    } else {
+      if (kMoments == MomentFormat::kBFloat16 && ordinary) {
+        narrow_number_moments(elements, lane.values, lane.random);
+      } else {
+        narrow_moments<kMoments>(elements, lane.values, lane.random);
+      }
+      elements.m.store(block_.first_at(first), kMomentItem);
+      elements.v.store(block_.second_at(first), kMomentItem);
+    }
+  }
+
+  const Stored block_;
+};
 
 }  // namespace radam_fused
