@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from .installation import report
 from .planner import plan
 from .planner.choices import BANDWIDTH, BUS_BANDWIDTH, DTYPES
+
+_READER_IS_GONE = 128 + 13
+"""The status that a shell reports of a program which SIGPIPE (13) has ended, as it ends most that are written in C."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     given = vars(parser.parse_args(arguments))
     if given.pop("command") is None:
@@ -55,6 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status.
+
+    In ``python -m radam_fused plan ... | head`` the reader of the pipe may close it before everything is written. Then
+    the command ends without a traceback.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # a closed pipe is noticed here, and not when Python exits
+    except BrokenPipeError:
+        # Python writes what is left in the buffer when it exits: to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_IS_GONE
 
 
 if __name__ == "__main__":

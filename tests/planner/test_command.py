@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -46,6 +47,21 @@ def test_without_a_command_it_says_what_can_run() -> None:
     assert re.search(rf"^torch +{re.escape(torch.__version__)} ", ran.stdout, re.MULTILINE)
     assert re.search(r"^CPU instructions +(avx512|avx2|baseline|unknown without)", ran.stdout, re.MULTILINE)
     assert "plan --help" in ran.stdout
+
+
+@pytest.mark.parametrize("command", ["", "plan --params 7e9", "--help"])
+def test_a_reader_that_has_closed_the_pipe(command: str) -> None:
+    """No traceback, and the status of a program that SIGPIPE has ended."""
+    read, write = os.pipe()
+    os.close(read)
+    # Without a buffer the write of --help itself would fail, and argparse ignores that.
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    start = [sys.executable, "-m", "radam_fused", *command.split()]
+    with open(write, "wb") as pipe:
+        ran = subprocess.run(
+            start, stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False
+        )
+    assert (ran.returncode, ran.stderr) == (141, "")
 
 
 def test_what_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
