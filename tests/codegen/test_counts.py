@@ -6,12 +6,9 @@ little; what must not grow with the number of tensors is compared between two nu
 
 from __future__ import annotations
 
-import gc
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -19,6 +16,7 @@ import pytest
 import torch
 from torch.profiler import profile
 
+from bench.harness.measure import no_collection
 from radam_fused import FusedRAdam
 
 LAYOUTS = pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
@@ -39,17 +37,6 @@ def optimizer(tensors: int, groups: int = 1, make: Any = FusedRAdam, **options: 
     return opt
 
 
-@contextmanager
-def collected() -> Iterator[None]:
-    """Without the garbage of other tests, whose collection calls functions and frees memory."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def calls(opt: torch.optim.Optimizer) -> Counter[str]:
     """How many Python functions ("call") and how many in C ("c_call") a step calls."""
     found: Counter[str] = Counter()
@@ -60,7 +47,7 @@ def calls(opt: torch.optim.Optimizer) -> Counter[str]:
     # r_t of a step is computed once in a process: another optimizer takes that step before.
     optimizer(1).step()
     before = sys.getprofile()
-    with collected():
+    with no_collection():
         sys.setprofile(note)
         try:
             opt.step()
@@ -139,7 +126,7 @@ def test_torch_allocates_as_often_for_many_tensors(flatten: bool) -> None:
 
 def peak(opt: torch.optim.Optimizer) -> int:
     """Bytes that Python holds at most during a step beyond what it held before."""
-    with collected():
+    with no_collection():
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
