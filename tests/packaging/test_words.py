@@ -102,9 +102,6 @@ ALLOWED: dict[tuple[str, str], str] = {
 }
 """A file and a line's text that may keep a word, with the reason."""
 
-PENDING: dict[str, set[str]] = {}
-"""Words that are yet to be replaced, by folder: to be empty, and then to go."""
-
 GAP = r"(?:[ _]|[ \t]*\n[ \t]*(?:#|//|\*)?[ \t]*)"
 """Between two words of a pattern: also the end of a line, and the comment sign of the next one."""
 
@@ -137,10 +134,10 @@ def findings(folder: str) -> list[str]:
         text, name = path.read_text(), path.relative_to(ROOT).as_posix()
         rows = text.splitlines()
         for line, what, word in found(text, folder):
-            if word.pattern not in PENDING.get(folder, ()) and (name, rows[line - 1].strip()) not in ALLOWED:
+            if (name, rows[line - 1].strip()) not in ALLOWED:
                 lines.append(f"{name}:{line}: {' '.join(what.split())!r}: use {word.instead}")
         for _, what, word in found(path.stem, folder):
-            if word.pattern not in PENDING.get(folder, ()) and (name, "") not in ALLOWED:
+            if (name, "") not in ALLOWED:
                 lines.append(f"{name}: its name has {what!r}: use {word.instead}")
     return lines
 
@@ -173,5 +170,4 @@ def test_what_is_allowed_is_there() -> None:
 
 
 if __name__ == "__main__":
-    PENDING.clear()
     print(*(line for folder in sys.argv[1:] or FOLDERS for line in findings(folder)), sep="\n")
