@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from radam_fused import FusedRAdam
 from tests.packaging.builds import VERSION
 from tests.support.paths import ROOT
-
-yaml = pytest.importorskip("yaml", reason="requirements/dev.txt has it")
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.stem != "config"]
