@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "args/grad_norm_args.h"
 #include "cpu/grad_norm_kernel.h"
@@ -21,7 +22,7 @@ using torch::stable::Tensor;
 constexpr int64_t kTilesPerThread = 64;
 
 // Adds the tiles from `begin` up to `end` of one gradient.
-void add_gradient(const GradNormKernel& kernel, const Segment& grad, double* lanes, int64_t begin, int64_t end) {
+void add_gradient(const GradNormKernel& kernel, const Segment& grad, GradNormLanes& lanes, int64_t begin, int64_t end) {
   const int64_t item = item_size(grad.grad_dtype);
   const int64_t first = begin * kTile, last = std::min(end * kTile, grad.numel);
   if (grad.strides == nullptr) {
@@ -42,18 +43,25 @@ void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, doub
   const int64_t tiles = ends.empty() ? 0 : ends.back();
   int64_t tile = first_tile_of(begin, tiles);
   auto index = size_t(std::upper_bound(ends.begin(), ends.end(), tile) - ends.begin());
-  alignas(64) double lanes[kLanes];
+  GradNormLanes lanes;
+  std::memset(lanes.run, 0, sizeof(lanes.run));
   for (int64_t sum = begin; sum < end; ++sum) {
     const int64_t last = first_tile_of(sum + 1, tiles);
     sums[sum] = 0.0;
     if (tile == last) continue;
-    std::fill_n(lanes, kLanes, 0.0);
+    bool first_run = true;
+    int64_t run_ends = tile + kernel.run;
     while (tile < last) {
       const int64_t first = index > 0 ? ends[index - 1] : 0;
-      const int64_t until = std::min(last, ends[index]);
+      const int64_t until = std::min({last, ends[index], run_ends});
       add_gradient(kernel, grads.segments[index], lanes, tile - first, until - first);
       tile = until;
       if (tile == ends[index]) ++index;
+      if (tile == run_ends || tile == last) {
+        kernel.finish_run(lanes, first_run);
+        first_run = false;
+        run_ends += kernel.run;
+      }
     }
     sums[sum] = kernel.reduce(lanes);
   }

@@ -3,13 +3,24 @@
 
 #include <cstdint>
 
+#include "numerics/grad_norm_order.h"
+
 namespace radam_fused {
 
+// The lanes of a partial sum: its finished runs, and the one that is being added, in its own type.
+struct GradNormLanes {
+  alignas(64) double sum[kLanes];
+  alignas(64) double run[kLanes];
+};
+
 struct GradNormKernel {
-  // Adds the squares of n elements to kLanes lanes, tile by tile.
-  void (*add)(double* lanes, const void* from, int64_t n);
+  int run = 0;  // tiles of one
+  // Adds the squares of n elements to the run, tile by tile.
+  void (*add)(GradNormLanes& lanes, const void* from, int64_t n);
+  // Adds the run to the lanes, or puts the first one there, and clears it.
+  void (*finish_run)(GradNormLanes& lanes, bool first);
   // The sum of the lanes, by tree_reduce; overwrites them.
-  double (*reduce)(double* lanes);
+  double (*reduce)(GradNormLanes& lanes);
 };
 
 GradNormKernel select_grad_norm_kernel(int dtype);

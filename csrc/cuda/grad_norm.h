@@ -1,8 +1,9 @@
 // The sums of the squares of gradients, in an order of additions that does not depend on the launch
-// (numerics/grad_norm_order.h): a partial sum adds the i-th elements of its tiles in lane i, then the lanes by
-// tree_reduce.
+// (numerics/grad_norm_order.h): a partial sum adds the i-th elements of its tiles in lane i, run by
+// run, then the lanes by tree_reduce.
 #pragma once
 
+#include "cuda/intrinsics.h"
 #include "cuda/tile_loop.h"
 #include "numerics/grad_norm_order.h"
 #include "numerics/thread_group.h"
@@ -17,11 +18,33 @@ struct ThreadSums {
   static constexpr int kDistance = kThreads * kVec;
   static constexpr int kTilesInFlight = kAccess / int(sizeof(G));  // 128 bytes per thread
 
+  using Run = RunType<G>;
+
   double value[kVectors][kVec] = {};
+  Run run[kVectors][kVec] = {};
+  int in_run = 0;  // tiles
 
   static RADAM_HD int lane(int thread, int vector, int i) { return vector * kDistance + thread * kVec + i; }
 
-  // Adds whole tiles that follow one another in memory: all loads are issued before the first result is used.
+  RADAM_HD void count(int tiles) {
+    if constexpr (kRun<G> == INT32_MAX) return;  // the float64 lanes' registers are all in use
+    in_run += tiles;
+    if (in_run == kRun<G>) finish_run();
+  }
+
+  RADAM_HD void finish_run() {
+    in_run = 0;
+    RADAM_UNROLL
+    for (int r = 0; r < kVectors; ++r) {
+      RADAM_UNROLL
+      for (int i = 0; i < kVec; ++i) {
+        value[r][i] += double(run[r][i]);
+        run[r][i] = Run(0);
+      }
+    }
+  }
+
+  // Adds whole tiles of one run that follow one another in memory: all loads are issued before the first is used.
   template <int Tiles>
   RADAM_HD void add_full(const G* tile, int thread) {
     AlignedVector<G, kVec> g[Tiles][kVectors];
@@ -36,9 +59,10 @@ struct ThreadSums {
       RADAM_UNROLL
       for (int r = 0; r < kVectors; ++r) {
         RADAM_UNROLL
-        for (int i = 0; i < kVec; ++i) value[r][i] += square(g[t][r].value[i]);
+        for (int i = 0; i < kVec; ++i) run[r][i] += square(widen_stored(g[t][r].value[i]));
       }
     }
+    count(Tiles);
   }
 
   // Adds a tile element by element: `element(i)` reads that of lane i, for i below `length`.
@@ -49,9 +73,10 @@ struct ThreadSums {
       RADAM_UNROLL
       for (int i = 0; i < kVec; ++i) {
         const int at = lane(thread, r, i);
-        if (at < length) value[r][i] += square(element(at));
+        if (at < length) run[r][i] += square(widen_stored(element(at)));
       }
     }
+    count(1);
   }
 };
 
@@ -64,10 +89,18 @@ RADAM_HD void add_tiles(ThreadSums<G>& sums, const TileSegment& segment, const G
     const auto whole = uint32_t(segment.first_tile + segment.length / kTile);
     const uint32_t full = end < whole ? end : whole;
     const G* tile = grad + range_of(segment, begin).offset;
-    for (; begin + kInFlight <= full; begin += kInFlight, tile += kInFlight * kTile) {
-      sums.template add_full<kInFlight>(tile, thread);
+    while (begin < full) {
+      const bool in_one_run = kRun<G> % kInFlight != 0 || sums.in_run % kInFlight == 0;
+      if (in_one_run && begin + kInFlight <= full) {
+        sums.template add_full<kInFlight>(tile, thread);
+        begin += kInFlight;
+        tile += kInFlight * kTile;
+      } else {
+        sums.template add_full<1>(tile, thread);
+        ++begin;
+        tile += kTile;
+      }
     }
-    for (; begin < full; ++begin, tile += kTile) sums.template add_full<1>(tile, thread);
   }
   for (; begin < end; ++begin) {
     const TileRange range = range_of(segment, begin);
@@ -99,6 +132,7 @@ RADAM_HD ThreadSums<G> sums_of(const Arguments& arguments, int sum, int thread) 
     add_tiles<G>(sums, segment, gradient_of<const G>(arguments, index), arguments.strides, tile, until, thread);
     tile = until;
   }
+  sums.finish_run();
   return sums;
 }
 

@@ -47,6 +47,7 @@ RADAM_HD float widen_half(uint16_t bits) {
 }
 
 RADAM_HD float widen_stored(float x) { return x; }
+RADAM_HD double widen_stored(double x) { return x; }
 RADAM_HD float widen_stored(bfloat16 x) { return widen(x); }
 RADAM_HD float widen_stored(float16 x) { return widen_half(x.bits); }
 

@@ -32,8 +32,9 @@ in CUDA below 2^38. All tensors are strided, and their storages hold all of thei
 **grad_norm** is the sum of the squares of ``grads`` (tensors of one dtype and device), as float64 (1, 1024): partial
 sums that do not depend on how threads share the work. Each gradient, in the order of its own memory (row-major where it
 has gaps), is cut into tiles of 1,024 elements; tiles are numbered over the whole list, and partial sum s takes the
-tiles from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. It adds the squares of element i of each of its
-tiles, in order, to lane i; then it adds the second half of the 1,024 lanes to the first, and so on, until one is left.
+tiles from ``s * tiles // 1024`` up to ``(s + 1) * tiles // 1024``. Its lane i adds the squares of element i of each
+tile: of 16 tiles in float32 (of float64 gradients all in float64), in order, and what these runs give in float64. Then
+it adds the second half of the 1,024 lanes to the first, and so on, until one is left.
 
 **scalars** computes the scalars of a step on the device, all tensors on one, and counts the step:
 

@@ -20,6 +20,9 @@ SMALL = 4096
 SMALL_ALIGNMENT = 64
 NORM_TILE = 1024
 """Elements of a gradient that are added to as many lanes at once; ``kTile`` in csrc/numerics/grad_norm_order.h."""
+NORM_RUN = 16
+"""Tiles whose squares are added in float32, before their sum is added in float64 (of float64 gradients
+all are); ``kRun`` there."""
 PARTIAL_SUMS = 1024
 """The number of partial sums of a gradient norm; ``kPartialSums`` in csrc/numerics/grad_norm_order.h."""
 BEYOND = 1 << 44

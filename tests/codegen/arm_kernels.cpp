@@ -166,10 +166,11 @@ void low_precision() {
 void grad_norm() {
   for (int dtype = 0; dtype < kUnsupported; ++dtype) {
     Random random(7 + dtype);
-    std::vector<double> lanes(kLanes, 0.0);
+    GradNormLanes lanes{};
     const GradNormKernel kernel = select_grad_norm_kernel(dtype);
-    for (int k = 0; k < 3; ++k) kernel.add(lanes.data(), tensor(dtype, random, false).data(), kElements);
-    const double sum = kernel.reduce(lanes.data());
+    for (int k = 0; k < 3; ++k) kernel.add(lanes, tensor(dtype, random, false).data(), kElements);
+    kernel.finish_run(lanes, true);
+    const double sum = kernel.reduce(lanes);
     uint64_t bits;
     std::memcpy(&bits, &sum, 8);
     std::printf("grad_norm %d %016llx\n", dtype, (unsigned long long)bits);

@@ -19,8 +19,10 @@ SQUARES_LIMIT = 65536 // (6 * 128) // 8 * 8
 """Registers: 6 blocks an SM (csrc/cuda/grad_norm_kernel.cu)."""
 ROWS_LIMIT = 65536 // 1024
 """A block of 1,024 threads (csrc/cuda/scalars_kernel.cu)."""
-IN_FLIGHT = {("fp16", 80): 4, ("fp16", 89): 4, ("fp16", 90): 4, ("fp16", 100): 4, ("fp16", 120): 2, ("bf16", 120): 3}
-"""8 for the others: the arithmetic that widens 16 bits comes in between, for sm_120 sooner (nvcc 13.0)."""
+IN_FLIGHT = {(grad, arch): 6 for grad in ("fp16", "bf16") for arch in (80, 89)}
+"""8 for the others."""
+FLOAT64_ADDS = 5 * 8 + 10
+"""A thread's 8 lanes at each place where a run may end, and the tree."""
 LOAD = "LDG.E.128.CONSTANT"
 BYTES = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 """Of an element; a thread's share of the tiles in flight is 128 bytes."""
@@ -28,8 +30,8 @@ DTYPES = {"Id": "fp64", "If": "fp32", "INS_7float16E": "fp16", "INS_8bfloat16E":
 
 
 def in_flight(code: Code) -> int:
-    """The most wide loads with no float64 arithmetic between them."""
-    heavy = [name for name in code.instructions if name == LOAD or name.startswith(("DMUL", "DADD"))]
+    """The most wide loads with no square between them."""
+    heavy = [name for name in code.instructions if name == LOAD or name.startswith(("DMUL", "FMUL"))]
     return max((len([*run]) for load, run in groupby(heavy, LOAD.__eq__) if load), default=0)
 
 
@@ -38,9 +40,12 @@ def problems_of_squares(code: Code) -> list[str]:
     wanted = IN_FLIGHT.get((dtype_of(code), code.arch), 8)
     if in_flight(code) < wanted:
         found.append(f"at most {in_flight(code)} loads of 128 bits are on their way, not {wanted}")
-    adds, multiplies = code.count("DADD"), code.count("DMUL")
-    if code.count("DFMA") or multiplies < 128 // BYTES[dtype_of(code)] or adds < multiplies:
-        found.append(f"{multiplies} squares, {adds} additions and {code.count('DFMA')} DFMA: some have been fused")
+    kind = "D" if dtype_of(code) == "fp64" else "F"
+    adds, multiplies, fused = (code.count(kind + name) for name in ("ADD", "MUL", "FMA"))
+    if fused or multiplies < 128 // BYTES[dtype_of(code)] or adds < multiplies:
+        found.append(f"{multiplies} squares, {adds} additions and {fused} {kind}FMA: some have been fused")
+    if kind == "F" and (code.count("DMUL") or code.count("DADD") > FLOAT64_ADDS):
+        found.append(f"{code.count('DMUL')} DMUL and {code.count('DADD')} DADD: float64 for more than whole runs")
     return found
 
 
@@ -69,7 +74,10 @@ def controls(flags: list[str], squares: Code, rows: Code) -> bool:
         return [name.replace("128", "64") for name in code]
 
     def serial(code: list[str]) -> list[str]:
-        return [part for name in code for part in ((name, "DMUL") if name == LOAD else (name,))]
+        return [part for name in code for part in ((name, "FMUL") if name == LOAD else (name,))]
+
+    def in_float64(code: list[str]) -> list[str]:
+        return [*code, *["DADD"] * (128 // BYTES[dtype_of(squares)])]
 
     return all(
         [
@@ -78,6 +86,7 @@ def controls(flags: list[str], squares: Code, rows: Code) -> bool:
             control("rows with -fmad=true", problems_of_rows(fused_rows), "fused multiply-adds in the PTX"),
             control("loads of 64 bits", problems_of_squares(with_code(squares, narrow)), "on their way"),
             control("loads used one by one", problems_of_squares(with_code(squares, serial)), "on their way"),
+            control("squares added in float64", problems_of_squares(with_code(squares, in_float64)), "whole runs"),
             control("a spill in rows", problems_of_rows(replace(rows, stack=16)), "spills"),
             control("8 registers more in rows", problems_of_rows(replace(rows, registers=72)), "registers, but"),
         ]

@@ -173,11 +173,18 @@ def test_grad_norm(grad: str, arch: int, code: dict) -> None:
     assert found.count("LDG.E.128") % loads == 0  # as often as the loop is unrolled
     assert not spills(found)
     assert found.registers <= 128
-    assert not re.search(r"fma\.r[nzmp]\.f64", found.ptx)
-    assert found.count("DFMA") == 0
+    assert not re.search(r"fma\.r[nzmp]\.f(32|64)", found.ptx)
+    assert found.count("DFMA", "FFMA") == 0
     # A full tile's and a ragged one's squares, and the tree: 7 additions of a thread's lanes at least.
-    assert found.count("DMUL") >= 2 * TILE // THREADS
-    assert found.count("DADD") >= 2 * TILE // THREADS + 7
+    lanes, wide = TILE // THREADS, grad == "fp64"
+    multiplies, adds = (("DMUL",), ("DADD",)) if wide else (("FMUL",), ("FADD", "FHADD"))
+    assert found.count(*multiplies) + 2 * found.count("FMUL2") >= 2 * lanes
+    assert found.count(*adds) + 2 * found.count("FADD2") >= 2 * lanes
+    assert found.count("DADD") >= 7 + lanes
+    if not wide:
+        assert found.count("DMUL") == 0
+        # Runs are widened where they may end: after a full tile, after a ragged one, and at the sum's end.
+        assert found.ptx.count("cvt.f64.f32") == 3 * lanes
 
 
 @ARCHS
@@ -254,7 +261,7 @@ def test_fusion_is_noticed(code: dict) -> None:
     assert adds < ADDS * (TILE // THREADS + 1)
     assert multiplies < MULTIPLIES * (TILE // THREADS + 1)
     assert "fma.rn.f32" in code["stored", STORED[0], 90, True].ptx
-    assert code["squares", "fp32", 90, True].count("DFMA") > 0
+    assert code["squares", "fp32", 90, True].count("FFMA") > 0
     assert code["rows", "fp32", 90, True].count("DFMA") > code["rows", "fp32", 90, False].count("DFMA")
     assert "fma.rn.f64" in code["rows", "fp32", 90, True].ptx
 

@@ -44,6 +44,13 @@ def test_grad_norm(case: Any, dtype: torch.dtype, backend: str) -> None:
 
 
 @DTYPE
+def test_grad_norm_of_many_tiles(dtype: torch.dtype, backend: str) -> None:
+    """More tiles to a sum than are added in float32."""
+    grads = [grad_norm.values(n, dtype) for n in grad_norm.RUNS]
+    assert same_bits(OPERATORS[backend].grad_norm(there(grads)).cpu(), REFERENCE.grad_norm(grads))
+
+
+@DTYPE
 def test_grad_norm_by_reference_on_the_gpu(dtype: torch.dtype) -> None:
     for case in grad_norm.CASES.values():
         grads = case(dtype)

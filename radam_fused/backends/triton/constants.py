@@ -70,6 +70,7 @@ TERMS = tl.constexpr(len(rectification.SERIES))
 SERIES_FROM = tl.constexpr(rectification.SERIES_FROM)
 
 LANES = tl.constexpr(layout.NORM_TILE)
+NORM_RUN = tl.constexpr(layout.NORM_RUN)
 BLOCK = tl.constexpr(layout.BLOCK)
 PARAM_STREAM = tl.constexpr(philox.PARAM_STREAM)
 MOMENT_STREAM = tl.constexpr(philox.MOMENT_STREAM)

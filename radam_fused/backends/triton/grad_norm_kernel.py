@@ -1,7 +1,8 @@
 """The Triton kernel of a norm: the squares of all gradients in 1,024 sums, in the order of `backends/ops.py`.
 
-Each program takes whole sums, so that how many programs there are does not show in the bits. The lanes of a sum stay in
-registers from its first tile to its last; full tiles of aligned gradients are loaded 128 bits at a time.
+Each program takes whole sums, so that how many programs there are does not show in the bits. The lanes of a sum, and
+of the run that is being added, stay in registers from its first tile to its last; full tiles of aligned gradients are
+loaded 128 bits at a time.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
@@ -18,6 +19,7 @@ from .constants import (
     NORM_FIRST_TILE,
     NORM_FULL_TILES,
     NORM_LENGTH,
+    NORM_RUN,
     NORM_STRIDES_AT,
     NORM_TILES,
     NORM_WIDTH,
@@ -66,10 +68,27 @@ def _strided(position, lane, strides_ptr):
 
 
 @triton.jit
+def _add(lanes, run, in_run, grad, RUN: tl.constexpr):
+    """Adds the squares of a tile to the run, and a run that has all its tiles to the lanes."""
+    wide = widen(grad, RUN)
+    run += wide * wide
+    if RUN == tl.float32:
+        in_run += 1
+        if in_run == NORM_RUN:
+            lanes += run.to(tl.float64)
+            run = tl.zeros_like(run)
+            in_run = 0
+    return lanes, run, in_run
+
+
+@triton.jit
 def _sum(begin, end, from_segment, to_segment, segments_ptr, strides_ptr, GRAD: tl.constexpr):
     """The squares of the tiles from `begin` up to `end`, which are in those segments."""
     lane = tl.arange(0, LANES)
     lanes = tl.full([LANES], 0.0, tl.float64)
+    RUN: tl.constexpr = tl.float64 if GRAD == tl.float64 else tl.float32
+    run = tl.full([LANES], 0.0, RUN)
+    in_run = 0
     for segment in range(from_segment, to_segment):
         segment_ptr = segments_ptr + segment * NORM_WIDTH
         g_ptr = tl.load(segment_ptr + NORM_ADDRESS).to(tl.pointer_type(GRAD))
@@ -81,17 +100,16 @@ def _sum(begin, end, from_segment, to_segment, segments_ptr, strides_ptr, GRAD: 
         full = tl.minimum(stop, tl.load(segment_ptr + NORM_FULL_TILES))
         strides_at = tl.load(segment_ptr + NORM_STRIDES_AT)
         for k in range(tile, full):
-            wide = widen(tl.load(tl.multiple_of(g_ptr + k * LANES, 16) + lane), tl.float64)
-            lanes += wide * wide
+            grad = tl.load(tl.multiple_of(g_ptr + k * LANES, 16) + lane)
+            lanes, run, in_run = _add(lanes, run, in_run, grad, RUN)
         for k in range(tl.maximum(tile, full), stop):
             inside = lane < tl.minimum(length - k * LANES, LANES).to(tl.int32)
             if strides_at >= 0:
                 grad = tl.load(g_ptr + _strided(k * LANES, lane, strides_ptr + strides_at), mask=inside, other=0)
             else:
                 grad = tl.load(g_ptr + k * LANES + lane, mask=inside, other=0)
-            wide = widen(grad, tl.float64)
-            lanes += wide * wide
-    return tree_reduce(lanes)
+            lanes, run, in_run = _add(lanes, run, in_run, grad, RUN)
+    return tree_reduce(lanes + run.to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["tiles"])
