@@ -23,7 +23,7 @@ from .bucket_builder import Backend, BucketBuilder
 from .checkpoint import has_state
 from .codec import NAMES
 from .flat_buffers import FlatBuffers
-from .membership import is_current, members_of, names_of, stepping
+from .membership import is_current, is_unused, members_of, names_of, stepping
 from .snapshot import Snapshot
 from .tracked_dict import DirtyFlag
 from .transaction import Transaction
@@ -123,17 +123,19 @@ class BucketManager:
             return
         members = members_of(groups)
         index_of = dict(members)
-        kept, replaced = [], []
+        kept, replaced, unused = [], [], []
         for bucket in self.buckets:
             indices = [index_of.get(p, -1) for p in bucket.params]
-            if is_current(bucket, state, indices):
+            if self.flatten and is_unused(bucket, indices):
+                unused.append(bucket)
+            elif is_current(bucket, state, indices):
                 kept.append((bucket, indices))
             else:
                 replaced.append(bucket)
         known = {p for bucket, _ in kept for p in bucket.params}
         waiting = [(p, index) for p, index in members if p not in known]
         new_params = stepping(waiting) if self.flatten else [(p, i) for p, i in waiting if has_state(state.get(p))]
-        self._update_layout(groups, state, kept, new_params, False, replaced)
+        self._update_layout(groups, state, kept, new_params, False, replaced, unused=unused)
 
     def refresh_thoroughly(self, groups: list[dict[str, Any]], state: dict[Tensor, Any]) -> None:
         """As `refresh`, but checks every view of the state: before the state is saved, for example."""
@@ -169,6 +171,7 @@ class BucketManager:
         attach: bool,
         replaced: Sequence[Bucket] = (),
         within: Transaction | None = None,
+        unused: Sequence[Bucket] = (),
     ) -> None:
         """Makes buckets for new parameters; with the buckets kept they are the layout from now on. All or nothing.
 
@@ -180,6 +183,7 @@ class BucketManager:
             attach: under ``flatten``, give parameters without a gradient a zero one.
             replaced: buckets that have held some of them, and know their exact step counts.
             within: the transaction that this is a part of, if any.
+            unused: buckets that go, and with them the state that `_publish` has shown of their parameters.
 
         Under ``flatten`` the state of a parameter with a gradient is shown at once: torch's distributed state_dict
         makes state for a fresh optimizer only where no parameter has a gradient.
@@ -205,6 +209,11 @@ class BucketManager:
                         transaction.keep_item(state, p)
                         self._publish(one.bucket, segment, state)
                 one.bucket.record_views()
+            for bucket in unused:
+                for p, reference in zip(bucket.params, bucket.entries, strict=True):
+                    if reference is not None and reference() is state.get(p):
+                        transaction.keep_item(state, p)
+                        del state[p]
             self.name = f"layout {next(_serial)}"
             self.groups, self._state = groups, state
             self.buckets = [bucket for bucket, _ in kept] + [one.bucket for one in made]

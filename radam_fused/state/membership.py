@@ -52,6 +52,16 @@ def is_current(bucket: Bucket, state: dict[Tensor, Any], indices: list[int]) -> 
     return True
 
 
+def is_unused(bucket: Bucket, indices: list[int]) -> bool:
+    """Whether no group holds any of the bucket's parameters, and none of them has taken a step.
+
+    DeepSpeed's ZeRO puts partitions into the groups after the optimizer was made. Under ``flatten`` the parameters
+    that were there have state by then, and `torch.optim.Optimizer.state_dict` raises for state of a parameter in no
+    group.
+    """
+    return all(index < 0 and not bucket.counts.begun(k) for k, index in enumerate(indices))
+
+
 def check_flatten(names: dict[Tensor, str], new_params: list[Tensor]) -> None:
     """Raises for parameters that cannot become views of flat buffers, or whose gradients cannot."""
     for p in new_params:

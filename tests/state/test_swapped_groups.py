@@ -139,3 +139,37 @@ def test_parameters_put_into_a_group_one_after_another_draw_different_numbers() 
         whole.step()
     assert all(torch.equal(p, q) for p, q in zip(params, expected, strict=True))
     assert not torch.equal(params[0], params[1])  # alike in all but their random numbers
+
+
+@pytest.mark.parametrize("flatten", [False, True], ids=["separate", "flatten"])
+def test_parameters_replaced_before_the_first_step_leave_no_state(flatten: bool) -> None:
+    """As DeepSpeed's ZeRO does, whose checkpoints then hold this optimizer's state_dict."""
+    opt = FusedRAdam(parameters(), lr=0.01, flatten=flatten)
+    partition = torch.linspace(-1.0, 1.0, 60, requires_grad=True)
+    expected = partition.detach().clone().requires_grad_()
+    other = FusedRAdam([expected], lr=0.01)
+    opt.param_groups[0]["params"] = [partition]
+    for t in range(8):
+        give([partition], t)
+        expected.grad = partition.grad.clone()
+        opt.step()
+        other.step()
+    assert same_bits(partition, expected)
+    assert list(opt.state) == [partition]
+    assert opt.state_dict()["state"].keys() == {0}
+
+
+def test_parameters_that_have_stepped_keep_their_state_under_flatten() -> None:
+    """The negative control, and that they go on where they were once they are back."""
+    params = parameters()
+    opt = FusedRAdam(params, lr=0.01, flatten=True)
+    give(params, 0)
+    opt.step()
+    new = nn.Parameter(torch.ones(7))
+    opt.param_groups[0]["params"] = [new]
+    give([new], 1)
+    opt.step()
+    opt.param_groups[0]["params"] = [new, *params]
+    give([new, *params], 2)
+    opt.step()
+    assert [float(opt.state[p]["step"]) for p in (new, *params)] == [2.0, 2.0, 2.0, 2.0]
