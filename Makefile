@@ -11,6 +11,10 @@ endif
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 VENV    ?= .venv-bench
 endif
+# So do the tools that large models are trained with.
+ifneq ($(filter tools,$(MAKECMDGOALS)),)
+VENV    ?= .venv-tools
+endif
 VENV    ?= .venv
 DOCS_VENV ?= .venv-docs
 BACKEND ?= auto
@@ -23,12 +27,14 @@ TOOLS :=
 BUILT := build/.always
 OTHERS :=
 TRAINERS :=
+LARGE_TOOLS :=
 else
 PY    := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools
 BUILT := $(VENV)/.built
 OTHERS := $(VENV)/.baselines
 TRAINERS := $(VENV)/.trainers
+LARGE_TOOLS := $(VENV)/.large_tools
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
@@ -37,7 +43,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test trainers bench readme paper docs gpu cuda-check triton-check arm-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test trainers tools bench readme paper docs gpu cuda-check triton-check arm-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -59,6 +65,12 @@ test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST
 	$(PY) -m pytest $(PARALLEL) --durations=15 $(PYTEST_ARGS)
 
 trainers: $(TRAINERS)  ## Transformers, Accelerate and Lightning, for tests/trainers, which `make test` skips without them
+
+# DeepSpeed asks for a GPU's compiler unless it is told that there is no GPU.
+tools: export DS_ACCELERATOR := cpu
+tools: export OMP_WAIT_POLICY := passive
+tools: build $(LARGE_TOOLS)  ## DeepSpeed, in .venv-tools, and tests/tools with two processes; minutes
+	$(PY) -m pytest --durations=5 tests/tools $(PYTEST_ARGS)
 
 bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)
@@ -98,7 +110,7 @@ format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
 
 clean:  ## everything that make made
-	rm -rf .venv .venv-cuda .venv-bench .venv-docs build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-cuda .venv-bench .venv-docs .venv-tools build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS): requirements/dev.txt
@@ -109,6 +121,10 @@ $(TOOLS): requirements/dev.txt
 
 $(TRAINERS): $(TOOLS) requirements/trainers.txt
 	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/trainers.txt
+	@touch $@
+
+$(LARGE_TOOLS): $(TOOLS) requirements/tools.txt
+	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/tools.txt
 	@touch $@
 
 $(DOCS_VENV)/.tools: requirements/docs.txt

@@ -32,7 +32,7 @@ class Failed(Exception):
         return f"{self.name}: {self.message}\n{self.trace}"
 
 
-def _serve(pipe: Connection, rank: int) -> None:
+def _serve(pipe: Connection, rank: int, one_group: bool, seconds: float) -> None:
     import torch
     import torch.distributed as dist
 
@@ -43,26 +43,35 @@ def _serve(pipe: Connection, rank: int) -> None:
         except EOFError:
             return
         try:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{rendezvous}",
-                rank=rank,
-                world_size=world,
-                timeout=datetime.timedelta(seconds=SECONDS),
-            )
+            if not dist.is_initialized():
+                dist.init_process_group(
+                    "gloo",
+                    init_method=f"file://{rendezvous}",
+                    rank=rank,
+                    world_size=world,
+                    timeout=datetime.timedelta(seconds=seconds),
+                )
             result: Any = function(*args)
         except Exception as error:
             result = Failed(type(error).__name__, str(error), traceback.format_exc())
         finally:
-            if dist.is_initialized():
+            if dist.is_initialized() and not one_group:
                 dist.destroy_process_group()
         pipe.send(result)
 
 
 class Ranks:
-    """Up to `MOST` processes, started when they are first needed."""
+    """Processes, started when they are first needed.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many.
+        one_group: every function runs in the same process group, of all processes: for tools that keep what they
+            have made of it.
+        seconds: how long a rank may take.
+    """
+
+    def __init__(self, most: int = MOST, one_group: bool = False, seconds: float = SECONDS) -> None:
+        self._most, self._one_group, self._seconds = most, one_group, seconds
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ranks")
@@ -70,9 +79,9 @@ class Ranks:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        for rank in range(MOST):
+        for rank in range(self._most):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, self._one_group, self._seconds), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -100,7 +109,7 @@ class Ranks:
             pipe.send((world, rendezvous, function, args))
         results = []
         for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(SECONDS * 1.5):
+            if not pipe.poll(self._seconds * 1.5):
                 self.stop()
                 raise TimeoutError(f"rank {rank} of {world} hangs in {function.__name__}")
             try:
