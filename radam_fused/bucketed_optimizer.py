@@ -18,7 +18,7 @@ from .state.bucket_manager import BucketManager
 from .state.checkpoint import check_mapping, check_state_dict, pack, unwrap, wrap
 from .state.per_param import PerParamBuckets
 from .state.transaction import Transaction
-from .step.bucket_operators import BucketOperators
+from .step.bucket_operators import BucketOperators, backends_of
 
 if TYPE_CHECKING:
     from .gradient_release import Hooks
@@ -48,6 +48,23 @@ class BucketedOptimizer(Optimizer):
         operators = BucketOperators(self._backend, self._storage, self._offload)
         options = operators, self._flatten, attach, self._offload, self._storage
         return kind(self.param_groups, self.state, *options, self._bucket_manager, self._within)
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """What steps the parameters: a backend's name for each device and dtype, as ``{"cuda:0 bfloat16": "triton"}``.
+
+        Before the first step it is the backend that would be used. Reading it changes and warns of nothing.
+        """
+        if self._differentiable:
+            return backends_of(self.param_groups, {}, "reference", False)
+        ops = {} if self._bucket_manager is None else self._bucket_manager.ops
+        return backends_of(self.param_groups, ops, self._backend, self._offload)
+
+    def __repr__(self) -> str:
+        options = {**self._wide, "backend": self.backend or self._backend}
+        name = type(self).__name__
+        lines = [f"{name} (", *(f"    {option}: {value}" for option, value in sorted(options.items()))]
+        return "\n".join([*lines, super().__repr__().partition("\n")[2]])
 
     @_disable_dynamo
     @in_own_modes

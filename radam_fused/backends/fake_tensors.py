@@ -47,4 +47,5 @@ def faked(operators: Operators) -> Operators:
         called_with_fakes(operators.step),
         called_with_fakes(operators.grad_norm),
         called_with_fakes(operators.scalars, True),
+        backend=operators.backend,
     )

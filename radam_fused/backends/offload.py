@@ -176,7 +176,7 @@ class Offloader:
     @property
     def operators(self) -> Operators:
         """The operators of a bucket whose moments and step counts are in the host's memory."""
-        return Operators(step=self.step, grad_norm=self._grad_norm, scalars=self._host.scalars)
+        return Operators(self.step, self._grad_norm, self._host.scalars, backend=self._host.backend)
 
     @property
     def staging_bytes(self) -> int:

@@ -189,17 +189,19 @@ class Operators(NamedTuple):
     """Whether a step may take the pointer path: `radam_fused.step.pointer_table`."""
     pointer_step: type[PointerStep] | None = None
     """Takes the steps of a plan on the pointer path; None where one call of C does (``step_from_pointers``)."""
+    backend: str = ""
+    """The backend's name: ``cpu`` and ``cuda`` have the same operators."""
 
 
-def _operators(implementation: str) -> Operators:
-    return Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
+def _operators(implementation: str, backend: str, pointers: bool = False) -> Operators:
+    operators = Operators(*(getattr(torch.ops.radam_fused, f"{kind}_{implementation}").default for kind in _SCHEMAS))
+    return operators._replace(has_pointer_path=pointers and HAS_POINTER_PATH, backend=backend)
 
 
-_native = _operators("native")._replace(has_pointer_path=HAS_POINTER_PATH)
 OPERATORS: dict[str, Operators] = {
-    "cuda": _native,
-    "cpu": _native,
-    "triton": _operators("triton")._replace(has_pointer_path=HAS_POINTER_PATH, pointer_step=PointerStep),
-    "reference": _operators("reference"),
+    "cuda": _operators("native", "cuda", pointers=True),
+    "cpu": _operators("native", "cpu", pointers=True),
+    "triton": _operators("triton", "triton", pointers=True)._replace(pointer_step=PointerStep),
+    "reference": _operators("reference", "reference"),
 }
 """By backend, the operators that its step calls."""

@@ -55,26 +55,33 @@ def backend_for(device_type: str, backend: str) -> str:
         ValueError: a backend that does not serve this device.
     """
     if backend == "auto":
+        name, missing = preferred(device_type)
         if device_type not in _AUTO:
             _warn_of_device(device_type)
-            return "reference"
-        missing = {}
-        for name in _AUTO[device_type]:
-            reason = _UNAVAILABLE[name]()  # not of all backends: every step calls this
-            if reason is None:
-                return name
-            missing[name] = reason
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        warnings.warn(
-            f"FusedRAdam steps its {device_type} parameters with the slow 'reference' backend ({reasons})", stacklevel=4
-        )
-        return "reference"
+        elif name == "reference":
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+            warnings.warn(
+                f"FusedRAdam steps its {device_type} parameters with the slow 'reference' backend ({reasons})",
+                stacklevel=4,
+            )
+        return name
     if (backend in ("cpu", "cuda") and device_type != backend) or (
         backend == "triton" and device_type != "cuda" and not triton.interpreted()
     ):
         serving = (*_AUTO.get(device_type, ()), "auto", "reference")
         raise ValueError(f"backend = {backend!r} does not serve parameters on {device_type}: must be one of {serving}")
     return backend
+
+
+def preferred(device_type: str) -> tuple[str, dict[str, str]]:
+    """The backend that ``"auto"`` uses for a device, and why it uses none of those that come before it."""
+    missing: dict[str, str] = {}
+    for name in _AUTO.get(device_type, ()):
+        reason = _UNAVAILABLE[name]()  # of no other backends: every step calls this
+        if reason is None:
+            return name, missing
+        missing[name] = reason
+    return "reference", missing
 
 
 def _warn_of_device(device_type: str) -> None:

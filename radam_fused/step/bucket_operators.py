@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends import backend_for
+from ..backends import backend_for, preferred
 from ..backends.fake_tensors import faked
 from ..backends.offload import Offloader
 from ..backends.ops import OPERATORS, Operators
 from ..numerics.state_format import StateFormat
+from ..numerics.tensor_checks import may_step
 from ..param_groups import check_new_params
 from ..state.bucket import Bucket
 from .pointer_table import may_use_pointers
@@ -52,3 +54,26 @@ class BucketOperators:
         if device not in self.offloaders:
             self.offloaders[device] = Offloader(device, self._backend)
         return self.offloaders[device].operators
+
+
+def backends_of(
+    groups: Iterable[dict[str, Any]], ops: Mapping[Bucket, Operators], backend: str, offload: bool
+) -> dict[str, str]:
+    """For each device and dtype of the parameters that a step may write, the backend that steps them.
+
+    Args:
+        groups: the optimizer's ``param_groups``.
+        ops: the operators of each bucket that there is. Parameters without one are those that have not been stepped.
+        backend: what `radam_fused.backends.check_name` returned.
+        offload: whether the state is kept on the host, and stepped there.
+    """
+    found = {f"{bucket.device} {_short(bucket.dtype)}": operators.backend for bucket, operators in ops.items()}
+    for p in (p for group in groups for p in group["params"] if may_step(p)):
+        kind = f"{p.device} {_short(p.dtype.to_real())}"
+        if kind not in found:
+            found[kind] = preferred("cpu" if offload else p.device.type)[0] if backend == "auto" else backend
+    return found
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
