@@ -104,7 +104,7 @@ def stored(form: str, arch: int | str, anywhere: bool = False):
 
 def squares(grad: str, arch: int | str):
     pointers = {"segments_ptr": "*i64", "shares_ptr": "*i64", "strides_ptr": "*i64", "sums_ptr": "*fp64"}
-    constants = {"GRAD": STORED[grad], "SUMS": PARTIAL_SUMS}
+    constants = {"GRAD": STORED[grad], "SUMS": PARTIAL_SUMS, "SKIP_EMPTY": False}
     return grad_norm_kernel, {**pointers, "tiles": "i64"}, constants, {"maxnreg": REGISTERS}
 
 

@@ -121,9 +121,12 @@ def grad_norm_kernel(
     tiles: tl.int64,
     GRAD: tl.constexpr,
     SUMS: tl.constexpr,
+    SKIP_EMPTY: tl.constexpr,
 ):
-    """Every sum, by the programs in turn."""
-    for s in range(tl.program_id(0), SUMS, tl.num_programs(0)):
+    """Every sum, by the programs in turn; with SKIP_EMPTY only those that have tiles, the others are zero before."""
+    count = tl.minimum(tiles, SUMS) if SKIP_EMPTY else SUMS
+    for k in range(tl.program_id(0), count, tl.num_programs(0)):
+        s = ((k + 1) * SUMS - 1) // count if SKIP_EMPTY else k
         begin = tl.cast(s, tl.int64) * tiles // SUMS
         end = tl.cast(s + 1, tl.int64) * tiles // SUMS
         if begin < end:
