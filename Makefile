@@ -43,7 +43,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test trainers tools bench readme paper docs gpu cuda-check triton-check arm-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test test-all test-long trainers tools bench readme paper docs gpu cuda-check triton-check arm-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -60,9 +60,15 @@ pretrain: build  ## pre-train the demo's GPT with FSDP2 (PROCESSES=2, PRETRAIN_A
 	$(PY) -m torch.distributed.run --standalone --nproc-per-node $(PROCESSES) examples/pretrain.py $(PRETRAIN_ARGS)
 
 # Two processes with two threads each, on two cores: threads that spin while they wait take the others' time, a third of all.
-test: export OMP_WAIT_POLICY := passive
-test: build  ## the tests, without a GPU; under ten minutes on two cores (PYTEST_ARGS="-k rectification")
+test test-all test-long: export OMP_WAIT_POLICY := passive
+test: build  ## the quick tests, without a GPU (PYTEST_ARGS="-k rectification")
+	$(PY) -m pytest $(PARALLEL) -m "not long" --durations=15 $(PYTEST_ARGS)
+
+test-all: build  ## all tests, without a GPU: the quick and the long ones
 	$(PY) -m pytest $(PARALLEL) --durations=15 $(PYTEST_ARGS)
+
+test-long: build  ## the tests that `make test` leaves out
+	$(PY) -m pytest $(PARALLEL) -m long --durations=15 $(PYTEST_ARGS)
 
 trainers: $(TRAINERS)  ## Transformers, Accelerate and Lightning, for tests/trainers, which `make test` skips without them
 

@@ -15,9 +15,16 @@ import pytest  # noqa: E402
 
 from tests.support.cuda_host import compile_host_kernels  # noqa: E402
 from tests.support.helpers import BACKENDS  # noqa: E402
+from tests.support.sampling import mark_long  # noqa: E402
 
 pytest_plugins = ["tests.support.offloaded"]
 """Modules whose fixtures every test may use."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before ``-m "not long"`` leaves them out, marks the cases that `make test` does without."""
+    mark_long(items)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

@@ -183,6 +183,7 @@ def test_traces_are_read_by_category():
     assert trace.busy == pytest.approx(12e-6)
 
 
+@pytest.mark.long
 def test_whole_run(tmp_path, monkeypatch, capsys):
     """The command, from its arguments to its files."""
     monkeypatch.setattr(step, "GPU_CANDIDATES", HERE)
@@ -227,6 +228,7 @@ def test_an_interrupted_run_keeps_what_it_has(monkeypatch):
     assert len(kept) == 2
 
 
+@pytest.mark.long
 def test_sanitizer_workload_on_the_cpu():
     """Every kernel runs: of one that does not a sanitizer sees nothing."""
     with torch.profiler.profile() as profile:

@@ -97,6 +97,7 @@ def uninterrupted(precision: str) -> Record:
     return train(model, optimizer, formula(model), range(BEFORE + AFTER))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("precision", MODES)
 @pytest.mark.parametrize("kind", ["one mesh", "plain"])
 def test_saved_at_two_loaded_at_others(kind: str, precision: str, ranks: Ranks, tmp_path: Path) -> None:
@@ -240,6 +241,7 @@ def refused(folder: Path, precision: str) -> bool:
     return False
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
 @pytest.mark.parametrize("point", ["tensors", "metadata"])
 def test_killed_while_saving(point: str, precision: str, ranks: Ranks, tmp_path: Path) -> None:

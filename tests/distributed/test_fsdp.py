@@ -92,6 +92,7 @@ def fsdp(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> Record:
 KINDS = ("one mesh", "second dimension", "mixed precision", "accumulation", "hybrid", "tensor parallel")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world", [2, 4])
@@ -152,6 +153,7 @@ def first_steps(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple
     return seen[0], seen[1]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_is_made_without_an_operator_on_dtensors(kind: str, precision: str, ranks: Ranks) -> None:

@@ -64,6 +64,7 @@ def resumed(form: str, originals: bool, folder: Path, states_too: bool = True) -
     return straight, train(model, optimizer, range(BEFORE, BEFORE + AFTER))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("originals", [False, True], ids=["flat", "originals"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_checkpoints(form: str, originals: bool, ranks: Ranks, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def clipped(kind: str, dtype: torch.dtype, options: dict[str, Any]) -> tuple[Rec
     return train(model, optimizer, backward(model, kind), edit=measure if can else None), theirs
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_norm_of_the_whole_model(kind: str, precision: str, ranks: Ranks) -> None:

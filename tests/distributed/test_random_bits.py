@@ -103,6 +103,7 @@ def as_one_process(layout: str, form: str, way: str) -> list[str]:
     return [f"value {k} of shape {tuple(a.shape)}" for k, (a, b) in pairs if not same_bits(a, b)]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_as_one_process(layout: str, form: str, ranks: Ranks) -> None:
@@ -110,6 +111,7 @@ def test_as_one_process(layout: str, form: str, ranks: Ranks) -> None:
     assert ranks.run(world, as_one_process, layout, form, "") == [[]] * world
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", ["offload", "in backward"])
 @pytest.mark.parametrize("layout", ["Shard(0) over 3", "right to left"])
 def test_in_other_ways_to_step(layout: str, way: str, ranks: Ranks) -> None:

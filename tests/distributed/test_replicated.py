@@ -51,6 +51,7 @@ def ddp(precision: str, flatten: bool, settings: dict[str, Any], before: bool = 
     return train(model, optimizer, backward)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("precision", PRECISIONS)
 @flattened
 @pytest.mark.parametrize("bucket_view", [False, True], ids=["", "bucket_view"])

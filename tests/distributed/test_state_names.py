@@ -72,6 +72,7 @@ def names(form: str, rows: int) -> list[list[str]]:
     return shown
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rows", [1031, 5])
 @pytest.mark.parametrize("form", ALL_FORMATS)
 def test_names(form: str, rows: int, ranks: Ranks) -> None:
@@ -107,6 +108,7 @@ def load(form: str, folder: Path, rows: int, forgotten: str | None = None) -> li
     return train(model, optimizer, range(BEFORE, BEFORE + AFTER))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("rows", [1031, 5])
 @pytest.mark.parametrize("form", ALL_FORMATS)
 def test_a_tool_that_reads_the_state_loses_nothing(form: str, rows: int, ranks: Ranks, tmp_path: Path) -> None:
@@ -153,6 +155,7 @@ def either(form: str, way: Callable[[FusedRAdam, dict[str, Any]], dict[str, Any]
     return train(model, optimizer, steps), train(again, resumed, steps)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("way", [_read_entry_by_entry, _shown])
 @pytest.mark.parametrize("form", ALL_FORMATS)
 def test_it_loads_by_either(form: str, way: Any, ranks: Ranks) -> None:
@@ -181,6 +184,7 @@ def gathered(form: str, to: str) -> tuple[list[Tensor], list[Tensor]]:
     return train(model, optimizer, steps), train(again, resumed, steps)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("to", ["broadcast", "load_state_dict"])
 @pytest.mark.parametrize("form", ALL_FORMATS)
 def test_whole_tensors(form: str, to: str, ranks: Ranks) -> None:

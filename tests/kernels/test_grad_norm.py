@@ -64,6 +64,7 @@ def expected(known: dict, case: Callable, dtype: torch.dtype) -> Tensor:
     return known[case, dtype]
 
 
+@pytest.mark.sampled
 @DTYPE
 @CASE
 def test_equals_reference(case: Callable, dtype: torch.dtype, backend: str, known: dict) -> None:
@@ -72,6 +73,7 @@ def test_equals_reference(case: Callable, dtype: torch.dtype, backend: str, know
     assert same_bits(found, expected(known, case, dtype))
 
 
+@pytest.mark.sampled
 @DTYPE
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_any_number_of_threads(threads: int, dtype: torch.dtype, known: dict) -> None:
@@ -98,6 +100,7 @@ def test_instruction_sets_agree(capability: str, tmp_path: Path, monkeypatch: py
             assert same_bits(out[name, str(dtype)], expected(known, case, dtype))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "geometry",
     [Geometry(), Geometry(blocks=7, backwards=True), Geometry(blocks=1009, in_tables=True), Geometry(blocks=1024)],
@@ -111,6 +114,7 @@ def test_body_of_the_cuda_kernel(
         assert same_bits(host_squares(host_kernels, geometry)(case(dtype)), expected(known, case, dtype))
 
 
+@pytest.mark.sampled
 @DTYPE
 @pytest.mark.parametrize("block", [0, 3, 6])
 def test_a_skipped_thread_of_the_kernel_is_noticed(
@@ -126,6 +130,7 @@ def test_a_skipped_thread_of_the_kernel_is_noticed(
     assert all(int(sum_) % 7 == block for sum_ in wrong)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("where", [0, 700_000, 1_100_000])
 def test_one_ulp_is_noticed(backend: str, where: int, known: dict) -> None:
     """The negative control: one element one unit in the last place up, and its partial sum is another."""
@@ -140,6 +145,7 @@ def test_one_ulp_is_noticed(backend: str, where: int, known: dict) -> None:
     assert changed == [s for s in range(1024) if s * tiles // 1024 <= where // TILE < (s + 1) * tiles // 1024]
 
 
+@pytest.mark.sampled
 @DTYPE
 def test_the_sum_is_the_sum(dtype: torch.dtype, backend: str) -> None:
     """Against torch's own, up to rounding; and adding in another order rounds otherwise."""
@@ -191,6 +197,7 @@ def test_the_range_is_that_of_the_norm_of_torch(value: float, dtype: torch.dtype
     assert (found == 0.0, found == math.inf) == (value < 1e-20, value > 1e19)
 
 
+@pytest.mark.sampled
 @DTYPE
 def test_special_values(dtype: torch.dtype, backend: str) -> None:
     """Infinities, NaN, subnormals and values whose squares overflow or vanish, each in a partial sum of its own."""
@@ -215,6 +222,7 @@ def test_every_16_bit_value(dtype: torch.dtype, backend: str) -> None:
     assert (found > 0).sum() == (tiles.sum(1) > 0).sum() > 20
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_opcheck(backend: str, dtype: torch.dtype) -> None:
     result = torch.library.opcheck(OPERATORS[backend].grad_norm, (CASES["all_sizes"](dtype),))

@@ -132,6 +132,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
 
 
+@pytest.mark.sampled
 @KIND
 @OPTION
 def test_equals_reference(options: dict, kind: str, backend: str) -> None:
@@ -139,6 +140,7 @@ def test_equals_reference(options: dict, kind: str, backend: str) -> None:
     assert_same(problem.made_by(OPERATORS[backend].scalars), problem.made_by(OPERATORS["reference"].scalars))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "geometry",
     [Geometry(), Geometry(backwards=True), Geometry(threads=32), Geometry(threads=32, backwards=True)],
@@ -251,6 +253,7 @@ def test_any_number_of_rows_and_segments(count: int, backend: str) -> None:
     assert_same(problem.made_by(OPERATORS[backend].scalars), problem.made_by(OPERATORS["reference"].scalars))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["scaled_and_clipped"], OPTIONS["lr_expanded"]])
 def test_opcheck(options: dict, backend: str) -> None:
     result = torch.library.opcheck(OPERATORS[backend].scalars, Problem(**options).arguments())

@@ -85,6 +85,7 @@ def expected(known: dict, dtype: torch.dtype, grad_dtype: torch.dtype, zero_grad
     return known[key]
 
 
+@pytest.mark.sampled
 @ZERO
 @PAIR
 def test_equals_reference(
@@ -127,6 +128,7 @@ def test_a_skipped_thread_of_the_kernel_is_noticed(host_kernels: ctypes.CDLL, kn
             assert_same({name: ours[name]}, {name: theirs[name]})
 
 
+@pytest.mark.sampled
 @PAIR
 def test_zeros_are_positive_and_nothing_else_changes(dtype: torch.dtype, grad_dtype: torch.dtype, backend: str) -> None:
     """With zero_grads every element of every gradient is +0, those in the gaps stay; all else is as without."""
@@ -142,6 +144,7 @@ def test_zeros_are_positive_and_nothing_else_changes(dtype: torch.dtype, grad_dt
         assert all(same_bits(g, torch.zeros_like(g)) for g in zeroed["grads"])
 
 
+@pytest.mark.sampled
 @ZERO
 @PAIR
 def test_a_skipped_step_leaves_all_but_the_gradients(

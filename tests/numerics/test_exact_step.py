@@ -97,6 +97,7 @@ def old_lines(params: list[Tensor], grads: list[Tensor], m: Tensor, v: Tensor, *
     p.copy_(p * (1.0 - decay) - (m / (v.sqrt() + eps)) * alpha)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("split", [False, True], ids=["fp32", "split"])
 def test_a_small_decay_is_done_once(decay: float, split: bool, stepper: Step) -> None:

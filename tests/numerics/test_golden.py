@@ -45,6 +45,7 @@ def worst_error(trajectory: dict, backend: str, dtype: torch.dtype, **changed: o
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 
 
+@pytest.mark.sampled
 @DTYPES
 @pytest.mark.parametrize("trajectory", TRAJECTORIES, ids=name_of)
 def test_trajectory(trajectory: dict, dtype: torch.dtype, backend: str) -> None:

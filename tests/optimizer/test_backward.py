@@ -28,6 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_same_bits_as_after_backward(options: dict[str, Any], backend: str) -> None:
     after, during = (training(backend, **options) for _ in range(2))
@@ -267,6 +268,7 @@ CHANGES: dict[str, Callable[[Training, int], None]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changes_between_iterations(change: Callable[[Training, int], None], backend: str) -> None:
     """The last iteration is in backward again, whatever came before."""

@@ -48,6 +48,7 @@ GRADIENTS: dict[str, tuple[Callable[[nn.Parameter], Tensor], type[Exception], st
 BUCKETS = {"one": (torch.float32,), "last_of_three": (torch.float32, torch.bfloat16, torch.float64)}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("steps", [0, 2], ids=["first_step", "third_step"])
 @pytest.mark.parametrize("dtypes", BUCKETS.values(), ids=BUCKETS)
 @pytest.mark.parametrize(("make", "error", "message"), GRADIENTS.values(), ids=GRADIENTS)

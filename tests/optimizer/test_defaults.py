@@ -131,6 +131,7 @@ DEFAULTS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(
     ("default", "backend"),
@@ -149,6 +150,7 @@ def test_every_option_gives_the_bits_that_it_gives_without(options: str, default
     assert not same_bits(found[0], tensors(dtype)[0])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.complex64])
 @pytest.mark.parametrize("tensor_lr", [False, True])
 @pytest.mark.parametrize("default", ["both"])

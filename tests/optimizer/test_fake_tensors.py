@@ -57,6 +57,7 @@ def life(options: str, steps: int = 3) -> list[Any]:
     return shapes(optimizer)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_option_in_the_mode(options: str) -> None:
     with FakeTensorMode():
@@ -65,6 +66,7 @@ def test_every_option_in_the_mode(options: str) -> None:
     assert len(found) == 4
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("inside", ["nothing", "optimizer", "step"])
 def test_fake_parameters_outside_of_their_mode(inside: str, options: str) -> None:

@@ -60,6 +60,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("infinite", [False, True], ids=["finite", "infinite"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)

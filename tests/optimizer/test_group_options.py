@@ -163,6 +163,7 @@ def message_of(name: str) -> str:
     return rf"param_groups\[1\]: {name}(\[\d\])? = "
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
 @pytest.mark.parametrize(("name", "value"), CASES, ids=case_id)
 def test_written_value_is_checked_before_the_step(name: str, value: Any, capturable: bool, backend: str) -> None:

@@ -70,6 +70,7 @@ def run(options: dict[str, Any], dtype: torch.dtype, inference: bool, chosen: tu
     return [*params, *states]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("inference", [False, True], ids=["params", "inference params"])
 @pytest.mark.parametrize("chosen", [("make",), ("first step",), ("later step",), EVENTS[2:], EVENTS], ids=str)
 @pytest.mark.parametrize("options", OPTIONS)

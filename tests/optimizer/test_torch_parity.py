@@ -45,6 +45,7 @@ def fifty_steps(pair: Pair) -> Pair:
     return pair
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("foreach", [False, True], ids=["for-loop", "foreach"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
 @pytest.mark.parametrize("options", RADAM_TABLE.values(), ids=RADAM_TABLE)
@@ -73,6 +74,7 @@ def test_radam_with_a_slightly_other_hyperparameter_is_noticed(changed: dict, dt
     assert not fifty_steps(Pair({}, dtype=dtype, **changed)).close()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("decoupled", [False, True], ids=["Adam", "AdamW"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "fp64"])
 @pytest.mark.parametrize("options", ADAM_TABLE.values(), ids=ADAM_TABLE)

@@ -88,6 +88,7 @@ def test_compiler_that_fails_fails_the_build(source, tmp_path, tools, real_compi
     assert said(output) == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is a build with CUDA")
 def test_nvcc_with_a_torch_without_cuda_is_no_obstacle(source, tmp_path, tools):
     nvcc = executable(tmp_path / "cuda/bin/nvcc", "echo 'nvcc was called' >&2; exit 1")

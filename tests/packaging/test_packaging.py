@@ -39,6 +39,7 @@ def test_sdist_holds_what_building_testing_and_reading_need(sdist):
     assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
 
 
+@pytest.mark.long
 def test_wheel_is_one_abi3_library_and_the_typed_package(built):
     wheel, output = built
     name, version, *tag = wheel.stem.split("-", 4)
@@ -92,6 +93,7 @@ def test_library_needs_nothing_of_libtorch_but_the_stable_abi(installed):
     assert of_torch == dict.fromkeys(BY_NAME, "w")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_torch_without_one_of_its_functions_takes_the_tensor_list_path(installed, tmp_path, name):
     site = tmp_path / "site"
@@ -105,6 +107,7 @@ def test_a_torch_without_one_of_its_functions_takes_the_tensor_list_path(install
     assert not facts["by_pointers"]
 
 
+@pytest.mark.long
 def test_installed_wheel_steps_on_the_cpu_backend(installed):
     facts, _ = one_step(installed, "cpu")
     assert facts["version"] == VERSION

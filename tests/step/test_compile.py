@@ -183,6 +183,7 @@ EDITS = (
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("edit", "flatten"),
     [

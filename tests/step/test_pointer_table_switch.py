@@ -49,6 +49,7 @@ def outcome(value: str | None, lr: float = 0.1) -> tuple[str, str]:
     return took_pointers, digest
 
 
+@pytest.mark.long
 def test_both_ways_give_the_same_bits() -> None:
     took_pointers, digest = outcome(None)
     assert took_pointers == "True"
