@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 DASH = "–"
@@ -87,6 +88,19 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> li
     """A Markdown table in lines, the first column to the left."""
     lines = ["| " + " | ".join(headings) + " |", "| :-- |" + " --: |" * (len(headings) - 1)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def replace_between(page: Path, name: str, text: str) -> None:
+    """Puts a text between ``<!-- name -->`` and ``<!-- /name -->`` of a page.
+
+    Raises:
+        ValueError: the page lacks one of the two.
+    """
+    head, begin, rest = page.read_text().partition(f"<!-- {name} -->\n")
+    _, end, tail = rest.partition(f"<!-- /{name} -->")
+    if not (begin and end):
+        raise ValueError(f"{page} has no place for {name!r}")
+    page.write_text(f"{head}{begin}{text}\n{end}{tail}")
 
 
 def plain(value: float | None, suffix: str = "") -> str:

@@ -22,6 +22,7 @@ from rich.progress import track
 from torch import Tensor
 
 from bench.harness.machine import commit, machine, versions
+from bench.report.document import replace_between
 from radam_fused import FusedRAdam
 
 ROOT = Path(__file__).parents[2]
@@ -151,15 +152,6 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(found)
 
 
-def write(rows: list[dict[str, Any]], report: Path) -> None:
-    """Puts the tables between the report's markers."""
-    text = report.read_text()
-    begin, end = "<!-- learning -->\n", "<!-- /learning -->"
-    head, _, rest = text.partition(begin)
-    tail = rest.partition(end)[2]
-    report.write_text(f"{head}{begin}{tables(rows)}\n{end}{tail}")
-
-
 def main() -> None:
     """Trains, saves the rows, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -188,7 +180,7 @@ def main() -> None:
     arguments.results.write_text(
         json.dumps({"machine": machine(), "versions": versions(), "commit": commit(), "rows": rows}, indent=1) + "\n"
     )
-    write(rows, arguments.report)
+    replace_between(arguments.report, "learning", tables(rows))
     print(tables(rows))
 
 
