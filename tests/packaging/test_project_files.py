@@ -14,6 +14,7 @@ from torch import nn
 from radam_fused import FusedRAdam
 from tests.packaging.builds import VERSION
 from tests.support.paths import ROOT
+from tests.tools import table
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.stem != "config"]
@@ -135,3 +136,10 @@ def test_a_checkpoint_loads_without_running_code(options: dict[str, Any], tmp_pa
     torch.save(opt.state_dict(), tmp_path / "state.pt")
     FusedRAdam([p], **options).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert "weights_only=True" in (ROOT / "SECURITY.md").read_text()
+
+
+def test_the_page_of_trainers_has_the_table_that_make_tools_runs() -> None:
+    page = (ROOT / "docs" / "trainers.md").read_text()
+    _, rule, *rows = table.lines()
+    assert len(rows) >= 3
+    assert "\n".join([rule, *rows]) + "\n\n" in page
