@@ -139,10 +139,16 @@ RADAM_HD void visit_tail(const Tile<P, G>& tile, int length, int thread, const A
   for (int at = whole + thread; at < length; at += Threads) action.template apply<1, 1>(tile, at, 0);
 }
 
-// Unaligned arrays: single elements.
+// Unaligned arrays: single elements, as many in flight as in a whole tile. One misaligned scalar in a bucket of DDP's
+// makes the gradients of all parameters behind it misaligned.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_scalar(const Tile<P, G>& tile, int length, int thread, const Action& action) {
-  for (int at = thread; at < length; at += Threads) action.template apply<1, 1>(tile, at, 0);
+  constexpr int kInFlight = ItemsPerThread<P, G>::kInFlight;
+  int at = thread;
+  for (; at + (kInFlight - 1) * Threads < length; at += kInFlight * Threads) {
+    action.template apply<1, kInFlight>(tile, at, Threads);
+  }
+  for (; at < length; at += Threads) action.template apply<1, 1>(tile, at, 0);
 }
 
 // Strided parameters or gradients. `tile` has their first elements, not those of the tile.
