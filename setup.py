@@ -41,8 +41,12 @@ def find_compiler():
     """The C++ compiler as a command line (``CXX``, else the first on PATH), and, where it is None, what was missing."""
     named = os.environ.get("CXX", "").strip()
     if named:
-        found = shutil.which(shlex.split(named)[0])
-        return (named, None) if found else (None, f"CXX names {named!r}, which is not there")
+        if shutil.which(shlex.split(named)[0]):
+            return named, None
+        raise SystemExit(
+            f"radam_fused: CXX names {named!r}, which is not there. Name a C++ compiler, unset it, or set\n"
+            "  RADAM_FUSED_NO_EXTENSION=1 for an install without the extension."
+        )
     for name in ("c++", "g++", "clang++"):
         if shutil.which(name):
             return name, None
@@ -92,8 +96,14 @@ def plan():
     }, [line] if line else []
 
 
+def is_isolated(torch_file):
+    """Whether a torch is one that pip, build or uv has installed for this build alone, and not the user's."""
+    return any(part.startswith(("pip-build-env-", "build-env-", "builds-v")) for part in Path(torch_file).parts)
+
+
 def plan_cuda(cpp_extension, torch_headers):
     """The CUDA library, in a list that is empty if it is not built, and a line that says why it is not."""
+    import torch
     from torch import version
 
     def on(name):
@@ -119,6 +129,11 @@ def plan_cuda(cpp_extension, torch_headers):
     release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
     if release is None or release[1] != version.cuda.partition(".")[0]:
         found = release[0].removeprefix("release ") if release else "an unknown version"
+        if is_isolated(torch.__file__) and not on("FORCE_CUDA"):
+            return [], (
+                f"radam_fused: built without its CUDA library: the torch of this isolated build is for CUDA "
+                f"{version.cuda}, and {nvcc} is CUDA {found}. Build with --no-build-isolation against the torch that you use."
+            )
         raise SystemExit(
             f"radam_fused: torch {version.__version__} is built for CUDA {version.cuda}, but {nvcc} is CUDA {found}: "
             "the majors must be the same.\n"

@@ -20,6 +20,7 @@ import json, os, runpy, sys, types
 import setuptools, torch
 from torch.utils import cpp_extension
 torch.version.cuda = sys.argv[1] or None
+torch.__file__ = os.environ.get("TORCH_FILE", torch.__file__)
 cpp_extension.CUDA_HOME = None
 planned = {}
 def setup(**arguments):
@@ -117,6 +118,22 @@ def test_other_major_stops_and_names_both(tmp_path: Path) -> None:
     assert "Traceback" not in said
     for part in ("CUDA 12.8", "is CUDA 13.0", "CUDA_HOME", "RADAM_FUSED_NO_CUDA=1"):
         assert part in said
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["/tmp/pip-build-env-x1/overlay/lib", "/tmp/build-env-x1/lib", "/home/me/.cache/uv/builds-v0/.tmpX1/lib"],
+    ids=["pip", "build", "uv"],
+)
+def test_other_major_in_an_isolated_build_builds_the_cpu_part(tmp_path: Path, folder: str) -> None:
+    """The user did not choose its torch, so it is no reason to fail."""
+    scripts = toolkit(tmp_path, release="13.0")
+    planned, said = plan("12.8", scripts, TORCH_FILE=f"{folder}/torch/__init__.py")
+    assert [*planned["extensions"]] == ["radam_fused._C"]
+    (line,) = [line for line in said.splitlines() if "radam_fused" in line]
+    for part in ("without its CUDA library", "CUDA 12.8", "is CUDA 13.0", "--no-build-isolation"):
+        assert part in line
+    plan("12.8", scripts, fails=True, TORCH_FILE=f"{folder}/torch/__init__.py", FORCE_CUDA="1")
 
 
 def test_declined_in_the_environment(tmp_path: Path) -> None:
