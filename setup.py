@@ -131,8 +131,8 @@ def plan_cuda(cpp_extension, torch_headers):
         found = release[0].removeprefix("release ") if release else "an unknown version"
         if is_isolated(torch.__file__) and not on("FORCE_CUDA"):
             return [], (
-                f"radam_fused: built without its CUDA library: the torch of this isolated build is for CUDA "
-                f"{version.cuda}, and {nvcc} is CUDA {found}. Build with --no-build-isolation against the torch that you use."
+                "radam_fused: built without its CUDA library: the torch of this isolated build is for CUDA "
+                f"{version.cuda}, and {nvcc} is CUDA {found}. Build with --no-build-isolation against your own torch."
             )
         raise SystemExit(
             f"radam_fused: torch {version.__version__} is built for CUDA {version.cuda}, but {nvcc} is CUDA {found}: "
