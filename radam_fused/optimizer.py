@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from .backends import BackendName, check_name
+from .backends import BackendName, check_host, check_name
 from .bucketed_optimizer import BucketedOptimizer
 from .modes import in_own_modes
 from .numerics.state_format import MasterWeights, Rounding, StateFormat
@@ -161,6 +161,7 @@ class FusedRAdam(BucketedOptimizer):
         self._backend = check_name(backend)
         if offload:
             check_offload(self._backend, flatten, capturable, state_dtype)
+            check_host()
         self._offload = offload
         self._storage = storage
         self._flatten = flatten

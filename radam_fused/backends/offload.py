@@ -23,7 +23,7 @@ from ..tensor_kinds import is_fake
 from .fake_tensors import called_with_fakes
 from .operator_args import StepArgs
 from .ops import OPERATORS, Operators
-from .registry import backend_for
+from .registry import backend_for, check_host
 from .staging import Slot, transfer_for
 
 SLOT_BYTES = 64 * 2**20
@@ -164,12 +164,15 @@ class Offloader:
 
     Args:
         device: of the parameters and gradients.
-        backend: ``"auto"`` or ``"cpu"``.
+
+    Raises:
+        RuntimeError: the backend ``cpu`` cannot run here.
     """
 
-    def __init__(self, device: torch.device, backend: str) -> None:
+    def __init__(self, device: torch.device) -> None:
+        check_host()
         self._device = device
-        self._host = OPERATORS[backend_for("cpu", backend)]
+        self._host = OPERATORS["cpu"]
         self._transfer = transfer_for(device)
         self._ring: list[Slot] = []
 

@@ -44,6 +44,13 @@ def check_name(backend: str) -> str:
     return backend
 
 
+def check_host() -> None:
+    """Raises RuntimeError where the host cannot compute the steps of ``offload=True``."""
+    reason = _UNAVAILABLE["cpu"]()
+    if reason is not None:
+        raise RuntimeError(f"offload = True: the host steps with the backend 'cpu', which cannot run here: {reason}")
+
+
 def backend_for(device_type: str, backend: str) -> str:
     """The name of the backend that steps the parameters of a device. Warns when ``"auto"`` finds only 'reference'.
 

@@ -52,7 +52,7 @@ class BucketOperators:
         if not self._offload:
             return OPERATORS[backend_for(device.type, self._backend)]
         if device not in self.offloaders:
-            self.offloaders[device] = Offloader(device, self._backend)
+            self.offloaders[device] = Offloader(device)
         return self.offloaders[device].operators
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from radam_fused import FusedRAdam
+from radam_fused.backends import registry
 from tests.support.helpers import gradients
 from tests.support.offloaded import SHAPES, model, results, same, train
 
@@ -43,6 +44,21 @@ def test_the_environments_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RADAM_FUSED_BACKEND", "reference")
     with pytest.raises(ValueError, match=r"backend = 'reference' .*RADAM_FUSED_BACKEND.*: must be 'auto' or 'cpu'"):
         FusedRAdam([nn.Parameter(torch.ones(3))], offload=True)
+
+
+def test_no_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error, when the optimizer is made and where one is loaded: no slow backend takes the place of the host's."""
+    _, made_elsewhere = model(offload=True)
+    monkeypatch.setitem(registry._UNAVAILABLE, "cpu", lambda: "the C++ extension is not there")
+    message = "offload = True: .* 'cpu', which cannot run here: the C.. extension is not there"
+    with pytest.raises(RuntimeError, match=message):
+        FusedRAdam([nn.Parameter(torch.ones(3))], offload=True)
+    loaded = copy.deepcopy(made_elsewhere)
+    for p in loaded.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match=message):
+        loaded.step()
+    FusedRAdam([nn.Parameter(torch.ones(3))], offload=False, backend="reference")  # the negative control
 
 
 @pytest.mark.parametrize(
