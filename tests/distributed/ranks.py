@@ -71,7 +71,7 @@ class Ranks:
     """
 
     def __init__(self, most: int = MOST, one_group: bool = False, seconds: float = SECONDS) -> None:
-        self._most, self._one_group, self._seconds = most, one_group, seconds
+        self._most, self._one_group, self.seconds = most, one_group, seconds
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ranks")
@@ -81,7 +81,7 @@ class Ranks:
         context = multiprocessing.get_context("spawn")
         for rank in range(self._most):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, self._one_group, self._seconds), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, self._one_group, self.seconds), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -109,7 +109,7 @@ class Ranks:
             pipe.send((world, rendezvous, function, args))
         results = []
         for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(self._seconds * 1.5):
+            if not pipe.poll(self.seconds * 1.5):
                 self.stop()
                 raise TimeoutError(f"rank {rank} of {world} hangs in {function.__name__}")
             try:

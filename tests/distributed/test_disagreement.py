@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-import tests.distributed.ranks as processes
 from radam_fused import FusedRAdam
 from tests.distributed.ranks import Failed, Ranks
 from tests.distributed.training import OPTIONS
@@ -185,13 +184,12 @@ def waits_for_ever() -> None:
     dist.barrier()
 
 
-def test_a_hang_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_is_noticed() -> None:
     """The negative control of all of the above, in processes of its own: they are killed."""
-    monkeypatch.setattr(processes, "MOST", 2)
-    pool = Ranks()
+    pool = Ranks(2)
     try:
         assert pool.run(2, dist.get_world_size) == [2, 2]  # they have started, which takes a while
-        monkeypatch.setattr(processes, "SECONDS", 1.0)
+        pool.seconds = 1.0
         with pytest.raises(TimeoutError, match="rank 0 of 2 hangs in waits_for_ever"):
             pool.run(2, waits_for_ever)
     finally:
