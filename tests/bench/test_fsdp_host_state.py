@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def test_a_step_of_several_operators_moves_more() -> None:
 def test_growth_is_seen() -> None:
     class Leaks:
         def __init__(self) -> None:
-            self.kept: list[bytearray] = []
+            self.kept: list[mmap.mmap] = []
 
         def step(self) -> None:
-            self.kept.append(bytearray(b"x" * 100_000))
+            self.kept.append(mmap.mmap(-1, 100_000, flags=mmap.MAP_PRIVATE))  # never memory that malloc holds already
+            self.kept[-1].write(b"x" * 100_000)
 
     class Keeps:
         def step(self) -> None:
