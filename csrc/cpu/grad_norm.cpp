@@ -50,7 +50,7 @@ void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, doub
     sums[sum] = 0.0;
     if (tile == last) continue;
     bool first_run = true;
-    int64_t run_ends = tile + kernel.run;
+    int64_t run_ends = tile + kernel.run_tiles;
     while (tile < last) {
       const int64_t first = index > 0 ? ends[index - 1] : 0;
       const int64_t until = std::min({last, ends[index], run_ends});
@@ -60,7 +60,7 @@ void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, doub
       if (tile == run_ends || tile == last) {
         kernel.finish_run(lanes, first_run);
         first_run = false;
-        run_ends += kernel.run;
+        run_ends += kernel.run_tiles;
       }
     }
     sums[sum] = kernel.reduce(lanes);

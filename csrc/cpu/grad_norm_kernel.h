@@ -10,11 +10,11 @@ namespace radam_fused {
 // The lanes of a partial sum: its finished runs, and the one that is being added, in its own type.
 struct GradNormLanes {
   alignas(64) double sum[kLanes];
-  alignas(64) double run[kLanes];
+  alignas(64) unsigned char run[kLanes * sizeof(double)];
 };
 
 struct GradNormKernel {
-  int run = 0;  // tiles of one
+  int run_tiles = 0;
   // Adds the squares of n elements to the run, tile by tile.
   void (*add)(GradNormLanes& lanes, const void* from, int64_t n);
   // Adds the run to the lanes, or puts the first one there, and clears it.

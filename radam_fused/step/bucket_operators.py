@@ -71,7 +71,7 @@ def backends_of(
     for p in (p for group in groups for p in group["params"] if may_step(p)):
         kind = f"{p.device} {_short(p.dtype.to_real())}"
         if kind not in found:
-            found[kind] = preferred("cpu" if offload else p.device.type)[0] if backend == "auto" else backend
+            found[kind] = "cpu" if offload else preferred(p.device.type)[0] if backend == "auto" else backend
     return found
 
 
