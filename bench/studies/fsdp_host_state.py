@@ -212,9 +212,19 @@ def _growth(runner: Runner, steps: int) -> int:
 
 
 def work(rank: int, options: argparse.Namespace, names: list[str], store: str) -> None:
-    """What one rank does; rank 0 saves what all have found."""
+    """What the process of one rank does."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=options.ranks, timeout=timedelta(hours=1))
+    try:
+        _measure(rank, options, names)
+        dist.barrier()
+    finally:
+        gc.collect()  # modules refer to the group in circles: one that ends at the process's exit may abort it
+        dist.destroy_process_group()
+
+
+def _measure(rank: int, options: argparse.Namespace, names: list[str]) -> None:
+    """Times and counts; rank 0 saves what all have found."""
     mesh = init_device_mesh("cpu", (options.ranks,))
     chosen = [one for one in CANDIDATES if one.name in names]
     growth = {}
@@ -243,8 +253,6 @@ def work(rank: int, options: argparse.Namespace, names: list[str], store: str) -
         about = {"machine": machine(), "versions": versions(), "commit": commit(), **setting}
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def tables(found: dict[str, Any]) -> str:
