@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.optimizer import StateDict
@@ -16,6 +17,7 @@ from .options import GROUP_DEFAULTS
 from .param_groups import check_new_group
 from .state.bucket_manager import BucketManager
 from .state.checkpoint import check_mapping, check_state_dict, pack, unwrap, wrap
+from .state.float32_weight import float32_weight
 from .state.per_param import PerParamBuckets
 from .state.transaction import Transaction
 from .step.bucket_operators import BucketOperators, backends_of
@@ -141,6 +143,25 @@ class BucketedOptimizer(Optimizer):
             super().load_state_dict(state_dict)
             self._within = None
             self._optimizer_load_state_dict_pre_hooks = hooks
+
+    @_disable_dynamo
+    @torch.no_grad()
+    def float32_weight(self, param: Tensor) -> Tensor:
+        """A copy of a parameter in the precision in which it is stepped: what to average and to export.
+
+        Under ``master_weights`` a 16-bit parameter is the rounded copy of a float32 weight, which the next step begins
+        with. The weights of a model, for a file or for an average of them::
+
+            weights = {name: optimizer.float32_weight(p) for name, p in model.named_parameters()}
+
+        Args:
+            param: a parameter; also one without master weights, frozen, or of no optimizer, which is copied as it is.
+
+        Returns:
+            A new float32 tensor on the parameter's device; float64 for a float64 parameter. Of a DTensor it is a
+            DTensor with the same mesh and placements. Before the first step it is the parameter itself, widened.
+        """
+        return float32_weight(param, self.state.get(param, {}))
 
     def __getstate__(self) -> dict[str, Any]:
         names = "_backend", "_flatten", "_differentiable", "_offload", "_storage", "_wide"

@@ -140,3 +140,25 @@ def test_fewer_steps_are_another_run(ranks: Ranks, tmp_path: Path) -> None:
     ended = ranks.run(2, save, "int8", tmp_path)
     other = ranks.run(2, straight, "int8")
     assert not all(map(same_bits, ended[0], other[0][0]))
+
+
+def float32_weights(shard: bool) -> tuple[list[Tensor], bool]:
+    """The whole float32 weights after some steps, and whether each is distributed as its parameter."""
+    torch.manual_seed(0)
+    model = nn.Linear(129, 1031, dtype=torch.bfloat16)
+    if shard:
+        fully_shard(model)
+    optimizer = FusedRAdam(model.parameters(), lr=0.01, master_weights="split")
+    train(model, optimizer, range(BEFORE))
+    found: list[Any] = [optimizer.float32_weight(p) for p in model.parameters()]
+    pairs = zip(found, model.parameters(), strict=True)
+    alike = shard and all(x.placements == p.placements and x.shape == p.shape for x, p in pairs)
+    return [x.full_tensor() if shard else x for x in found], alike
+
+
+def test_float32_weights_are_those_of_one_process(ranks: Ranks) -> None:
+    whole, _ = float32_weights(False)
+    for weights, alike in ranks.run(2, float32_weights, True):
+        assert alike
+        assert all(map(same_bits, weights, whole))
+        assert not any(same_bits(x, x.bfloat16().float()) for x in weights)  # the negative control
