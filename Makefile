@@ -81,8 +81,9 @@ tools: build $(LARGE_TOOLS)  ## DeepSpeed, in .venv-tools, and tests/tools with 
 bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)
 
-readme: $(TOOLS)  ## the numbers of README.md and docs/benchmarks.md, rewritten from the files under bench/results
+readme: $(TOOLS)  ## the numbers of README.md and docs/benchmarks.md, and the pictures, from the files under bench/results
 	$(PY) -m bench.report.readme
+	$(PY) -m bench.report.plots
 
 paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on where it was; QUICK=1, RESULTS=folder, CIFAR10=folder
 	$(PY) -m bench.paper $(if $(QUICK),--sizes quick) $(if $(RESULTS),--results $(RESULTS)) $(PAPER_ARGS)

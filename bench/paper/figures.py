@@ -12,7 +12,7 @@ from typing import Any
 from bench.paper import choices, early, robustness
 from bench.paper.training import LABELS
 from bench.paper.units import Store
-from bench.report.plots import INK, QUIET
+from bench.report.plot_style import INK, QUIET
 
 RED, BLUE, GREEN, YELLOW, GREY = "#d1495b", "#3d6fb4", "#4f9d69", "#e0a030", "#8d99ae"
 OPTIMIZER = {"sgd": GREY, "adam": BLUE, "radam": RED}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ from bench import keys
 
 INK = "#22262e"
 QUIET = "#6c757d"
-# By role; the roofline's bar is hatched.
-COLOURS = {"ours": "#d1495b", keys.BASELINE: "#8d99ae", keys.ROOFLINE: "#ffffff"}
+# By role.
+COLOURS = {"ours": "#d1495b", keys.BASELINE: "#8d99ae"}
 # Lines and points need different colours, as they have no name beside them.
 OURS = {"fused-flat": "#d1495b", "fused": "#e9949f"}
 BASELINES = (
@@ -62,10 +64,19 @@ def cpu_footer(found: dict[str, Any]) -> str:
     return f"{on['cpu']}, {found['threads']} threads, torch {found['versions']['torch']}, fp32."
 
 
-def finish(figure: Any, title: str, machine: str, footer: str, path: Path) -> None:
-    """Adds the title and the footer, of which the machine is the first line, and writes the file."""
+def digest(found: dict[str, Any]) -> str:
+    """Which results a picture shows."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(found)), sort_keys=True).encode()).hexdigest()
+
+
+def finish(figure: Any, title: str, machine: str, footer: str, path: Path, found: dict[str, Any] | None = None) -> None:
+    """Adds the title and the footer, of which the machine is the first line, and writes the file.
+
+    The file's text has the `digest` of the results, so that a test finds a picture of earlier ones.
+    """
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
     wide = int(17 * figure.get_size_inches()[0])  # characters of the footer's size
     figure.supxlabel("\n".join([machine, *textwrap.wrap(footer, wide)]), x=0.01, ha="left", fontsize=7.5, color=QUIET)
-    figure.savefig(path, dpi=150)
+    text = {"Software": None, "Source": digest(found)} if found else {"Software": None}
+    figure.savefig(path, dpi=150, metadata=text)
     pyplot().close(figure)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import keys
-from bench.report import targets
+from bench.report import targets, times
 from bench.report.document import DASH, commit_and_date, markdown_table, plain
 from bench.report.labels import label
 
@@ -24,8 +24,7 @@ README = ROOT / "README.md"
 PAGES = (README, ROOT / "docs" / "benchmarks.md")
 RESULTS = ROOT / "bench" / "results"
 CPU_CASES = ("16M", "gpt2", "resnet50", "moe", "small", "small_cold")
-SHORT_CASES = ("gpt2", "small")
-SHORT_CANDIDATES = ("ceiling", "fused", "fused-flat", "adamw-fused", "radam-foreach")
+SHORT_CANDIDATES = ("fused", "fused-flat", "adamw-fused", "radam-foreach")
 GPU_CASES = (("256M", "fp32"), ("256M", "bf16"), ("llama", "fp32"), ("llama", "bf16"), ("small", "fp32"))
 
 NO_CPU = "Nothing has been measured on a CPU yet; `make bench` does that."
@@ -82,18 +81,21 @@ def cpu(found: Found) -> list[str]:
 
 
 def short(found: Found) -> list[str]:
-    """The rows of `cpu` that the README has: this optimizer, torch's two that people come from, and the roofline."""
+    """The README's picture, `times.draw_short`, with numbers for readers that see no pictures."""
     by_name = {case["name"]: case for case in found["cases"]}
-    cases = [by_name[name] for name in SHORT_CASES if name in by_name]
-    rows = {name: row for case in cases for name, row in case[keys.CANDIDATES].items()}
-    labels = {name: label(name, rows[name]) for name in SHORT_CANDIDATES if name in rows}
-    columns = [{name: case[keys.CANDIDATES][name]["ms"]["median"] for name in labels} for case in cases]
+    numbers = []
+    for name, title in times.SHORT_CASES.items():
+        rows = by_name[name][keys.CANDIDATES] if name in by_name else {}
+        said = [
+            f"{label(key, rows[key])} {plain(rows[key]['ms']['median'])} ms" for key in SHORT_CANDIDATES if key in rows
+        ]
+        numbers += [f"{title}: {'; '.join(said)}"] if said else []
     on = found["machine"]
     return [
-        f"Milliseconds per step on {on['cores']} cores, fp32, medians ({commit_and_date(found)}).",
-        "A whole training step also has its forward and backward pass: [all results](docs/benchmarks.md).",
+        f"![One step. {'. '.join(numbers)}](bench/results/cpu/short.png)",
         "",
-        *table(["ms per step", *(case["title"] for case in cases)], columns, labels),
+        f"Measured on {on['cores']} cores ({commit_and_date(found)}).",
+        "A whole training step also has its forward and backward pass: [all results](docs/benchmarks.md).",
     ]
 
 

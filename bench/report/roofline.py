@@ -31,6 +31,7 @@ def draw(found: dict[str, Any], path: Path) -> bool:
     panel.axvline(90, color=QUIET, linewidth=0.8, linestyle=":")
     panel.set_yticks([-place for place in range(len(cases))], [case["title"] for case in cases])
     panel.set_ylim(0.6 - len(cases), 0.6)
+    panel.set_xlabel("share of the roofline's bandwidth, logarithmic; dotted: 90 %", fontsize=8, color=INK)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     panel.grid(axis="y", color="#e9ecef")
     clean(panel, "left")
@@ -40,5 +41,5 @@ def draw(found: dict[str, Any], path: Path) -> bool:
         "100 %: the time of the bytes that a step moves at least (28 per element, fewer with 8-bit moments) at the "
         "bandwidth of the roofline in the same rounds. Medians."
     )
-    finish(figure, "Share of the bandwidth roofline", cpu_footer(found), footer, path)
+    finish(figure, "Share of the bandwidth roofline", cpu_footer(found), footer, path, found)
     return True

@@ -48,5 +48,5 @@ def draw(found: dict[str, Any], path: Path) -> bool:
         panel.set_title(title, loc="left", fontsize=10, color=INK)
         clean(panel)
     panels.flat[-1].legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    finish(figure, "Scaling", cpu_footer(found), "Medians over rounds in which the candidates take turns.", path)
+    finish(figure, "Scaling", cpu_footer(found), "Medians over rounds in which the candidates take turns.", path, found)
     return True

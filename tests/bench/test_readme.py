@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("rich")
 
 from bench import keys
-from bench.report import readme
+from bench.report import plot_style, plots, readme, times
 
 
 def test_the_readme_is_what_the_files_say() -> None:
@@ -36,6 +36,43 @@ def test_what_the_page_says_of_training_steps() -> None:
     assert "took the same time, within the quartiles of the rounds" in page
     first, second = (round(100 * (row["fused-flat"] / row["fused"] - 1)) for row in ms)
     assert f"longer with `flatten=True` than without in both models: by {first} % and by {second} %" in page
+
+
+def text_of(picture: Path) -> dict[str, str]:
+    """What a PNG file says of itself."""
+    found, at, data = {}, 8, picture.read_bytes()
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"tEXt":
+            key, value = data[at + 8 : at + 8 + length].split(b"\0")
+            found[key.decode()] = value.decode()
+        at += 12 + length
+    return found
+
+
+def test_the_pictures_show_the_committed_results() -> None:
+    """``make readme`` makes them again."""
+    found = json.loads((readme.RESULTS / "cpu" / "step.json").read_text())
+    for name in plots.PICTURES:
+        assert text_of(readme.RESULTS / "cpu" / name)["Source"] == plot_style.digest(found), name
+    found["cases"].pop()
+    assert plot_style.digest(found) != text_of(readme.RESULTS / "cpu" / "step.png")["Source"]
+
+
+def test_no_point_of_a_picture_is_cut_off(tmp_path: Path) -> None:
+    """All points of the README's picture are inside its axes, which are logarithmic and have a unit."""
+    pytest.importorskip("matplotlib")
+    found = json.loads((readme.RESULTS / "cpu" / "step.json").read_text())
+    for case in found["cases"]:
+        _, panel = plot_style.pyplot().subplots()
+        times._panel(panel, case)
+        low, high = panel.get_xlim()
+        ms = [row["ms"] for row in case[keys.CANDIDATES].values()]
+        assert low < min(row["q1"] for row in ms)
+        assert max(row["q3"] for row in ms) < high
+        assert panel.get_xscale() == "log"
+        assert panel.get_xlabel().startswith("ms")
+        plot_style.pyplot().close(panel.figure)
 
 
 def test_links_begin_where_the_page_is(results: Path) -> None:
