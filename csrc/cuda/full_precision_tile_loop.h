@@ -85,7 +85,7 @@ struct Update {
         for (int i = 0; i < kAll; i += 2) {
           const uint32_t pair = narrow_pair<P>(x[i], x[i + 1]);
           p[i / N].value[i % N].bits = uint16_t(pair);
-          p[i / N].value[i % N + 1].bits = uint16_t(pair >> 16);
+          p[(i + 1) / N].value[(i + 1) % N].bits = uint16_t(pair >> 16);
         }
       }
     } else {
@@ -110,16 +110,18 @@ struct Clear {
   }
 };
 
-// How many consecutive elements a thread takes, so that the narrowest of its arrays fills an access, and how many such
-// vectors it has in flight: 8 elements (4 of float64, whose registers are twice as wide).
+// How many consecutive elements a thread takes, so that a vector of moments is one access: a warp's accesses then cover
+// whole sectors of 32 bytes of every array. With vectors as long as 16 bytes of 16-bit elements a thread would have two
+// accesses to its moments side by side, each of a warp's with half of every sector. And how many such vectors a thread
+// has in flight: 8 elements (4 of float64, whose registers are twice as wide).
 template <typename P, typename G>
 struct ItemsPerThread {
-  static constexpr int kVec = kAccess / (sizeof(P) < sizeof(G) ? sizeof(P) : sizeof(G));
+  static constexpr int kVec = kAccess / int(sizeof(ComputeType<P>));
   static constexpr int kInFlight = std::is_same_v<P, double> ? 4 : 8;
   static constexpr int kVectors = kInFlight / kVec;
 };
 
-// A whole tile of aligned arrays: 16-byte accesses alone.
+// A whole tile of aligned arrays: whole vectors alone.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_full(const Tile<P, G>& tile, int thread, const Action& action) {
   using S = ItemsPerThread<P, G>;
@@ -130,7 +132,7 @@ RADAM_HD void visit_full(const Tile<P, G>& tile, int thread, const Action& actio
   }
 }
 
-// The last tile of a segment: 16-byte accesses, and single elements at its end.
+// The last tile of a segment: whole vectors, and single elements at its end.
 template <int Threads, typename P, typename G, typename Action>
 RADAM_HD void visit_tail(const Tile<P, G>& tile, int length, int thread, const Action& action) {
   constexpr int kVec = ItemsPerThread<P, G>::kVec;

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import cuda_code_low_precision
 import cuda_code_scalars
-from cuda_paths import Instruction, counts, loads_before_use, parse, shortest_turn
+from cuda_paths import Instruction, counts, half_sectors, loads_before_use, parse, shortest_turn
 from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, one_by_one, setting, with_code, with_sass
 
 KERNELS = 20
@@ -35,8 +35,10 @@ ADDS, MULTIPLIES, FUSED = 7, 10, 6
 """Of an element in a whole tile: of the numeric contract, and in the sequences of its root and its division."""
 ELEMENTS = 8
 """Of a thread, in one turn over whole tiles."""
-BUDGETS = {("fp32", "fp32"): 45, ("bf16", "bf16"): 52}
-"""Instructions an element of a whole tile on sm_90, at most; 60 with gradients of float16."""
+VECTORS = 2
+"""Of four elements: one access of 128 bits to float32, one of 64 to 16-bit numbers."""
+BUDGETS = {("fp32", "fp32"): 45, ("bf16", "fp32"): 52, ("bf16", "bf16"): 52, ("fp32", "bf16"): 52}
+"""Instructions an element of a whole tile on sm_90, at most; 60 with parameters or gradients of float16."""
 
 
 @dataclass
@@ -53,9 +55,16 @@ class Kernel(Code):
     @property
     def turn(self) -> list[Instruction] | None:
         """One turn over whole tiles of ordinary values."""
-        moved = BYTES[self.param] + 2 * BYTES["fp32"]
-        loads, stores = ((moved + more) * ELEMENTS // 16 for more in (BYTES[self.grad], 0))
-        work = {"load128": loads, "store128": stores, "root": ELEMENTS, "reciprocal": ELEMENTS}
+        written, read = [self.param, "fp32", "fp32"], [self.param, self.grad, "fp32", "fp32"]
+        work = {
+            f"{kind}{32 * size}": VECTORS * [BYTES[array] for array in arrays].count(size)
+            for kind, arrays in (("load", read), ("store", written))
+            for size in (4, 2)
+        } | {
+            "table": 2,  # of a segment: a turn of the last tile's loop has none
+            "root": ELEMENTS,
+            "reciprocal": ELEMENTS,
+        }
         return shortest_turn(parse(self.sass), work)
 
 
@@ -139,23 +148,25 @@ def problems(kernel: Kernel) -> list[str]:
     """What is wrong with a kernel, in words."""
     found = kernel.problems(65536 // (BLOCKS.get(kernel.param, 6) * THREADS) // 8 * 8)
     # Clearing the gradient of a whole tile, and of the wide part of the last one.
-    cleared = TILE // THREADS * BYTES[kernel.grad] // 16
-    if kernel.count("STG.E.EF.128 RZ") <= cleared:
-        found.append(
-            f"{kernel.count('STG.E.EF.128 RZ')} stores of zeros are of 128 bits, but a whole tile takes {cleared}"
-        )
+    width = 64 if BYTES[kernel.grad] == 2 else 128
+    cleared = TILE // THREADS * BYTES[kernel.grad] * 8 // width
+    zeros = kernel.count(f"STG.E.EF.{width} RZ")
+    if zeros <= cleared:
+        found.append(f"{zeros} stores of zeros are of {width} bits, but a whole tile takes {cleared}")
     if kernel.param == "fp64":
         return [*found, *problems_of_doubles(kernel)]
     turn = kernel.turn
     if turn is None:
-        return [*found, "no turn over whole tiles has all of its loads and stores of 128 bits"]
+        return [*found, "no turn over whole tiles has loads and stores as wide as four elements"]
     if not loads_before_use(turn):
         found.append("not all loads of a turn are on their way before the first use")
     adds, multiplies, fused = (counts(turn, name) for name in ("FADD", "FMUL", "FFMA"))
     if adds < ADDS * ELEMENTS or multiplies < MULTIPLIES * ELEMENTS or fused != FUSED * ELEMENTS:
         found.append(f"{adds} additions, {multiplies} multiplications and {fused} FFMA in a turn: some have been fused")
-    budget = 60 if kernel.grad == "fp16" else BUDGETS.get((kernel.param, kernel.grad))
-    if budget is not None and kernel.arch == 90 and len(turn) > budget * ELEMENTS:
+    if skipping := half_sectors(turn):
+        found.append(f"{len(skipping)} accesses of a warp touch sectors in part, such as {skipping[0]}")
+    budget = BUDGETS.get((kernel.param, kernel.grad), 60)
+    if kernel.arch == 90 and len(turn) > budget * ELEMENTS:
         found.append(f"{len(turn) / ELEMENTS:.1f} instructions an element: the budget is {budget}")
     return found
 
@@ -178,11 +189,14 @@ def controls(flags: list[str], good: Kernel) -> bool:
     def narrow(sass: str) -> str:
         return sass.replace("LDG.E.EF.128", "LDG.E.EF.64")
 
+    def side_by_side(sass: str) -> str:
+        return re.sub(r"(LDG\.E\.EF\.128 [^;]*)\+0x800\]", r"\1+0x10]", sass)
+
     def longer(sass: str) -> str:
         return re.sub(r"(/\*([0-9a-f]+)\*/\s+FADD [^;]*;)", lambda f: f"{f[1]} /*{f[2]}8*/ NOP ;", sass)
 
     def narrow_zeros(code: list[str]) -> list[str]:
-        return [name.replace(".128 RZ", ".64 RZ") for name in code]
+        return [name.replace(".128 RZ", ".32 RZ") for name in code]
 
     crowded = Kernel(**{**vars(good), "registers": good.registers + 24})
     return all(
@@ -190,10 +204,11 @@ def controls(flags: list[str], good: Kernel) -> bool:
             control("compiled with -fmad=true", problems(fusing), "fused multiply-adds in the PTX"),
             control("the same, by the machine code", problems(fusing), "some have been fused"),
             control("compiled for 12 blocks an SM", problems(spilling), "spills"),
-            control("loads of 64 bits in a whole tile", problems(with_sass(good, narrow)), "of 128 bits"),
+            control("loads of 64 bits in a whole tile", problems(with_sass(good, narrow)), "as wide as four elements"),
+            control("two loads side by side", problems(with_sass(good, side_by_side)), "touch sectors in part"),
             control("a use before the next load", problems(with_sass(good, one_by_one)), "before the first use"),
             control("an instruction more by each addition", problems(with_sass(good, longer)), "the budget is"),
-            control("zeros stored 64 bits at a time", problems(with_code(good, narrow_zeros)), "stores of zeros"),
+            control("zeros stored 32 bits at a time", problems(with_code(good, narrow_zeros)), "stores of zeros"),
             control("24 registers more", problems(crowded), "registers, but"),
         ]
     )

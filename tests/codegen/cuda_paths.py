@@ -17,6 +17,7 @@ MARKS = {
     "load64": re.compile(r"LDG\.E\.EF\.64 "),
     "store128": re.compile(r"STG\.E\.EF\.128 "),
     "store64": re.compile(r"STG\.E\.EF\.64 "),
+    "table": re.compile(r"LDG\.E\.128\.CONSTANT "),
     "root": re.compile(r"MUFU\.RSQ"),
     "reciprocal": re.compile(r"MUFU\.RCP"),
     "philox": re.compile(r".*(-0x2daee0ad|0xd2511f53)"),
@@ -134,6 +135,22 @@ def loads_before_use(turn: list[Instruction]) -> bool:
     arithmetic = re.compile(r"F(ADD|MUL|FMA)2?\b|MUFU|I2F|REDUX|CREDUX")
     first = next(at for at, name in enumerate(names) if arithmetic.match(name))
     return not any(MARKS["load128"].match(one.text) or MARKS["load64"].match(one.text) for one in turn[first:])
+
+
+def half_sectors(turn: list[Instruction], lanes: int = 32) -> list[str]:
+    """Accesses beside others of the same thread, so that a warp's request skips parts of the sectors it touches."""
+    last: dict[tuple[str, str], int] = {}
+    found = []
+    for one in turn:
+        wide = re.fullmatch(r"(LDG|STG)\.E\.EF\.(128|64)", one.name)
+        if wide is None:
+            continue
+        register, offset = re.search(r"\[(R\d+)\.64(?:\+(-?0x[0-9a-f]+))?\]", one.operands).groups()
+        at, array = int(offset or "0", 16), (wide[1], register)
+        if array in last and abs(at - last[array]) < lanes * int(wide[2]) // 8:
+            found.append(one.text)
+        last[array] = at
+    return found
 
 
 def counts(turn: list[Instruction], *names: str) -> int:
