@@ -13,6 +13,7 @@ from bench.paper import choices, early, robustness
 from bench.paper.training import LABELS
 from bench.paper.units import Store
 from bench.report.plot_style import INK, QUIET
+from radam_fused.options import GROUP_DEFAULTS
 
 RED, BLUE, GREEN, YELLOW, GREY = "#d1495b", "#3d6fb4", "#4f9d69", "#e0a030", "#8d99ae"
 OPTIMIZER = {"sgd": GREY, "adam": BLUE, "radam": RED}
@@ -25,6 +26,11 @@ METHOD = {
     "radam": (RED, "-"),
     "radam-exact": (RED, ":"),
 }
+LOSS = "training loss, nats, logarithmic"
+SHARE = "share of the gradients, per quarter of a decade"
+FINAL = "final loss, nats, logarithmic"
+DEFAULT_THRESHOLD = GROUP_DEFAULTS["rho_threshold"]
+PAPERS_THRESHOLD = 4.0
 STYLE = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
@@ -75,7 +81,7 @@ def _panels(path: Path, rows: int, columns: int, size: tuple[float, float], **op
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
         yield axes
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)
 
 
@@ -85,8 +91,14 @@ def _lengths(theory: dict[str, Any], path: Path) -> str:
         for beta2, colour in zip(theory["lengths"], (GREY, GREEN, RED, BLUE), strict=False):
             row = theory["lengths"][beta2]
             left.loglog(row["t"], row["rho"], color=colour, label=f"β2 = {beta2}")
-        left.axhline(4, color=INK, linewidth=0.8, linestyle="--")
-        left.set(title="ρ_t; dashed: 4, above which RAdam rectifies", xlabel="step t")
+        for threshold, line, whose in (
+            (DEFAULT_THRESHOLD, "--", "the default's"),
+            (PAPERS_THRESHOLD, ":", "the paper's"),
+        ):
+            left.axhline(
+                threshold, color=INK, linewidth=0.8, linestyle=line, label=f"rectified above {threshold:g}, {whose}"
+            )
+        left.set(title="The length of the average", xlabel="step t", ylabel="ρ_t, steps", ylim=(0.5, 4e6))
         left.legend()
         row = theory["lengths"]["0.999"]
         for key, label, colour, line in (
@@ -96,7 +108,7 @@ def _lengths(theory: dict[str, Any], path: Path) -> str:
         ):
             points = [(t, value) for t, value in zip(row["t"], row[key], strict=True) if value is not None]
             right.loglog(*zip(*points, strict=True), color=colour, linestyle=line, label=label)
-        right.set(title="The learning rate's factor, β2 = 0.999", xlabel="step t", ylim=(4e-4, 1.3))
+        right.set(title="Warm-ups, β2 = 0.999", xlabel="step t", ylabel="factor of the learning rate", ylim=(4e-4, 1.3))
         right.legend()
     return path.name
 
@@ -108,11 +120,15 @@ def _figure8(theory: dict[str, Any], path: Path) -> str:
         left, right = axes[0]
         left.loglog(nu, exact, color=RED, label="exact (Theorem 1)")
         left.loglog(nu, first, color=BLUE, linestyle="--", label="first order (equation 6)")
-        left.set(title="Var[ψ] / τ², the paper's figure 8", xlabel="ν")
+        left.set(title="The variance, the paper's figure 8", xlabel="degrees of freedom ν", ylabel="Var[ψ] / τ²")
         left.legend()
         right.loglog(nu, [b - a for a, b in zip(exact, first, strict=True)], color=GREY, label="absolute error")
         right.loglog(nu, [b / a - 1 for a, b in zip(exact, first, strict=True)], color=RED, label="relative error")
-        right.set(title="Of the first order, always too large", xlabel="ν")
+        right.set(
+            title="The first order is always too large",
+            xlabel="degrees of freedom ν",
+            ylabel="error: absolute in τ², or relative",
+        )
         right.legend()
     return path.name
 
@@ -133,6 +149,7 @@ def _figure9(theory: dict[str, Any], path: Path) -> str:
                 panel.loglog(at, found["theorem"], color=INK, linestyle=":", linewidth=1, label="Theorem 1 at ρ_t")
                 panel.legend()
             panel.set_title(f"g ~ N({mean:g}, 1)")
+            panel.set_ylabel("variance of ψ = 1/√v, or r ψ")
         for panel in axes[1]:
             panel.set_xlabel("step t")
     return path.name
@@ -151,7 +168,7 @@ def _approximation(theory: dict[str, Any], path: Path) -> str:
             line = "--" if key == "variance" else "-"  # dashed, since it nearly covers the mean of 1/g²
             points = divergence[key]
             left.loglog(divergence["n"], points, color=colour, linestyle=line, label=label, marker="o", markersize=3)
-        left.set(title="t = 1: sample moments never settle", xlabel="samples")
+        left.set(title="t = 1: sample moments never settle", xlabel="samples", ylabel="sample moment, for g ~ N(0, 1)")
         left.legend()
 
         def relative(key: str) -> list[float]:
@@ -161,9 +178,19 @@ def _approximation(theory: dict[str, Any], path: Path) -> str:
         right.semilogx(sma["t"], relative("rho"), color=RED, label="ρ_t (centre of mass)")
         right.semilogx(sma["t"], relative("from_psi"), color=INK, label="what the EMA's Var[ψ] asks for")
         right.semilogx(sma["t"], relative("measured"), "o", color=GREY, markersize=3, label="2 E² / Var, measured")
-        right.set(title="Degrees of freedom over (Σw)² / Σw²", xlabel="step t")
+        right.set(title="Which length the average has", xlabel="step t", ylabel="degrees of freedom / ((Σw)² / Σw²)")
         right.legend()
     return path.name
+
+
+def _plain_ticks(panel: Any) -> None:
+    """0.1, 1 and 10 on a logarithmic axis of losses, and more between them where it is short."""
+    from matplotlib import ticker
+
+    low, high = panel.get_ylim()
+    panel.yaxis.set_major_locator(ticker.LogLocator(10, subs=(1.0, 2.0, 3.0, 4.0, 5.0) if high < 30 * low else (1.0,)))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _mean_curve(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
@@ -183,8 +210,9 @@ def _early(records: dict[str, Any], path: Path) -> str:
                 width = 3.0 if key == "adam" else 1.4  # Adam-eps may cover it
                 label = early.METHODS[key].label
                 panel.plot(*_mean_curve(rows), color=colour, linestyle=line, linewidth=width, label=label)
-            panel.set(title=f"Training loss, {early.TASKS[name]}", xlabel="step")
-        axes[0][-1].legend()
+            panel.set(title=early.TASKS[name].capitalize(), xlabel="step", ylabel=LOSS, yscale="log")
+            _plain_ticks(panel)
+        axes[0][0].legend()
     return path.name
 
 
@@ -203,7 +231,7 @@ def _gradients(records: dict[str, Any], path: Path) -> str:
                 panel.grid(False)
                 if steps:
                     shares = [found[step]["shares"] for step in steps]
-                    panel.imshow(
+                    image = panel.imshow(
                         list(zip(*shares, strict=True)),
                         origin="lower",
                         aspect="auto",
@@ -218,6 +246,8 @@ def _gradients(records: dict[str, Any], path: Path) -> str:
             line[0].set_ylabel(f"{early.TASKS[name]}\nlog10 |g|")
         for panel in axes[-1]:
             panel.set_xlabel("step", fontsize=7)
+        bar = axes[0][0].figure.colorbar(image, ax=axes, shrink=0.5, pad=0.01, extend="max")
+        bar.set_label(SHARE, fontsize=7)
     return path.name
 
 
@@ -235,8 +265,13 @@ def _robustness(records: dict[str, Any], path: Path) -> str:
                 line[0].semilogx(lrs, means, color=colour, marker="o", markersize=3, label=LABELS[key])
                 low, high = ([f(by_lr[lr].values()) for lr in lrs] for f in (min, max))
                 line[0].fill_between(lrs, low, high, color=colour, alpha=0.15, linewidth=0)
-            line[0].set(title=f"{robustness.SHORT[name]}: final loss", xlabel="learning rate")
+            line[0].set(
+                title=f"{robustness.SHORT[name]}: held-back data", xlabel="learning rate", ylabel=FINAL, yscale="log"
+            )
+            _plain_ticks(line[0])
             line[0].legend(fontsize=7)
+            curves = [_mean_curve([r])[1] for r in records.values() if r["settings"]["task"] == name]
+            least = min(loss for curve in curves for loss in curve if loss > 0)
             for panel, key in zip(line[1:], OPTIMIZER, strict=True):
                 lrs = list(robustness.losses(records, name, key))
                 for i, lr in enumerate(lrs):
@@ -249,8 +284,10 @@ def _robustness(records: dict[str, Any], path: Path) -> str:
                     paper = lr in robustness.PAPER_LRS
                     steps, losses = _mean_curve(rows)
                     panel.plot(steps, losses, color=colour, linewidth=1.5 if paper else 0.8, label=f"{lr:g}")
-                panel.set(title=f"{LABELS[key]}: training loss", xlabel="step", ylim=(0, 1.25 * chance))
-            line[3].legend(fontsize=6.5, ncols=2)
+                panel.set(title=LABELS[key], xlabel="step", ylabel=LOSS, yscale="log")
+                panel.set_ylim(least / 1.3, 1.25 * chance)
+                _plain_ticks(panel)
+            line[3].legend(fontsize=6.5, ncols=2, title="learning rate", title_fontsize=6.5)
     return path.name
 
 
