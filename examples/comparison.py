@@ -17,8 +17,12 @@ EARLY_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
 backward passes are not deterministic. A learning rate wrong by a thousandth makes 2e-3, a missing weight decay 1e-2."""
 
 FINAL_TOLERANCE = 0.05
-"""Nats by which the final losses may differ. By then the runs are two samples of one chaotic process: torch's own loop
-and foreach implementations end about 0.01 apart."""
+"""Nats by which the final losses may differ. By then the runs are two samples of one chaotic process."""
+
+WHY_THEY_PART = (
+    "The curves part because the two optimizers round in another order, and training magnifies that: torch's own loop "
+    "and foreach, on two CPU threads, are 5e-7 apart in the first 50 steps and 0.011 at the end."
+)
 
 
 @dataclass
@@ -52,11 +56,6 @@ class Comparison:
         """How many times less a step takes in FusedRAdam."""
         return self.torch.median_optimizer_ms / self.fused.median_optimizer_ms
 
-    @property
-    def undisturbed_speedup(self) -> float:
-        """The same from the fastest steps of each."""
-        return self.torch.undisturbed_optimizer_ms / self.fused.undisturbed_optimizer_ms
-
     def problems(self) -> list[str]:
         """What is wrong, in words; nothing if the two optimizers agree."""
         early, step = self.largest_difference(EARLY_STEPS)
@@ -82,7 +81,6 @@ class Comparison:
             summary[f"{key}_final_loss"] = run.final_loss
             summary[f"{key}_final_validation"] = run.final_validation
             summary[f"{key}_optimizer_ms"] = run.median_optimizer_ms
-            summary[f"{key}_undisturbed_optimizer_ms"] = run.undisturbed_optimizer_ms
             summary[f"{key}_optimizer_share"] = run.optimizer_share
             summary[f"{key}_seconds"] = run.seconds
         return summary | {
@@ -92,7 +90,6 @@ class Comparison:
             f"largest_difference_first_{EARLY_STEPS}": early,
             f"largest_difference_first_{EARLY_STEPS}_step": early_step,
             "speedup": self.speedup,
-            "undisturbed_speedup": self.undisturbed_speedup,
         }
 
     @property

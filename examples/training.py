@@ -75,11 +75,6 @@ class Run:
         return statistics.median(self.optimizer_ms)
 
     @property
-    def undisturbed_optimizer_ms(self) -> float:
-        """What nine steps in ten take longer than: close to the time on a machine that does nothing else."""
-        return sorted(self.optimizer_ms)[len(self.optimizer_ms) // 10]
-
-    @property
     def optimizer_share(self) -> float:
         """The optimizer's part of a whole training step."""
         return self.median_optimizer_ms / statistics.median(self.step_ms)
