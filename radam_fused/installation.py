@@ -29,7 +29,7 @@ def _built(module: str) -> str:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        return f"built, but does not load: {error}"
+        return f"built, but does not load: {str(error) or 'ImportError'}"
     return "built"
 
 

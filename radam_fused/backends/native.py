@@ -27,7 +27,8 @@ def load_cpu() -> None:
     try:
         importlib.import_module("radam_fused._C")
     except ImportError as error:
-        _cpu_failure = f"the C++ extension is not there: {error}; reinstall radam_fused where there is a C++ compiler"
+        what = str(error) or "ImportError"
+        _cpu_failure = f"the C++ extension is not there: {what}; reinstall radam_fused where there is a C++ compiler"
 
 
 def cpu_unavailable() -> str | None:
@@ -44,7 +45,8 @@ def load_cuda() -> None:
     try:
         _library = importlib.import_module("radam_fused._C_cuda")
     except ImportError as error:  # a library of torch or CUDA that it was linked with is missing
-        _cuda_failure = f"the CUDA library does not load ({_torch_build()}): {error}; {_REINSTALL}"
+        what = str(error) or "ImportError"
+        _cuda_failure = f"the CUDA library does not load ({_torch_build()}): {what}; {_REINSTALL}"
 
 
 def cuda_unavailable() -> str | None:
