@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("rich")
-
 from bench.studies import fsdp_host_state
 from bench.studies.fsdp_host_state import Traffic
 from radam_fused import FusedRAdam
