@@ -17,6 +17,7 @@ VENV    ?= .venv-tools
 endif
 VENV    ?= .venv
 DOCS_VENV ?= .venv-docs
+WHEEL_VENV ?= .venv-wheel
 BACKEND ?= auto
 PROCESSES ?= 2
 export CIFAR10
@@ -43,7 +44,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test test-all test-long trainers tools bench readme paper docs gpu cuda-check triton-check arm-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test test-all test-long trainers tools bench readme paper docs wheel gpu cuda-check triton-check arm-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -92,8 +93,15 @@ cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library again
 	$(PY) tests/codegen/cuda_code.py
 	$(PY) tests/packaging/cuda_build.py
 
+docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(DOCS_VENV)/.tools  ## the documentation site, in build/site; fails for a link that leads nowhere
 	$(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+
+# By the recipe of [tool.cibuildwheel] in pyproject.toml, without its container: the tag has this machine's glibc.
+wheel: $(TOOLS) $(WHEEL_VENV)/.tools  ## a manylinux wheel without the CUDA library, in dist
+	rm -rf build/wheel
+	RADAM_FUSED_NO_CUDA=1 $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH=$(abspath $(WHEEL_VENV))/bin:$$PATH auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 
 triton-check: build  ## the Triton kernels' machine code for NVIDIA and AMD; no GPU (TRITON="3.6.0 3.8.0 3.9.0" for other versions)
 	$(PY) -m tests.codegen.triton_check $(if $(TRITON),--triton $(TRITON)) $(TRITON_ARGS)
@@ -117,7 +125,7 @@ format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
 
 clean:  ## everything that make made
-	rm -rf .venv .venv-cuda .venv-bench .venv-docs .venv-tools build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-cuda .venv-bench .venv-docs .venv-tools .venv-wheel build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS): requirements/dev.txt
@@ -137,6 +145,11 @@ $(LARGE_TOOLS): $(TOOLS) requirements/tools.txt
 $(DOCS_VENV)/.tools: requirements/docs.txt
 	$(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+$(WHEEL_VENV)/.tools: requirements/wheel.txt
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
 # One after the other where they do not install together. The tables skip what does not install, with the reason.

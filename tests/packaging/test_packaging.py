@@ -1,6 +1,8 @@
 """The sdist and the wheel: what they hold, how they were compiled, and a step from each."""
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import tarfile
@@ -75,6 +77,39 @@ def test_wheel_metadata(built):
     requires = [re.sub(r"[\s\"']", "", line) for line in metadata.get_all("Requires-Dist")]
     assert requires == ["torch>=2.10", "triton;extra==triton"]
     assert metadata.get_all("Provides-Extra") == ["triton"]
+
+
+AUDITWHEEL = [ROOT / ".venv-wheel/bin", *os.environ["PATH"].split(os.pathsep)]
+RECIPE = re.search(r'^repair-wheel-command = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+
+
+def auditwheel(command):
+    path = os.pathsep.join(map(str, AUDITWHEEL))
+    done = subprocess.run(shlex.split(command), env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_make_wheel_repairs_as_the_recipe_of_cibuildwheel():
+    command = RECIPE.format(dest_dir="dist", wheel="build/wheel/*.whl")
+    assert command in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    shutil.which("auditwheel", path=os.pathsep.join(map(str, AUDITWHEEL))) is None, reason="`make wheel` installs it"
+)
+def test_manylinux_wheel_is_installed_elsewhere_and_steps(built, tmp_path):
+    status, output = auditwheel(RECIPE.format(dest_dir=tmp_path / "repaired", wheel=built[0]))
+    assert status == 0, output
+    (wheel,) = (tmp_path / "repaired").glob("*.whl")
+    assert re.fullmatch(rf"radam_fused-{VERSION}-cp310-abi3-manylinux_2_\d+_\w+", wheel.stem)
+    facts, _ = one_step(install(wheel, tmp_path / "site"), "cpu")
+    assert facts["backends"]["cpu"] is None
+
+    # The negative control: torch's libraries are found only where they are excluded.
+    status, output = auditwheel(f"auditwheel repair --wheel-dir {tmp_path / 'whole'} {built[0]}")
+    assert status != 0
+    assert "libc10.so" in output
 
 
 BY_NAME = ("_ZNK3c1010TensorImpl4gradEv", "_ZN2at6native6is_negERKNS_6TensorE")
