@@ -85,7 +85,7 @@ def _differences(ax: Axes, comparison: Comparison) -> None:
     ax.set_yticks(ticks, ["equal", *(f"$10^{{{round(np.log10(tick))}}}$" for tick in ticks[1:])])
     ax.minorticks_off()
     ax.set_title("Their difference: rounding, magnified by training")
-    ax.set_ylabel("nats per byte, logarithmic")
+    ax.set_ylabel("nats per byte,\nlogarithmic")
     ax.set_xlabel("step")
     ax.legend(loc="upper right")
 
@@ -98,6 +98,8 @@ def _optimizer_time(ax: Axes, comparison: Comparison) -> None:
         ax.plot(steps, run.optimizer_ms, ".", color=colour, markersize=3, alpha=0.5)
         ax.axhline(median, color=colour, linewidth=2, label=f"{run.name}: median {median:.3g} ms")
     ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, 4 * high)  # the legend covers no dot
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_title(f"Time of optimizer.step(): speed-up {comparison.speedup:.2g}x")
     ax.set_ylabel("ms per step, logarithmic")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +17,9 @@ from radam_fused import FusedRAdam
 from radam_fused.rectification import rectification
 from tests.support.paths import ROOT
 
-PAGES = ("getting-started", "migration", "models", "planning", "faq")
+PAGES = ("getting-started", "migration", "models", "options", "planning", "faq")
+ELSEWHERE = {"trainers": "tests/trainers"}
+"""Pages whose blocks need packages that these tests do without, and the tests that run them."""
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SIZES = (124_439_808, 10**9, 7 * 10**9, 70 * 10**9)
 MODEL_ROW = re.compile(r"^\| (float32|bfloat16) \| (?:`(.+?)`)? ?\| (.+) \|$", re.MULTILINE)
@@ -24,9 +29,15 @@ def text(page: str) -> str:
     return (ROOT / "docs" / f"{page}.md").read_text()
 
 
+def given(page: str) -> dict[str, Any]:
+    """What a page's blocks take as there."""
+    model = nn.Linear(2, 2)
+    return {"optimizer": FusedRAdam(model.parameters())} if page == "options" else {}
+
+
 def run(page: str, markdown: str) -> int:
     """Runs the Python blocks of a page one after the other, in one namespace; the number of them."""
-    names: dict[str, Any] = {}
+    names = given(page)
     blocks = BLOCK.findall(markdown)
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"docs/{page}.md, block {number}", "exec"), names)
@@ -36,6 +47,53 @@ def run(page: str, markdown: str) -> int:
 @pytest.mark.parametrize("page", PAGES)
 def test_blocks_run(page: str) -> None:
     assert run(page, text(page)) == text(page).count("```python") > 0
+
+
+def test_no_page_with_blocks_is_left_out() -> None:
+    """The README's have a test of their own."""
+    with_blocks = {path.stem for path in (ROOT / "docs").glob("*.md") if "```python" in path.read_text()}
+    assert with_blocks == {*PAGES, *ELSEWHERE}
+    assert all((ROOT / folder).is_dir() for folder in ELSEWHERE.values())
+
+
+ANY_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def commands(markdown: str) -> list[str]:
+    """The commands of a page's blocks without a language, without comments."""
+    blocks = [block for language, block in ANY_BLOCK.findall(markdown) if not language]
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def wrong_commands(markdown: str) -> list[str]:
+    """Commands that name no target of the Makefile, no option of pip that tests install with, or that fail."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pip = {"pip install setuptools wheel ninja", "pip install --no-build-isolation ."}
+    found = []
+    for command in commands(markdown):
+        if command.startswith("make "):
+            wrong = command.split()[1] not in targets
+        elif command.startswith("python -m radam_fused"):
+            ran = subprocess.run(
+                [sys.executable, *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, check=False
+            )
+            wrong = ran.returncode != 0
+        else:
+            wrong = command not in pip
+        found += [command] if wrong else []
+    return found
+
+
+def test_commands_of_the_first_pages_run() -> None:
+    pages = [(ROOT / "README.md").read_text(), text("getting-started")]
+    assert [len(commands(page)) for page in pages] == [4, 2]
+    assert [wrong_commands(page) for page in pages] == [[], []]
+    inline = "\n".join(re.findall(r"`(python -m radam_fused plan [^`]+)`", pages[0]))
+    assert inline
+    assert wrong_commands(f"```\n{inline}\n```\n") == []
+    wrong = ["make nothing-such", "python -m radam_fused plan --gpus no", "pip install nothing"]
+    assert wrong_commands("```\n" + "\n".join(wrong) + "\n```\n") == wrong
 
 
 def test_a_wrong_block_is_found() -> None:

@@ -109,7 +109,7 @@ def test_manylinux_wheel_is_installed_elsewhere_and_steps(built, tmp_path):
     # The negative control: torch's libraries are found only where they are excluded.
     status, output = auditwheel(f"auditwheel repair --wheel-dir {tmp_path / 'whole'} {built[0]}")
     assert status != 0
-    assert "libc10.so" in output
+    assert re.search(r'required library "lib(torch_cpu|c10)\.so" could not be located', output)
 
 
 BY_NAME = ("_ZNK3c1010TensorImpl4gradEv", "_ZN2at6native6is_negERKNS_6TensorE")
