@@ -168,7 +168,7 @@ def train(model: Model, baselines: Sequence[str], plan: Plan, progress: Progress
     shapes = [p.shape for p in GPT(model.config).parameters()]
     elements = sum(shape.numel() for shape in shapes)
     found = Trained(model, elements, len(shapes))
-    inputs, targets = _batch(model)
+    inputs, targets = batch_of(model)
     for place, name in enumerate([*OURS, *baselines]):
         progress("first steps", place, len(OURS) + len(baselines))
         free, needed = available_gib(), 4 * 6 * elements / 2**30  # p, g, m, v, and two arrays for temporaries
@@ -189,7 +189,7 @@ def train(model: Model, baselines: Sequence[str], plan: Plan, progress: Progress
     return found
 
 
-def _batch(model: Model) -> tuple[Tensor, Tensor]:
+def batch_of(model: Model) -> tuple[Tensor, Tensor]:
     """One batch, which all steps train on: the time of a step does not depend on its tokens."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(model.config.vocabulary, (model.batch, model.length + 1), generator=generator)
