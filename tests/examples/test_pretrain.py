@@ -37,6 +37,7 @@ def pretrain(out: Path, processes: int, steps: int, device: str = "cpu") -> tupl
     return first, {line["step"]: line["loss"] for line in map(json.loads, lines)}
 
 
+@pytest.mark.long
 def test_any_number_of_processes(tmp_path: Path) -> None:
     first, alone = pretrain(tmp_path / "one", 1, 40)
     assert "on 1 processes (cpu), from step 0" in first

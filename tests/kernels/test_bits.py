@@ -101,6 +101,7 @@ def test_cpu_equals_reference(dtype: torch.dtype, grad_dtype: torch.dtype, threa
     assert_same(train("cpu", dtype, grad_dtype), reference(expected, dtype, grad_dtype))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("dtype", "grad_dtype"), PAIRS, ids=[f"{SHORT[p]}-grad_{SHORT[g]}" for p, g in PAIRS])
 def test_triton_equals_reference(dtype: torch.dtype, grad_dtype: torch.dtype, expected: dict) -> None:
     ours = train("triton", dtype, grad_dtype, steps=INTERPRETED)
@@ -129,7 +130,7 @@ def test_one_ulp_is_noticed(dtype: torch.dtype, where: str, expected: dict) -> N
         assert_same((params, changed), (params, moments))
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+@pytest.mark.parametrize("capability", ["baseline", pytest.param("avx2", marks=pytest.mark.long)])
 def test_instruction_sets_agree(capability: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrower instruction set, chosen when the extension loads, gives the same bits."""
     script = (

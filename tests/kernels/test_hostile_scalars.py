@@ -137,6 +137,7 @@ def test_rows_of_good_arguments_count(backend: str) -> None:
     assert found["steps"].tolist() == found["taken"].tolist() == [1.0, 1.0]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("offset", [False, True], ids=["at_0", "with_an_offset"])
 @pytest.mark.parametrize("what", ["parameter", "gradient"])
 @pytest.mark.parametrize("count", [2, 40])

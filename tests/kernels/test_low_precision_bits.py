@@ -147,7 +147,7 @@ def test_random_bits_depend_on_the_offset_alone(form: Format) -> None:
     assert not all(map(torch.equal, results[0], results[2]))
 
 
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
+@pytest.mark.parametrize("capability", [pytest.param("baseline", marks=pytest.mark.long), "avx2"])
 def test_instruction_sets_agree(
     capability: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict
 ) -> None:

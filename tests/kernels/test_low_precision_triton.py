@@ -32,6 +32,7 @@ def differences(ours: Case, theirs: Case) -> list[str]:
     return [name for name, a, b in triples if not torch.equal(a, b)]
 
 
+@pytest.mark.sampled(parts=True, ways=2)
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_low_precision_equal_reference(form: Format) -> None:
     ours, theirs = Case(form, LAYOUTS), Case(form, LAYOUTS)
@@ -120,7 +121,7 @@ def test_random_bits_begin_anywhere(state: torch.dtype) -> None:
     """A shard's random numbers begin where it does in the whole tensor: between two groups of eight, and far out."""
     layouts = ["size_4097", "size_257", "transposed"]
     ours, theirs, other = (Case(STATES[state], layouts) for _ in range(3))
-    for by in range(8):
+    for by in (0, 1, 6, 7):
         ours.rng_offsets = theirs.rng_offsets = torch.tensor([8192 + by, (1 << 45) + 8 * by + 3, 64 * by])
         ours.run(TRITON, 2)
         theirs.run(REFERENCE, 2)

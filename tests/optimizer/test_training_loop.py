@@ -258,7 +258,7 @@ RUNS = [(backend, features) for backend, features in RUNS if backend == "cpu" or
 """Offloaded moments are the cpu backend's."""
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(parts=True, ways=2)
 @pytest.mark.parametrize(("backend", "features"), RUNS, ids=lambda v: v if isinstance(v, str) else "+".join(v))
 def test_features(backend: str, features: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offload, "SLOT_BYTES", 192)  # several chunks a step

@@ -91,11 +91,10 @@ def test_torch_and_nvcc_of_one_major_build_the_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("known", "expected"),
     [
-        ("75 80 86 89 90 100 120", "8.0;8.6;8.9;9.0;10.0;12.0+PTX"),
-        ("50 70 75 80 86 87 89 90", "8.0;8.6;8.9;9.0+PTX"),
-        ("80", "8.0+PTX"),
+        pytest.param("75 80 86 89 90 100 120", "8.0;8.6;8.9;9.0;10.0;12.0+PTX", id="cuda_13", marks=pytest.mark.long),
+        pytest.param("50 70 75 80 86 87 89 90", "8.0;8.6;8.9;9.0+PTX", id="cuda_12.4"),
+        pytest.param("80", "8.0+PTX", id="only_8.0", marks=pytest.mark.long),
     ],
-    ids=["cuda_13", "cuda_12.4", "only_8.0"],
 )
 def test_default_architectures_are_those_that_nvcc_knows(tmp_path: Path, known: str, expected: str) -> None:
     planned, _ = plan("13.0", toolkit(tmp_path, architectures=known))
@@ -122,8 +121,11 @@ def test_other_major_stops_and_names_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "folder",
-    ["/tmp/pip-build-env-x1/overlay/lib", "/tmp/build-env-x1/lib", "/home/me/.cache/uv/builds-v0/.tmpX1/lib"],
-    ids=["pip", "build", "uv"],
+    [
+        pytest.param("/tmp/pip-build-env-x1/overlay/lib", id="pip"),
+        pytest.param("/tmp/build-env-x1/lib", id="build", marks=pytest.mark.long),
+        pytest.param("/home/me/.cache/uv/builds-v0/.tmpX1/lib", id="uv", marks=pytest.mark.long),
+    ],
 )
 def test_other_major_in_an_isolated_build_builds_the_cpu_part(tmp_path: Path, folder: str) -> None:
     """The user did not choose its torch, so it is no reason to fail."""

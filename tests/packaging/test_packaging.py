@@ -56,6 +56,7 @@ def test_wheel_is_one_abi3_library_and_the_typed_package(built):
     assert PYTHON_ONLY not in output
 
 
+@pytest.mark.long
 def test_numeric_contract_in_the_compiler_flags(built):
     """No contraction, no -ffast-math, and nothing that only the machine that builds can run."""
     compiled = [line for line in built[1].splitlines() if re.search(r" -c \S*csrc/\S+\.cpp ", line)]
@@ -67,6 +68,7 @@ def test_numeric_contract_in_the_compiler_flags(built):
         assert not [flag for flag in flags if re.match(r"-(ffast-math|Ofast|funsafe|m(arch|cpu)=native)", flag)]
 
 
+@pytest.mark.long
 def test_wheel_metadata(built):
     wheel, _ = built
     with zipfile.ZipFile(wheel) as archive:
@@ -117,6 +119,7 @@ BY_NAME += ("_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE", "_ZN2at6nati
 """What csrc/python/libtorch_symbols.h takes of torch's C++, where it is there."""
 
 
+@pytest.mark.long
 def test_library_needs_nothing_of_libtorch_but_the_stable_abi(installed):
     """A C++ symbol of c10, at or torch that is not weak would tie the file to the torch it was built against."""
     symbols = subprocess.check_output(

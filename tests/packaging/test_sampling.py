@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 
@@ -36,10 +37,38 @@ def test_samples_are_small() -> None:
     assert len(sample(GRIDS["gaps"], 1)) < 10
 
 
+def cases_of(request: pytest.FixtureRequest) -> list[pytest.Item]:
+    """All cases of the test that asks."""
+    test = request.node.nodeid.partition("[")[0]
+    return [item for item in request.session.items if item.nodeid.partition("[")[0] == test]
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("b", range(3))
 @pytest.mark.parametrize("a", range(3))
 def test_the_rest_is_long(a: int, b: int, request: pytest.FixtureRequest) -> None:
-    same = [item for item in request.session.items if item.nodeid.startswith(request.node.nodeid.partition("[")[0])]
-    quick = [item for item in same if item.get_closest_marker("long") is None]
+    quick = [item for item in cases_of(request) if item.get_closest_marker("long") is None]
     assert len(quick) <= 3
+
+
+@dataclass(frozen=True)
+class Form:
+    state: int
+    rounded: bool
+
+
+@pytest.mark.sampled(parts=True)
+@pytest.mark.parametrize("form", [Form(state, rounded) for state in range(3) for rounded in (False, True)], ids=str)
+def test_fields_are_values(form: Form, request: pytest.FixtureRequest) -> None:
+    quick = [item.callspec.params["form"] for item in cases_of(request) if item.get_closest_marker("long") is None]
+    assert len(quick) == 3
+    assert {one.state for one in quick} == {0, 1, 2}
+    assert {one.rounded for one in quick} == {False, True}
+
+
+@pytest.mark.sampled(parts=True)
+@pytest.mark.parametrize("features", [("a",), ("b",), ("a", "b"), ("c", "a"), ("b", "c")], ids="+".join)
+def test_members_are_values(features: tuple[str, ...], request: pytest.FixtureRequest) -> None:
+    quick = [item.callspec.params["features"] for item in cases_of(request) if item.get_closest_marker("long") is None]
+    assert len(quick) == 2
+    assert {name for one in quick for name in one} == {"a", "b", "c"}

@@ -65,7 +65,7 @@ CHECKERS = {
 }
 
 
-@pytest.mark.parametrize("checker", CHECKERS)
+@pytest.mark.parametrize("checker", ["mypy", pytest.param("pyright", marks=pytest.mark.long)])
 def test_a_user_s_script(checker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(checker, reason="requirements/dev.txt has it")  # `make gpu` takes a Python as it stands
     monkeypatch.setenv("MYPYPATH", str(ROOT))

@@ -65,15 +65,18 @@ def test_another_value_is_named(value: str) -> None:
     assert f"RADAM_FUSED_POINTER_TABLE = {value!r}: must be '0' or '1'" in done.stderr
 
 
-def test_what_users_see_does_not_depend_on_it() -> None:
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["tests/optimizer/test_bad_gradients.py"],
+        pytest.param(["tests/optimizer/test_optimizer.py", "tests/state/test_ownership.py"], marks=pytest.mark.long),
+    ],
+    ids=["gradients", "all else"],
+)
+def test_what_users_see_does_not_depend_on_it(files: list[str]) -> None:
     """The optimizer's own tests and those of the state, in a process that has no pointer path."""
-    files = [
-        "tests/optimizer/test_optimizer.py",
-        "tests/state/test_ownership.py",
-        "tests/optimizer/test_bad_gradients.py",
-    ]
     # A negative control, which blinds the look in C that is not taken here.
-    files += ["-k", "not test_an_assignment_that_is_not_seen_is_noticed"]
+    files = [*files, "-k", "not test_an_assignment_that_is_not_seen_is_noticed"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     environment = {**os.environ, "RADAM_FUSED_POINTER_TABLE": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)

@@ -7,6 +7,7 @@ after the other, in an order and number of the caller's choice.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shlex
 import shutil
@@ -103,13 +104,25 @@ def compiler() -> list[str]:
 
 
 def compile_host_kernels(folder: Path) -> ctypes.CDLL:
-    """The kernels as a shared library, compiled under the numeric contract."""
+    """The kernels as a shared library, compiled under the numeric contract; once for all processes of one folder."""
     library = folder / "host_kernels.so"
-    flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
-    sources = [str(HERE / f"cuda_host_{kernel}.cpp") for kernel in ("step", "scalars", "low_precision")]
-    command = [*compiler(), *flags, f"-I{ROOT / 'csrc'}", *sources, "-o", str(library)]
-    subprocess.run(command, check=True)
+    with (folder / "host_kernels.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(library)
     return ctypes.CDLL(str(library))
+
+
+def _compile(library: Path) -> None:
+    flags = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS, f"-I{ROOT / 'csrc'}")
+    objects = [library.with_name(f"{kernel}.o") for kernel in ("step", "scalars", "low_precision")]
+    sources = [HERE / f"cuda_host_{one.stem}.cpp" for one in objects]
+    commands = [[*compiler(), *flags, "-c", s, "-o", o] for s, o in zip(sources, objects, strict=True)]
+    running = [subprocess.Popen([*map(str, command)]) for command in commands]
+    assert [one.wait() for one in running] == [0] * len(running)
+    linked = library.with_suffix(".new")  # a process that is killed leaves no half of a library
+    subprocess.run([*compiler(), "-shared", *map(str, objects), "-o", str(linked)], check=True)
+    linked.rename(library)
 
 
 def host_step(library: ctypes.CDLL, geometry: Geometry) -> Callable[..., None]:

@@ -2,13 +2,16 @@
 
 A test with several parameters has a case for each combination of their values. Most combinations show what others show:
 ``@pytest.mark.sampled`` keeps so many that every value of every parameter occurs, ``@pytest.mark.sampled(ways=2)`` so
-many that every pair of values does. The other cases are marked ``long``, as are whole tests by ``@pytest.mark.long``.
+many that every pair of values does. Under ``parts=True`` the members of a tuple and the fields of a dataclass count as
+values of their own. The other cases are marked ``long``, as are whole tests by ``@pytest.mark.long``.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 
@@ -33,9 +36,17 @@ def sample(cases: Sequence[Case], ways: int) -> set[int]:
     return chosen
 
 
-def _identities(item: pytest.Item) -> Case:
-    """The cases of a test share their values, so that an object's identity is its number."""
-    return {name: id(value) for name, value in item.callspec.params.items()}
+def _values(params: Mapping[str, Any], parts: bool) -> Case:
+    """The cases of a test share their values, so that an object's identity is its number; a part's is its text's."""
+    found: dict[str, int] = {}
+    for name, value in params.items():
+        if parts and isinstance(value, tuple):
+            found |= {f"{name}.{member}": 1 for member in value}
+        elif parts and is_dataclass(value):
+            found |= {f"{name}.{one.name}": hash(repr(getattr(value, one.name))) for one in fields(value)}
+        else:
+            found[name] = id(value)
+    return found
 
 
 def mark_long(items: Sequence[pytest.Item]) -> None:
@@ -46,7 +57,8 @@ def mark_long(items: Sequence[pytest.Item]) -> None:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in tests.values():
         marker = cases[0].get_closest_marker("sampled")
-        chosen = sample([_identities(case) for case in cases], marker.kwargs.get("ways", 1))
+        parts, ways = marker.kwargs.get("parts", False), marker.kwargs.get("ways", 1)
+        chosen = sample([_values(case.callspec.params, parts) for case in cases], ways)
         for place, case in enumerate(cases):
             if place not in chosen:
                 case.add_marker(pytest.mark.long)
