@@ -52,10 +52,9 @@ def device(backend: str) -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The CUDA kernels' bodies, compiled for the host, once for all of pytest-xdist's processes."""
-    own = tmp_path_factory.getbasetemp()
-    return compile_host_kernels(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+def host_kernels() -> ctypes.CDLL:
+    """The CUDA kernels' bodies, compiled for the host."""
+    return compile_host_kernels()
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import hashlib
 import os
 import shlex
 import shutil
@@ -28,6 +29,7 @@ from tests.support.paths import ROOT
 
 HERE = Path(__file__).parent
 NUMERIC_FLAGS = ("-ffp-contract=off", "-fno-fast-math")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS)
 NUMBERS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """The extension's own numbering (csrc/numerics/dtypes.h)."""
 MOMENTS = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
@@ -103,8 +105,19 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
 
 
-def compile_host_kernels(folder: Path) -> ctypes.CDLL:
-    """The kernels as a shared library, compiled under the numeric contract; once for all processes of one folder."""
+def _fingerprint() -> str:
+    """A hash of what the library is made from: the compiler, its flags and the sources."""
+    version = subprocess.run([*compiler(), "--version"], check=True, capture_output=True).stdout
+    found = hashlib.sha256(repr((compiler(), FLAGS)).encode() + version)
+    for path in sorted([*(ROOT / "csrc").rglob("*.[hc]*"), *HERE.glob("cuda_host*")]):
+        found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def compile_host_kernels() -> ctypes.CDLL:
+    """The kernels as a shared library, compiled under the numeric contract; once for all processes and all runs."""
+    folder = ROOT / "build" / "host_kernels" / _fingerprint()
+    folder.mkdir(parents=True, exist_ok=True)
     library = folder / "host_kernels.so"
     with (folder / "host_kernels.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -114,10 +127,11 @@ def compile_host_kernels(folder: Path) -> ctypes.CDLL:
 
 
 def _compile(library: Path) -> None:
-    flags = ("-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", *NUMERIC_FLAGS, f"-I{ROOT / 'csrc'}")
     objects = [library.with_name(f"{kernel}.o") for kernel in ("step", "scalars", "low_precision")]
     sources = [HERE / f"cuda_host_{one.stem}.cpp" for one in objects]
-    commands = [[*compiler(), *flags, "-c", s, "-o", o] for s, o in zip(sources, objects, strict=True)]
+    commands = [
+        [*compiler(), *FLAGS, f"-I{ROOT / 'csrc'}", "-c", s, "-o", o] for s, o in zip(sources, objects, strict=True)
+    ]
     running = [subprocess.Popen([*map(str, command)]) for command in commands]
     assert [one.wait() for one in running] == [0] * len(running)
     linked = library.with_suffix(".new")  # a process that is killed leaves no half of a library
