@@ -1,7 +1,8 @@
 """Builds the native part of radam_fused; everything that does not depend on the machine is in pyproject.toml.
 
 ``radam_fused/_C.abi3.so`` uses the LibTorch stable ABI and CPython's limited API: one file works with torch 2.10 and
-later, CPython 3.10 and later. Without a C++ compiler the package installs without it and has the Python backends only.
+later, CPython 3.10 and later. Without a C++ compiler, and on a free-threaded CPython, which has no limited API, the
+package installs without it and has the Python backends only.
 A compiler that fails makes the build fail.
 
 ``radam_fused/_C_cuda.abi3.so`` is the same for NVIDIA GPUs. It is built if torch is a CUDA build and nvcc is installed,
@@ -19,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -64,6 +66,8 @@ def plan():
         return {}, [python_only("RADAM_FUSED_NO_EXTENSION is set")]
     if sys.platform == "win32":
         return {}, [python_only("its C++ code is not written for Windows")]
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return {}, [python_only("this CPython is free-threaded, which has no limited API")]
     compiler, missing = find_compiler()
     if compiler is None:
         return {}, [python_only(missing)]

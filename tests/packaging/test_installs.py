@@ -80,6 +80,24 @@ def test_extension_declined_in_the_environment(source, tmp_path, tools):
     assert wheel.name.endswith("py3-none-any.whl")
 
 
+FREE_THREADED = """
+import sysconfig
+real = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: 1 if name == "Py_GIL_DISABLED" else real(name)
+"""
+
+
+def test_a_free_threaded_cpython_has_no_limited_api(source, tmp_path, tools):
+    """It is played by a CPython that says so of itself."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(FREE_THREADED)
+    wheel, output = make_wheel(source, tmp_path / "out", path=[tools], PYTHONPATH=str(site))
+    (line,) = said(output)
+    assert line.startswith(f"{PYTHON_ONLY}this CPython is free-threaded, which has no limited API")
+    assert wheel.name.endswith("py3-none-any.whl")
+
+
 def test_compiler_that_fails_fails_the_build(source, tmp_path, tools, real_compiler):
     """It answers for its version as a working one does, and then cannot compile."""
     script = f'case "$*" in *csrc*) echo "fatal error: out of order" >&2; exit 1;; *) exec {real_compiler} "$@";; esac'
