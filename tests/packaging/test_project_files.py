@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,37 @@ def test_the_page_of_trainers_has_the_table_that_make_tools_runs() -> None:
     _, rule, *rows = table.lines()
     assert len(rows) >= 3
     assert "\n".join([rule, *rows]) + "\n\n" in page
+
+
+WITH_OTHERS = ("tests/trainers", "tests/tools")
+"""Folders whose tests run where `make trainers` and `make tools` have installed more."""
+OWN = {"tests", "bench", "examples", "radam_fused", "setup"}
+PACKAGES = {"yaml": "PyYAML"}
+"""Modules that are not named like their packages."""
+
+
+def imported(path: Path) -> set[str]:
+    """The packages of others that a file cannot be imported without."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.partition(".")[0])
+    own = OWN | {other.stem for folder in (path.parent, ROOT / "examples") for other in folder.glob("*.py")}
+    return {PACKAGES.get(name, name) for name in found - own - sys.stdlib_module_names}
+
+
+def test_what_is_imported_is_required() -> None:
+    """A fresh environment runs everything: no package is there by chance, as another one's dependency."""
+    required = {*re.findall(r"^([\w-]+)==", (ROOT / "requirements" / "dev.txt").read_text(), re.MULTILINE)}
+    files = [path for folder in ("tests", "bench", "examples") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for path in files if not path.relative_to(ROOT).as_posix().startswith(WITH_OTHERS)]
+    assert len(files) > 200
+    missing = {f"{path.relative_to(ROOT)}: {name}" for path in files for name in imported(path) - required}
+    assert missing == set()
+
+
+def test_a_package_that_is_not_required_is_seen() -> None:
+    """The negative control: Lightning is in requirements/trainers.txt."""
+    assert imported(ROOT / "tests" / "trainers" / "test_lightning.py") >= {"lightning", "pytest", "torch"}
