@@ -44,7 +44,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test test-all test-long trainers tools bench readme paper docs wheel gpu cuda-check triton-check arm-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -78,6 +78,12 @@ tools: export DS_ACCELERATOR := cpu
 tools: export OMP_WAIT_POLICY := passive
 tools: build $(LARGE_TOOLS)  ## DeepSpeed, in .venv-tools, and tests/tools with two processes; minutes
 	$(PY) -m pytest --durations=5 tests/tools $(PYTEST_ARGS)
+
+matrix: build  ## one wheel under torch 2.10 to 2.15 and CPython 3.10 to 3.14; 20 GB of downloads, hours (QUICK=1, RESULTS=file)
+	$(PY) -m tests.packaging.matrix $(if $(QUICK),--quick) $(if $(RESULTS),--results $(RESULTS)) $(MATRIX_ARGS)
+
+large: build  ## more than 2^31 elements in a tensor, a bucket and the norm; 17 GiB of memory, minutes
+	$(PY) -m pytest --durations=5 tests/large
 
 bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)

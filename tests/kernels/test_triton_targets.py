@@ -11,6 +11,11 @@ import subprocess
 import sys
 
 import pytest
+import triton
+
+pytestmark = pytest.mark.skipif(
+    triton.__version__.startswith("3.6."), reason="the launcher of Triton 3.6 for AMD is C code that calls HIP itself"
+)
 
 LAUNCHES = """
 import contextlib, sys, torch

@@ -5,7 +5,7 @@ CUDA library. Each row has an environment of its own with the Triton that its to
 folder without the sources of the package, so that they import what the wheel has installed. Releases other than the
 one of requirements/dev.txt are CUDA builds of several GB: an environment is removed once it has been tested.
 
-``--quick`` takes the oldest CPython with the quickest tests, and the torch that is installed here.
+``--quick`` takes the torch of requirements/dev.txt under the CPython that runs this, and the quickest tests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE = re.search(r"^torch==(.+)$", (ROOT / "requirements" / "dev.txt").read_text(), re.MULTILINE)[1]
 TORCH = ("2.10.0", "2.11.0", "2.12.1", "2.13.0", "2.14.1", "2.15.0")
 PYTHON = ("3.10", "3.11", "3.12", "3.13", "3.14")
-TOOLS = ("pytest", "pytest-xdist", "hypothesis", "numpy", "setuptools", "ninja", "PyYAML")
+TOOLS = ("pytest", "pytest-xdist", "hypothesis", "numpy", "setuptools", "ninja", "PyYAML", "safetensors")
 """What the tests import, in the versions of requirements/dev.txt."""
 FOLDERS = ("numerics", "kernels", "optimizer", "state", "step")
 """The tests of what a release of torch may change. The others look at this checkout."""
@@ -52,6 +52,8 @@ print(json.dumps({
     "warnings": [str(one.message) for one in caught if "radam_fused" in str(one.filename)],
 }))
 """
+
+HAS_TRITON = "import importlib.util; print(importlib.util.find_spec('triton') is not None)"
 
 
 @dataclass
@@ -134,14 +136,11 @@ def environment(python: str, torch: str, wheel: Path, folder: Path) -> Path:
     install = (own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     # The user's constraints may hold torch at another release than the row's.
     run(*install, f"torch=={torch}", PIP_CONSTRAINT=os.devnull)
-    if "none" in json_of(own, TRITON):  # a CPU build of torch brings none
+    if run(own, "-c", HAS_TRITON).strip() == "False":  # a CPU build of torch brings none
         run(*install, "--constraint", ROOT / "requirements" / "dev.txt", "triton")
     run(*install, "--constraint", ROOT / "requirements" / "dev.txt", *TOOLS)
     run(*install, "--no-deps", wheel)
     return own
-
-
-TRITON = "import importlib.util as u, json; print(json.dumps('triton' if u.find_spec('triton') else 'none'))"
 
 
 def json_of(python: Path, code: str) -> dict[str, object]:
@@ -190,7 +189,7 @@ def table(found: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the torch that is installed here, and few tests")
+    parser.add_argument("--quick", action="store_true", help="the torch of requirements/dev.txt, and few tests")
     parser.add_argument("--torch", nargs="+", default=TORCH, metavar="VERSION")
     parser.add_argument("--results", type=Path, help="a JSON file to write what was found into, row by row")
     options = parser.parse_args(arguments)
