@@ -52,15 +52,15 @@ def test_the_rest_is_long(a: int, b: int, request: pytest.FixtureRequest) -> Non
 
 
 @dataclass(frozen=True)
-class Form:
+class Cell:
     state: int
     rounded: bool
 
 
 @pytest.mark.sampled(parts=True)
-@pytest.mark.parametrize("form", [Form(state, rounded) for state in range(3) for rounded in (False, True)], ids=str)
-def test_fields_are_values(form: Form, request: pytest.FixtureRequest) -> None:
-    quick = [item.callspec.params["form"] for item in cases_of(request) if item.get_closest_marker("long") is None]
+@pytest.mark.parametrize("cell", [Cell(state, rounded) for state in range(3) for rounded in (False, True)], ids=str)
+def test_fields_are_values(cell: Cell, request: pytest.FixtureRequest) -> None:
+    quick = [item.callspec.params["cell"] for item in cases_of(request) if item.get_closest_marker("long") is None]
     assert len(quick) == 3
     assert {one.state for one in quick} == {0, 1, 2}
     assert {one.rounded for one in quick} == {False, True}

@@ -105,7 +105,7 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")))]
 
 
-def _fingerprint() -> str:
+def _hash_of_sources() -> str:
     """A hash of what the library is made from: the compiler, its flags and the sources."""
     version = subprocess.run([*compiler(), "--version"], check=True, capture_output=True).stdout
     found = hashlib.sha256(repr((compiler(), FLAGS)).encode() + version)
@@ -116,7 +116,7 @@ def _fingerprint() -> str:
 
 def compile_host_kernels() -> ctypes.CDLL:
     """The kernels as a shared library, compiled under the numeric contract; once for all processes and all runs."""
-    folder = ROOT / "build" / "host_kernels" / _fingerprint()
+    folder = ROOT / "build" / "host_kernels" / _hash_of_sources()
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "host_kernels.so"
     with (folder / "host_kernels.lock").open("w") as lock:
