@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import platform
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -44,9 +43,7 @@ def _cpu() -> str:
 def _auto(device_type: str) -> str:
     """Which backend steps parameters of a device unless the constructor names one."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the one about the slow `reference`, which the line names
-            name = backend_for(device_type, check_name("auto"))
+        name = backend_for(device_type, check_name("auto"), warn=False)
     except (RuntimeError, ValueError) as error:
         return f'backend="auto" cannot step {device_type} parameters: {error}'
     return f'backend="auto" steps {device_type} parameters with {name!r}.'

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
+from pathlib import Path
 from typing import Literal, get_args
+
+import torch
 
 from ..options import ENVIRONMENT_VARIABLE
 from . import native
@@ -19,6 +23,7 @@ _UNAVAILABLE = {
     "cpu": native.cpu_unavailable,
     "reference": lambda: None,
 }
+_warned: set[str] = set()
 
 
 def available_backends() -> dict[str, str | None]:
@@ -51,26 +56,27 @@ def check_host() -> None:
         raise RuntimeError(f"offload = True: the host steps with the backend 'cpu', which cannot run here: {reason}")
 
 
-def backend_for(device_type: str, backend: str) -> str:
+def backend_for(device_type: str, backend: str, warn: bool = True) -> str:
     """The name of the backend that steps the parameters of a device. Warns when ``"auto"`` finds only 'reference'.
 
     Args:
         device_type: ``"cpu"`` or ``"cuda"``.
         backend: what `check_name` returned.
+        warn: of `reference`, once in a process, and of devices without kernels.
 
     Raises:
         ValueError: a backend that does not serve this device.
     """
     if backend == "auto":
         name, missing = preferred(device_type)
-        if device_type not in _AUTO:
+        if warn and device_type not in _AUTO:
             _warn_of_device(device_type)
-        elif name == "reference":
+        elif warn and name == "reference":
             reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-            warnings.warn(
-                f"FusedRAdam steps its {device_type} parameters with the slow 'reference' backend ({reasons})",
-                stacklevel=4,
-            )
+            text = f"FusedRAdam steps its {device_type} parameters with the slow 'reference' backend ({reasons})"
+            if text not in _warned:
+                _warn(text)
+                _warned.add(text)
         return name
     if (backend in ("cpu", "cuda") and device_type != backend) or (
         backend == "triton" and device_type != "cuda" and not triton.interpreted()
@@ -100,4 +106,13 @@ def _warn_of_device(device_type: str) -> None:
         )
     else:
         text = f"no backend has kernels for {device_type}: FusedRAdam steps such parameters with the slow 'reference'"
-    warnings.warn(text, stacklevel=5)
+    _warn(text)
+
+
+def _warn(text: str) -> None:
+    """Warns at the line of user code that called the package, whatever called it between: torch.optim's wrappers do."""
+    inside = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent))
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

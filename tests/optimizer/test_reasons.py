@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from radam_fused import available_backends, installation
+from radam_fused import FusedRAdam, available_backends, installation
 from radam_fused.backends import native, registry
 
 Patch = pytest.MonkeyPatch
@@ -110,3 +112,25 @@ def test_a_reason_says_what_is_missing_and_what_to_do(missing: Callable[[Patch],
 def test_an_empty_reason_is_found(reason: str, monkeypatch: Patch) -> None:
     monkeypatch.setitem(registry._UNAVAILABLE, "cpu", lambda: reason)
     assert empty(available_backends()) == ["cpu"]
+
+
+def test_the_slow_backend_is_warned_of_once_and_at_the_line_of_the_caller(monkeypatch: Patch) -> None:
+    monkeypatch.setitem(registry._UNAVAILABLE, "cpu", lambda: "no compiler was there")
+    monkeypatch.setattr(registry, "_warned", set())
+    installation.report()  # which names it, and does not warn
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2):
+            params = [torch.nn.Parameter(torch.ones(size)) for size in (3, 5000)]
+            params[1].data = params[1].data.double()
+            optimizer = FusedRAdam(params)
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert {(Path(warning.filename).name, str(warning.message)) for warning in caught} == {
+        (
+            "test_reasons.py",
+            "FusedRAdam steps its cpu parameters with the slow 'reference' backend (cpu: no compiler was there)",
+        )
+    }
+    assert len(caught) == 1
