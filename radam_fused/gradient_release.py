@@ -26,6 +26,7 @@ from .optimizer import FusedRAdam
 from .state.bucket import Bucket
 from .state.per_param import PerParamBuckets
 from .step.collect import collect_bucket
+from .step.data_parallel import refuse_averaged
 from .step.interrupts import Deferred
 from .step.launch import Launch
 from .step.run import run
@@ -149,6 +150,8 @@ class Hooks:
         self._handles: dict[Tensor, RemovableHandle] = {}
         weakref.finalize(optimizer, _remove_all, self._handles).atexit = False
         self._followed: Any = None
+        self._checked = False
+        """Whether `refuse_averaged` has seen the parameters."""
         self._lazy = False
         """Whether a parameter is uninitialised (torch's lazy modules): it gets its hook once it has a shape."""
         self._passes: dict[Tensor, int] = {}
@@ -168,6 +171,7 @@ class Hooks:
         for p in params:
             if p not in self._handles and _may_get_gradients(p):
                 self._handles[p] = self._register(p)
+        self._checked = False
         self._followed = optimizer._bucket_manager.name if optimizer._bucket_manager is not None else None
 
     def _register(self, p: Tensor) -> RemovableHandle:
@@ -187,6 +191,13 @@ class Hooks:
     @staticmethod
     def check_group(group: Mapping[str, Any], index: int) -> None:
         """Raises ValueError for a parameter group that cannot be stepped in backward."""
+        if any(
+            hasattr(p, "_unpadded_unsharded_size") for p in group["params"]
+        ):  # torch/distributed/fsdp/_flat_param.py
+            raise ValueError(
+                f"param_groups[{index}] has flat parameters of FullyShardedDataParallel (FSDP1), whose gradients are "
+                "shards only after the backward pass: use_orig_params=True or fully_shard lets them be stepped in it"
+            )
         if group["differentiable"]:
             raise ValueError(
                 f"param_groups[{index}]: differentiable = True: must be False to step in backward, which frees what "
@@ -201,6 +212,9 @@ class Hooks:
         if optimizer is None:
             return
         with self._lock, torch.no_grad():
+            if not self._checked:
+                refuse_averaged(self._handles, lambda q: _name(optimizer, q))
+                self._checked = True
             passes = self._passes.get(p, 0)
             if passes == self._accumulate:
                 raise RuntimeError(self._too_many(optimizer, p))
