@@ -76,7 +76,7 @@ trainers: $(TRAINERS)  ## Transformers, Accelerate and Lightning, for tests/trai
 # DeepSpeed asks for a GPU's compiler unless it is told that there is no GPU.
 tools: export DS_ACCELERATOR := cpu
 tools: export OMP_WAIT_POLICY := passive
-tools: build $(LARGE_TOOLS)  ## DeepSpeed, in .venv-tools, and tests/tools with two processes; minutes
+tools: build $(LARGE_TOOLS)  ## DeepSpeed, Megatron-Core, torchtitan and others, in .venv-tools, and tests/tools with two processes; minutes
 	$(PY) -m pytest --durations=5 tests/tools $(PYTEST_ARGS)
 
 matrix: build  ## one wheel under torch 2.10 to 2.15 and CPython 3.10 to 3.14; 20 GB of downloads, hours (QUICK=1, RESULTS=file)
@@ -144,8 +144,9 @@ $(TRAINERS): $(TOOLS) requirements/trainers.txt
 	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/trainers.txt
 	@touch $@
 
-$(LARGE_TOOLS): $(TOOLS) requirements/tools.txt
+$(LARGE_TOOLS): $(TOOLS) requirements/tools.txt requirements/tools-alone.txt
 	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/tools.txt
+	$(PY) -m pip install --quiet --no-deps --requirement requirements/tools-alone.txt
 	@touch $@
 
 $(DOCS_VENV)/.tools: requirements/docs.txt

@@ -1,18 +1,20 @@
-"""What the ranks train in a tool: a model of 16,576 parameters, and what the runs of an option have to show."""
+"""What the ranks train in a tool: a model of 16,576 parameters, and the runs of an option."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from radam_fused import FusedRAdam
+from radam_fused import FusedRAdam, step_in_backward
 from radam_fused.state.bucket import Bucket
-from tests.distributed.ranks import Failed, Ranks
-from tests.tools.table import OPTIONS, cell
+from tests.tools.table import OPTIONS
 
 STEPS, SAVED_AT = 10, 4
 """RAdam rectifies from the sixth step on, so after the checkpoint."""
@@ -49,10 +51,12 @@ class Run:
 
 
 class Layouts:
-    """Counts the buckets that are made while it is entered."""
+    """Counts the buckets that are made while it is entered, and of these those that each step has made."""
 
     def __enter__(self) -> Layouts:
         self.made, self._init = 0, Bucket.__init__
+        self.steps: list[int] = []
+        self._hook = register_optimizer_step_post_hook(lambda *_: self.steps.append(self.made - sum(self.steps)))
 
         def counted(bucket: Bucket, *args: Any, **kwargs: Any) -> None:
             self.made += 1
@@ -63,44 +67,51 @@ class Layouts:
 
     def __exit__(self, *_: object) -> None:
         Bucket.__init__ = self._init  # type: ignore[method-assign]
+        self._hook.remove()
 
 
-_seen: dict[Any, list[Run]] = {}
-"""The runs that several options are compared with, by what was run."""
+def dtype_of(option: str, theirs: bool) -> torch.dtype:
+    """``split`` is for bfloat16 parameters; it is compared with a float32 model, whose steps it is to make."""
+    return torch.bfloat16 if option == "split" and not theirs else torch.float32
 
 
-def _run(ranks: Ranks, train: Any, args: tuple[Any, ...], option: str, theirs: bool) -> list[Run]:
-    key = (train, args, "plain" if theirs else option, theirs)
-    if key not in _seen:
-        _seen[key] = ranks.run(2, train, *args, option, theirs)
-    return _seen[key]
+def made(parameters: Any, option: str, theirs: bool, **more: Any) -> Any:
+    """The optimizer of a run: FusedRAdam with the option, or torch.optim.RAdam."""
+    optimizer = optimizer_class(theirs)(parameters, **HYPER, **({} if theirs else OPTIONS[option]), **more)
+    if option == "step_in_backward" and not theirs:
+        step_in_backward(optimizer)
+    return optimizer
 
 
-def check(ranks: Ranks, tool: str, option: str, sentence: str, train: Any, *args: Any, rounding: float = 2e-6) -> None:
-    """Runs an option in a tool on both ranks, and checks that it does what the table says.
+class Loop(Protocol):
+    """A user's training script."""
 
-    Args:
-        ranks: the processes.
-        tool: the table's row.
-        option: its column.
-        sentence: a part of what an error says.
-        train: takes args, an option and whether torch.optim.RAdam is to train, and returns a `Run`.
-        args: handed on.
-        rounding: by how much the losses may differ from torch.optim.RAdam's, relatively.
-    """
-    word = cell(tool, option)
-    if word == "error":
-        for outcome in ranks.outcomes(2, train, *args, option, False):
-            assert isinstance(outcome, Failed), outcome
-            assert outcome.name in ("ValueError", "RuntimeError", "NotImplementedError"), outcome
-            assert sentence in outcome.message, outcome
-        return
-    assert word in ("works", "no effect")
-    runs = _run(ranks, train, args, option, False)
-    for ours, theirs in zip(runs, _run(ranks, train, args, option, True), strict=True):
-        assert ours.losses == pytest.approx(theirs.losses, rel=max(rounding, 2e-3 if option == "int8" else 0))
-        assert len(ours.losses) == STEPS
-        assert ours.resumed == ours.losses[SAVED_AT:]
-        assert ours.layouts[1:] == [0] * (STEPS - 1)
-    if word == "no effect":
-        assert [run.losses for run in runs] == [run.losses for run in _run(ranks, train, args, "plain", False)]
+    def step(self, t: int) -> float:
+        """Trains on the batch of a step; returns the loss."""
+
+    def save(self, folder: str) -> None:
+        """Writes a checkpoint."""
+
+    def load(self, folder: str) -> None:
+        """Goes on from one."""
+
+
+def shared_folder() -> str:
+    """A new folder, the same on all ranks."""
+    folder = [tempfile.mkdtemp() if not dist.is_initialized() or dist.get_rank() == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(folder)
+    return str(folder[0])
+
+
+def train_and_resume(make: Callable[[], Loop]) -> Run:
+    """A run with a checkpoint in between, and one that resumes from it."""
+    folder = shared_folder()
+    with Layouts() as layouts:
+        whole = make()
+        losses = [whole.step(t) for t in range(SAVED_AT)]
+        whole.save(folder)
+        losses += [whole.step(t) for t in range(SAVED_AT, STEPS)]
+    resumed = make()
+    resumed.load(folder)
+    return Run(losses, [resumed.step(t) for t in range(SAVED_AT, STEPS)], layouts.steps)

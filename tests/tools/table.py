@@ -20,7 +20,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "step_in_backward": {},
 }
 """The columns, and what FusedRAdam is given for each."""
+_WORKS = ("works",) * 5
 CELLS: dict[str, tuple[str, ...]] = {
+    "DistributedDataParallel": (*_WORKS, "error"),
+    "FSDP2": ("works", "error", "works", "works", "works", "works"),
+    "FSDP1, flat parameters": ("works", "error", "works", "works", "error", "error"),
+    "FSDP1, original parameters": ("works", "error", "none", "works", "error", "works"),
+    "torch.distributed.pipelining": (*_WORKS, "works"),
+    "Transformers": (*_WORKS, "error"),
+    "TRL, PEFT's LoRA": (*_WORKS, "error"),
+    "TRL, PEFT's LoRA+": (*_WORKS, "error"),
+    "Accelerate": (*_WORKS, "error"),
+    "Accelerate, FSDP2": ("works", "error", "works", "works", "works", "works"),
+    "timm": (*_WORKS, "works"),
+    "torchtitan": ("works", "error", "works", "works", "works", "works"),
+    "Megatron-Core, FP32Optimizer": ("works", "works", "works", "no effect", "works", "error"),
+    "Megatron-Core, Float16Optimizer": ("works", "works", "works", "no effect", "works", "no effect"),
+    "Megatron-Core, DistributedOptimizer": ("none",) * 6,
     "DeepSpeed, ZeRO 0, fp32": ("works", "works", "works", "no effect", "works", "error"),
     "DeepSpeed, ZeRO 0, bf16": ("works", "works", "works", "no effect", "works", "no effect"),
     "DeepSpeed, ZeRO 1 to 3": ("works", "works", "works", "no effect", "error", "no effect"),

@@ -6,7 +6,8 @@ import pytest
 
 from tests.distributed.ranks import Ranks
 from tests.tools import deepspeed_runs
-from tests.tools.small import SAVED_AT, STEPS, check
+from tests.tools.checks import check
+from tests.tools.small import SAVED_AT, STEPS
 from tests.tools.table import OPTIONS
 
 FP32, BF16 = 2e-6, 5e-4
