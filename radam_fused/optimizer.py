@@ -80,7 +80,8 @@ class FusedRAdam(BucketedOptimizer):
         backend: ``"auto"``, ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``; under ``"auto"`` the environment
             variable ``RADAM_FUSED_BACKEND`` decides, then the device. See `radam_fused.available_backends`.
         flatten: make parameters and gradients views of flat buffers: a step is then one segment, whatever the number
-            of tensors. Gradients stay allocated, and `zero_grad` is one memset.
+            of tensors. For many small tensors: autograd adds to gradients that stay allocated, and `zero_grad` is one
+            memset, which ``zero_grads`` saves.
         state_dtype: what the moments are stored in: ``torch.float32``; ``torch.bfloat16`` or ``torch.float16``, 4 bytes
             a parameter; or ``torch.int8``, 2.03 bytes: in blocks of 256, parameters below 4,096 elements in float32.
             Only float32 goes with float64 parameters, whose moments are float64. See docs/precision.md.

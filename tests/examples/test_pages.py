@@ -87,7 +87,7 @@ def wrong_commands(markdown: str) -> list[str]:
 
 def test_commands_of_the_first_pages_run() -> None:
     pages = [(ROOT / "README.md").read_text(), text("getting-started")]
-    assert [len(commands(page)) for page in pages] == [4, 2]
+    assert [len(commands(page)) for page in pages] == [5, 2]
     assert [wrong_commands(page) for page in pages] == [[], []]
     inline = "\n".join(re.findall(r"`(python -m radam_fused plan [^`]+)`", pages[0]))
     assert inline
