@@ -26,6 +26,7 @@ try:
     from ._C import (
         count_step,
         counts_shown,
+        fill_norm_segments,
         fill_segments,
         find_tensor_offset,
         gradients,
@@ -70,7 +71,7 @@ except ImportError:
     def _missing(*_: Any) -> Any:
         raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or HAS_POINTER_PATH first")
 
-    count_step = fill_segments = _missing  # type: ignore[assignment]
+    count_step = fill_norm_segments = fill_segments = _missing  # type: ignore[assignment]
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
     pairs_unmoved = prepare_step = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
@@ -100,6 +101,7 @@ __all__ = [
     "NATIVE_DTYPE",
     "count_step",
     "counts_shown",
+    "fill_norm_segments",
     "fill_segments",
     "gradients",
     "pairs_unmoved",

@@ -124,6 +124,8 @@ PyMethodDef methods[] = {
      "As read_pairs, and a step over them; or False."},
     {"fill_segments", radam_fused::fill_segments, METH_VARARGS,
      "As read_pairs, and fills in the table of a Triton kernel; or None."},
+    {"fill_norm_segments", radam_fused::fill_norm_segments, METH_VARARGS,
+     "As read_pairs, and fills in the table of a Triton kernel that adds squares; or None."},
     {"count_step", radam_fused::count_step, METH_O, "Counts a step that has been launched."},
     {nullptr, nullptr, 0, nullptr},
 };

@@ -23,6 +23,16 @@ struct SegmentRow {
   int64_t rng_offset;
 };
 
+// A row of a norm's table. Must match NORM_COLUMNS there.
+struct NormRow {
+  int64_t address;
+  int64_t length;
+  int64_t first_tile;
+  int64_t tiles;
+  int64_t full_tiles;
+  int64_t strides_at;
+};
+
 constexpr int64_t kAligned = 16;    // bytes: the width of a vector access
 constexpr int64_t kNoStrides = -1;  // parameter, gradient and moments are plain arrays in one order
 const char* const kGradients = "radam_fused.HeldGradients";
@@ -50,6 +60,27 @@ bool fill(const TensorPairs& pairs, const int64_t* scalar_index, const int64_t* 
     first_tile += (pair.numel + tile - 1) / tile;
   }
   return changed != 0;
+}
+
+// What fills in a norm's table: the rows written, the tiles of all, and whether a row has changed.
+struct NormTable {
+  int64_t rows = 0, tiles = 0;
+  bool changed = false;
+};
+
+// Gradients without elements have no row.
+NormTable fill_norm(const TensorPairs& pairs, int64_t tile, NormRow* rows) {
+  NormTable table;
+  for (int64_t i = 0; i < pairs.count; ++i) {
+    const int64_t length = pairs.data[i].numel, grad = reinterpret_cast<int64_t>(pairs.data[i].grad);
+    if (length == 0) continue;
+    NormRow& row = rows[table.rows++];
+    table.changed = table.changed || row.address != grad || row.length != length;
+    const int64_t tiles = (length + tile - 1) / tile;
+    row = {grad, length, table.tiles, tiles, grad % kAligned == 0 ? length / tile : 0, kNoStrides};
+    table.tiles += tiles;
+  }
+  return table;
 }
 
 // The dtype of all gradients; -1 if they have several.
@@ -93,6 +124,36 @@ PyObject* fill_segments(PyObject*, PyObject* args) try {
   if (capsule == nullptr) return nullptr;
   held.release();
   return Py_BuildValue("iNN", grad_dtype, PyBool_FromLong(changed), capsule);
+} catch (const std::exception& error) {
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+}
+
+// fill_norm_segments(pairs, tile, rows) -> (grad_dtype, rows, tiles, changed, held) or None: the same for the gradients
+// alone, of which a norm reads the squares. Writes the row of each gradient that has elements, and returns how many
+// have.
+PyObject* fill_norm_segments(PyObject*, PyObject* args) try {
+  unsigned long long table, segments, rows;
+  long long count, tile;
+  int dtype, device_type, device_index;
+  if (!PyArg_ParseTuple(args, "(KKLiii)LK", &table, &segments, &count, &dtype, &device_type, &device_index, &tile,
+                        &rows)) {
+    return nullptr;
+  }
+  const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
+                          reinterpret_cast<const SegmentPlace*>(segments),
+                          count,
+                          dtype,
+                          {device_type, device_index}};
+  if (!read_pairs(pairs)) Py_RETURN_NONE;
+  const int grad_dtype = gradient_dtype(pairs);
+  if (grad_dtype < 0) Py_RETURN_NONE;
+  auto held = std::make_unique<HeldGradients>(pairs);
+  const NormTable filled = fill_norm(pairs, tile, reinterpret_cast<NormRow*>(rows));
+  PyObject* capsule = PyCapsule_New(held.get(), kGradients, release);
+  if (capsule == nullptr) return nullptr;
+  held.release();
+  return Py_BuildValue("iLLNN", grad_dtype, static_cast<long long>(filled.rows), static_cast<long long>(filled.tiles),
+                       PyBool_FromLong(filled.changed), capsule);
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }

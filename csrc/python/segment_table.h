@@ -8,6 +8,8 @@ namespace radam_fused {
 
 // Reads the pairs and writes their rows of the table.
 PyObject* fill_segments(PyObject* module, PyObject* args);
+// Reads the pairs and writes the rows of a norm's table.
+PyObject* fill_norm_segments(PyObject* module, PyObject* args);
 // Counts a step that has been launched.
 PyObject* count_step(PyObject* module, PyObject* counts);
 

@@ -73,6 +73,8 @@ from .reference.grad_norm import grad_norm as grad_norm_reference
 from .reference.scalars import scalars as scalars_reference
 from .reference.step import step as step_reference
 from .triton.grad_norm import grad_norm as grad_norm_triton
+from .triton.pointer_norm import PointerNorm
+from .triton.pointer_scalars import PointerScalars
 from .triton.pointer_step import PointerStep
 from .triton.scalars import scalars as scalars_triton
 from .triton.step import step as step_triton
@@ -189,6 +191,10 @@ class Operators(NamedTuple):
     """Whether a step may take the pointer path: `radam_fused.step.pointer_table`."""
     pointer_step: type[PointerStep] | None = None
     """Takes the steps of a plan on the pointer path; None where one call of C does (``step_from_pointers``)."""
+    pointer_norm: type[PointerNorm] | None = None
+    """Adds the squares of a plan's gradients on the pointer path; None where **grad_norm** always takes their list."""
+    pointer_scalars: type[PointerScalars] | None = None
+    """Computes the scalars of a plan's clipped steps without the dispatcher; None where **scalars** always does."""
     backend: str = ""
     """The backend's name: ``cpu`` and ``cuda`` have the same operators."""
 
@@ -201,7 +207,9 @@ def _operators(implementation: str, backend: str, pointers: bool = False) -> Ope
 OPERATORS: dict[str, Operators] = {
     "cuda": _operators("native", "cuda", pointers=True),
     "cpu": _operators("native", "cpu", pointers=True),
-    "triton": _operators("triton", "triton", pointers=True)._replace(pointer_step=PointerStep),
+    "triton": _operators("triton", "triton", pointers=True)._replace(
+        pointer_step=PointerStep, pointer_norm=PointerNorm, pointer_scalars=PointerScalars
+    ),
     "reference": _operators("reference", "reference"),
 }
 """By backend, the operators that its step calls."""

@@ -225,6 +225,11 @@ def partial_sums(
     found: list[Tensor] = []
     for launch in launches:
         ours = ops[launch.bucket]
+        if norm is None and ours.pointer_norm is not None and launch.pointer_table is not None:
+            sums = launch.pointer_table.grad_norm(ours.pointer_norm)
+            if sums is not None:
+                found.append(sums)
+                continue
         grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
         if norm is not None:
             if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):

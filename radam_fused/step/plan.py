@@ -20,6 +20,7 @@ from ..state.bucket import Bucket
 from ..tensor_kinds import is_fake
 
 if TYPE_CHECKING:
+    from ..backends.triton.pointer_scalars import PointerScalars
     from .merged_segments import MergedSegments
     from .pointer_table import PointerTable
 
@@ -57,6 +58,8 @@ class Plan:
     """Where the parameters are stored, as of the last check that none shares memory with another."""
     pointer_table: PointerTable | Literal[False] | None = None
     """See `radam_fused.step.pointer_table`; False where this plan cannot take that path, None until a step asks."""
+    pointer_scalars: PointerScalars | None = None
+    """What computes the scalars of clipped steps without the dispatcher (`radam_fused.step.scalars`)."""
     merged: MergedSegments | None = None
     """Under ``flatten``, what a step launches instead of the segments: see `radam_fused.step.merged_segments`."""
 

@@ -18,6 +18,7 @@ from torch.utils._device import DeviceContext
 
 from ..backends.operator_args import StepArgs
 from ..backends.ops import Operators
+from ..backends.triton.pointer_norm import PointerNorm
 from ..backends.triton.pointer_step import PointerStep
 from ..cpp_helpers import NATIVE_DEVICE, NATIVE_DTYPE, prepare_step, read_pairs, record_params, step_from_pointers
 
@@ -64,10 +65,21 @@ class PointerTable:
         # On the CPU alone; a launch on a GPU always releases it.
         self._hold_gil = bucket.length <= HOLD_GIL_UP_TO
         self._prepared: Any = None
+        self._norm: PointerNorm | None = None
 
     def fits(self) -> bool:
         """Whether all pairs are plain tensors of the shapes, dtypes and devices that the step needs."""
         return read_pairs(*self._pairs)
+
+    def grad_norm(self, pointer_norm: type[PointerNorm]) -> Tensor | None:
+        """The partial sums of the gradients' squares; None where the operator has to find them, from their list.
+
+        Args:
+            pointer_norm: of the backend's `Operators`.
+        """
+        if self._norm is None:
+            self._norm = pointer_norm(self._pairs, self._buffers[0].device)
+        return self._norm.sums()
 
     def step(
         self,

@@ -15,12 +15,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..backends.operator_args import ScalarsArgs
 from ..backends.ops import Operators
 from ..device import NEW_COUNTS, NOT_CAPTURABLE, capturing, upload
 from ..numerics.scalars import SKIP_STEP, StepScalars, group_scalars
 from ..options import beside_rate, check_all
 from ..state.bucket import Bucket
 from .plan import Plan, device_tables
+from .pointer_table import can_bypass_dispatcher
 
 Groups = list[dict[str, Any]]
 
@@ -215,7 +217,7 @@ class DeviceScalars:
                 break
         if capturing(device):
             self._tables.keep(hypers, pairs, counted)
-        self._scalars, norm = ops.scalars(
+        args = ScalarsArgs(
             hypers,
             pairs,
             counted,
@@ -227,6 +229,7 @@ class DeviceScalars:
             grad_scale,
             found_inf,
         )
+        self._scalars, norm = _without_dispatcher(plan, ops, args) or ops.scalars(*args)
         if self.grad_norm is None and squares is not None:
             self.grad_norm = norm
         return self._scalars
@@ -236,6 +239,19 @@ class DeviceScalars:
         assert self._scalars is not None
         taken = self._scalars[0, StepScalars._fields.index("update_rule")] != SKIP_STEP
         bucket.counts.take_back(device_tables(bucket, plan)[1] * taken)
+
+
+def _without_dispatcher(plan: Plan, ops: Operators, args: ScalarsArgs) -> tuple[Tensor, Tensor] | None:
+    """The same scalars by what the plan keeps for it; None where the operator has to compute them."""
+    make = ops.pointer_scalars if ops.has_pointer_path else None
+    if make is None or not make.suits(args) or not can_bypass_dispatcher() or capturing(args.taken.device):
+        return None
+    if plan.pointer_scalars is not None:
+        found = plan.pointer_scalars.compute(args)
+        if found is not None:
+            return found
+    plan.pointer_scalars = make(args)
+    return plan.pointer_scalars.compute(args)
 
 
 def choose_scalars(

@@ -29,6 +29,18 @@ def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool, kernels: di
 
 
 @LAYOUTS
+def test_calls_of_a_step_that_clips(flatten: bool, kernels: dict[str, Kernel]) -> None:
+    """The gradients' squares, the scalars and the step are three launches, none with Python for a tensor."""
+    few, many = (calls(optimizer(n, flatten=flatten, backend="triton", max_grad_norm=1.0)) for n in (600, 1200))
+    for event in ("call", "c_call"):
+        assert few[event] == many[event]
+    assert many["call"] <= 100
+    assert many["c_call"] <= 95
+    for name in ("grad_norm_kernel", "scalars_kernel", "step_kernel"):
+        assert kernels[name].ordinary <= 4
+
+
+@LAYOUTS
 def test_python_allocates_nothing_for_a_tensor(flatten: bool) -> None:
     few, many = (peak(optimizer(n, flatten=flatten, backend="triton")) for n in (600, 1200))
     assert (many - few) / 600 < 1
@@ -39,4 +51,6 @@ def test_tensor_lists_call_more_for_each_tensor(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pointer_table, "can_bypass_dispatcher", lambda: False)
     monkeypatch.setattr("radam_fused.step.collect.can_bypass_dispatcher", lambda: False)
     few, many = (calls(optimizer(n, backend="triton")) for n in (100, 200))
+    assert many["c_call"] - few["c_call"] >= 100
+    few, many = (calls(optimizer(n, backend="triton", max_grad_norm=1.0)) for n in (100, 200))
     assert many["c_call"] - few["c_call"] >= 100

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from triton import knobs
 
 from radam_fused import FusedRAdam
+from radam_fused.backends import ops
 from radam_fused.backends.triton import tables
 from tests.support.fake_launch import Kernel, replacing_driver
 from tests.support.helpers import all_same_bits
@@ -26,6 +27,9 @@ FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "int8": (torch.float32, {"state_dtype": torch.int8}),
     "kahan": (torch.bfloat16, {"master_weights": "kahan", "state_dtype": torch.bfloat16}),
     "clip": (torch.float32, {"max_grad_norm": 1.0}),
+    "clip-bf16": (torch.bfloat16, {"max_grad_norm": 1.0, "state_dtype": torch.bfloat16}),
+    "clip-fp64": (torch.float64, {"max_grad_norm": 1.0}),
+    "clip-flatten": (torch.float32, {"max_grad_norm": 1.0, "flatten": True}),
 }
 
 
@@ -69,6 +73,30 @@ def test_a_direct_launch_has_the_bits(
     assert all_same_bits(ours, trained("cpu", dtype, options))
     # The negative control: one step less is other bits.
     assert not all_same_bits(ours, trained("cpu", dtype, options, STEPS - 1))
+
+
+def test_a_norm_reads_the_pointer_table(kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums and scalars take no list of tensors, except where a gradient does not fit the table."""
+    lists: list[int] = []
+    grad_norm = ops.OPERATORS["triton"].grad_norm
+    noted = ops.OPERATORS["triton"]._replace(grad_norm=lambda grads: lists.append(len(grads)) or grad_norm(grads))
+    monkeypatch.setitem(ops.OPERATORS, "triton", noted)
+    params = [nn.Parameter(torch.ones(n, 3)) for n in (400, 0, 5)]
+    opt = FusedRAdam(params, backend="triton", max_grad_norm=1.0)
+    expected = [nn.Parameter(torch.ones(n, 3)) for n in (400, 0, 5)]
+    other = FusedRAdam(expected, backend="cpu", max_grad_norm=1.0)
+    for t in range(STEPS):
+        give_gradients(params, t, new=True)
+        give_gradients(expected, t, new=True)
+        if t == 3:  # the negative control: columns in another order than the parameter's
+            for some in (params, expected):
+                some[0].grad = some[0].grad.t().contiguous().t()  # type: ignore[union-attr]
+        opt.step()
+        other.step()
+        assert all_same_bits([opt.last_grad_norm, *params], [other.last_grad_norm, *expected])
+        assert len(lists) == min(t + 1, 2) + (t >= 3)  # the first two steps have no table yet
+    assert kernels["grad_norm_kernel"].direct >= STEPS - 3
+    assert kernels["scalars_kernel"].direct >= STEPS - 3
 
 
 def test_one_compilation_for_a_pair_of_dtypes(kernels: dict[str, Kernel]) -> None:

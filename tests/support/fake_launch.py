@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from radam_fused.backends.triton import launch, pointer_step, step, tables
+from radam_fused.backends.triton import launch, pointer_norm, pointer_scalars, pointer_step, step, tables
 
 
 class Compiled:
@@ -89,7 +89,8 @@ def replacing_driver(runs: bool = True) -> Iterator[dict[str, Kernel]]:
     """Lets the package launch interpreted kernels as compiled ones; gives them by name. With ``runs`` they do run."""
     made: dict[Any, Kernel] = {}
     names: dict[str, Kernel] = {}
-    kernel_for, ordinary_launch = step.kernel_for, launch.launch
+    kernel_for, kernel_for_norm, ordinary_launch = step.kernel_for, pointer_norm.kernel_for, launch.launch
+    kernel_for_scalars = pointer_scalars.kernel_for
 
     def wrapped(kernel: Any) -> Kernel:
         if kernel not in made:
@@ -100,6 +101,14 @@ def replacing_driver(runs: bool = True) -> Iterator[dict[str, Kernel]]:
         kernel, constants = kernel_for(*args)
         return wrapped(kernel), constants
 
+    def norm_kernel_of(*args: Any) -> tuple[Any, dict[str, Any]]:
+        kernel, constants = kernel_for_norm(*args)
+        return wrapped(kernel), constants
+
+    def scalars_kernel_of() -> tuple[Any, dict[str, Any]]:
+        kernel, constants = kernel_for_scalars()
+        return wrapped(kernel), constants
+
     def launched(kernel: Any, *rest: Any) -> None:
         ordinary_launch(kernel if isinstance(kernel, Kernel) else wrapped(kernel), *rest)
 
@@ -107,6 +116,8 @@ def replacing_driver(runs: bool = True) -> Iterator[dict[str, Kernel]]:
     with (
         patch.object(step, "kernel_for", kernel_of),
         patch.object(pointer_step, "kernel_for", kernel_of),
+        patch.object(pointer_norm, "kernel_for", norm_kernel_of),
+        patch.object(pointer_scalars, "kernel_for", scalars_kernel_of),
         patch.object(step, "launch", launched),
         patch("radam_fused.backends.triton.scalars.launch", launched),
         patch("radam_fused.backends.triton.grad_norm.launch", launched),

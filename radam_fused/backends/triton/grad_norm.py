@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..operator_checks import check_grad_norm
 from .availability import WARPS, require, stored
 from .compat import register_limit
-from .launch import launch, on_device_of
+from .launch import Arguments, launch, on_device_of
 from .tables import ALIGNED, NORM_COLUMNS, Table, facts, on_device
 
 REGISTERS = 128
@@ -20,8 +22,6 @@ INTERPRETED_PROGRAMS = 1
 
 def grad_norm(grads: list[Tensor]) -> Tensor:
     """``radam_fused::grad_norm_triton``; what it returns is said in `radam_fused.backends.ops`."""
-    from .grad_norm_kernel import grad_norm_kernel
-
     first = grads[0]
     require("grad_norm", first.device)
     lengths = tuple(map(Tensor.numel, grads))
@@ -29,23 +29,34 @@ def grad_norm(grads: list[Tensor]) -> Tensor:
     with on_device_of(first):
         place = "squares", first.dtype, lengths
         (table,) = on_device(first.device, [Table(lambda: _table(grads, tiles), place, facts(grads))])
-        skips = _skips_empty(first.device)
+        skips = skips_empty(first.device)
         sums = (first.new_zeros if skips else first.new_empty)(1, PARTIAL_SUMS, dtype=torch.float64)
         count = PARTIAL_SUMS if first.is_cuda else INTERPRETED_PROGRAMS
-        constants = {
-            "GRAD": stored(first.dtype),
-            "SUMS": PARTIAL_SUMS,
-            "SKIP_EMPTY": skips,
-            "num_warps": WARPS,
-            "enable_fp_fusion": False,
-        }
-        # The segments are behind the shares, the strides behind the segments.
-        arguments = table[2 * PARTIAL_SUMS :], table, table, sums, tiles
-        launch(grad_norm_kernel, count, arguments, constants | register_limit(REGISTERS))
+        kernel, constants = kernel_for(first.dtype, skips)
+        launch(kernel, count, arguments(table, sums, tiles), constants)
     return sums
 
 
-def _skips_empty(device: torch.device) -> bool:
+def arguments(table: Tensor, sums: Tensor, tiles: int) -> Arguments:
+    """The kernel's: the segments are behind the shares, the strides behind the segments."""
+    return table[2 * PARTIAL_SUMS :], table, table, sums, tiles
+
+
+def kernel_for(dtype: torch.dtype, skips: bool) -> tuple[Any, dict[str, Any]]:
+    """The kernel, and its constants and options for gradients of this dtype."""
+    from .grad_norm_kernel import grad_norm_kernel  # here, because Triton need not be installed
+
+    constants = {
+        "GRAD": stored(dtype),
+        "SUMS": PARTIAL_SUMS,
+        "SKIP_EMPTY": skips,
+        "num_warps": WARPS,
+        "enable_fp_fusion": False,
+    }
+    return grad_norm_kernel, constants | register_limit(REGISTERS)
+
+
+def skips_empty(device: torch.device) -> bool:
     """Whether zeros that are there beforehand save the sums that have no tiles: not on a GPU, for one launch more."""
     return device.type != "cuda"
 
@@ -75,13 +86,13 @@ def _table(grads: list[Tensor], tiles: int) -> Tensor:
         tile += count
     return torch.cat(
         [
-            _shares(torch.tensor(firsts, dtype=torch.int64, device="cpu"), tiles),
+            shares(torch.tensor(firsts, dtype=torch.int64, device="cpu"), tiles),
             torch.tensor(table + strides, dtype=torch.int64, device="cpu"),
         ]
     )
 
 
-def _shares(firsts: Tensor, tiles: int) -> Tensor:
+def shares(firsts: Tensor, tiles: int) -> Tensor:
     """The segments that each sum's tiles belong to, from the first up to but without the second."""
     bounds = torch.arange(PARTIAL_SUMS + 1, dtype=torch.int64, device="cpu") * tiles // PARTIAL_SUMS
     begin, end = bounds[:-1], bounds[1:]

@@ -18,7 +18,7 @@ from .compat import is_hooked
 
 Arguments = tuple[Any, ...]
 """Of a kernel, without its constants: tensors or their addresses, numbers and None."""
-_ALIGNED = 16
+ALIGNED = 16
 """Bytes: Triton compiles another kernel for a pointer that is not a multiple of them."""
 _HERE: AbstractContextManager[None] = nullcontext()
 
@@ -94,7 +94,7 @@ def launch(kernel: Any, programs: int, arguments: Arguments, constants: dict[str
 def _kind(argument: Any) -> Any:
     """What Triton compiles for, of an argument that its kernel does not specialise on a value of."""
     if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % _ALIGNED == 0
+        return argument.dtype, argument.data_ptr() % ALIGNED == 0
     if isinstance(argument, int):
         return int, -(2**31) <= argument < 2**31
     return type(argument)

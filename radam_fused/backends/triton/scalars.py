@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ...numerics.scalars import StepScalars
 from ..operator_args import ScalarsArgs
 from ..operator_checks import check_scalars
 from .availability import WARPS, require
-from .launch import launch, on_device_of
+from .launch import Arguments, launch, on_device_of
 
 BLOCK = 32 * WARPS
 """Rows at a time: one a thread."""
@@ -19,14 +21,27 @@ _CONSTANTS = {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK, "num_warps": WARPS, "e
 
 def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
     """``radam_fused::scalars_triton``; arguments and results as `radam_fused.backends.ops` says."""
-    from .scalars_kernel import scalars_kernel
-
-    group_scalars, sources, counted, steps, taken, lr, partial_sums, max_grad_norm, grad_scale, found_inf = args
-    require("scalars", group_scalars.device)
+    require("scalars", args.group_scalars.device)
     check_scalars(args)
-    made = group_scalars.new_empty(sources.shape[0], len(StepScalars._fields))
-    norm = group_scalars.new_empty(())
-    arguments = (
+    made = args.group_scalars.new_empty(args.sources.shape[0], len(StepScalars._fields))
+    norm = args.group_scalars.new_empty(())
+    kernel, constants = kernel_for()
+    with on_device_of(args.group_scalars):
+        launch(kernel, 1, kernel_arguments(args, made, norm), constants)
+    return made, norm
+
+
+def kernel_for() -> tuple[Any, dict[str, Any]]:
+    """The kernel, and its constants and options."""
+    from .scalars_kernel import scalars_kernel  # here, because Triton need not be installed
+
+    return scalars_kernel, _CONSTANTS
+
+
+def kernel_arguments(args: ScalarsArgs, made: Tensor, norm: Tensor) -> Arguments:
+    """The kernel's: those of the operator, what it writes, and how many there are of each."""
+    group_scalars, sources, counted, steps, taken, lr, partial_sums, max_grad_norm, grad_scale, found_inf = args
+    return (
         group_scalars,
         sources,
         counted,
@@ -44,6 +59,3 @@ def scalars(args: ScalarsArgs) -> tuple[Tensor, Tensor]:
         steps.numel(),
         0 if partial_sums is None else partial_sums.shape[0],
     )
-    with on_device_of(group_scalars):
-        launch(scalars_kernel, 1, arguments, _CONSTANTS)
-    return made, norm

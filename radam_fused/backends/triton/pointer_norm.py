@@ -1,0 +1,90 @@
+"""The ``triton`` backend's partial sums of squares over a pointer table: no Python for a tensor, as `PointerStep`.
+
+C++ reads the gradients and fills in their table (csrc/python/segment_table.cpp), which is uploaded when an address has
+changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ...cpp_helpers import NATIVE_DTYPE, fill_norm_segments
+from ...numerics.layout import NORM_TILE, PARTIAL_SUMS
+from . import tables
+from .grad_norm import INTERPRETED_PROGRAMS, arguments, kernel_for, shares, skips_empty
+from .launch import Arguments, Launcher, on_device_of
+from .tables import NORM_COLUMNS
+
+_WORD = 8
+"""Bytes."""
+_SHARES = 2 * PARTIAL_SUMS
+"""Numbers of the table before its segments."""
+_DTYPES = {number: dtype for dtype, number in NATIVE_DTYPE.items()}
+
+
+class PointerNorm:
+    """The sums of one plan's gradients.
+
+    Args:
+        pairs: what `radam_fused._C.read_pairs` takes: the pointer table and what its pairs are checked against.
+        device: of the gradients.
+    """
+
+    def __init__(self, pairs: tuple[int, ...], device: torch.device) -> None:
+        self._pairs = pairs
+        self._device = device
+        self._skips = skips_empty(device)
+        self._programs = INTERPRETED_PROGRAMS if self._skips else PARTIAL_SUMS
+        self._rows = torch.zeros(pairs[2], len(NORM_COLUMNS), dtype=torch.int64, device="cpu")
+        self._rows_at = self._rows.data_ptr()
+        self._shares = self._table = torch.zeros(_SHARES, dtype=torch.int64, device="cpu")
+        self._laid_out = 0, 0
+        """The rows and tiles that the shares are of: what no step of a plan changes."""
+        self._stream: int | None = None
+        self._launchers: dict[int, Launcher] = {}
+
+    def sums(self) -> Tensor | None:
+        """``radam_fused::grad_norm_triton`` of the gradients; None where it has to be called with their list."""
+        stream, capturing = tables._current_stream(self._device)
+        if capturing:  # what a graph refers to has to stay: `tables.on_device` sees to that
+            return None
+        filled = fill_norm_segments(self._pairs, NORM_TILE, self._rows_at)
+        if filled is None:
+            return None
+        grad_dtype, rows, tiles, changed, held = filled
+        if tiles == 0:
+            return None
+        make = torch.zeros if self._skips else torch.empty
+        sums = make(1, PARTIAL_SUMS, dtype=torch.float64, device=self._device)
+        with on_device_of(sums):
+            if changed or stream != self._stream:
+                self._upload(rows, tiles)
+                self._stream = stream
+            self._start(grad_dtype, sums, tiles)
+        del held  # the gradients, which another thread may have replaced meanwhile
+        return sums
+
+    def _upload(self, rows: int, tiles: int) -> None:
+        """The shares and the rows, in one copy from memory that the pinned allocator keeps until that is done."""
+        if self._laid_out != (rows, tiles):
+            self._shares = shares(self._rows[:rows, NORM_COLUMNS.index("first_tile")].contiguous(), tiles)
+            self._laid_out = rows, tiles
+        words = rows * len(NORM_COLUMNS)
+        host = torch.empty(_SHARES + words, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
+        ctypes.memmove(host.data_ptr(), self._shares.data_ptr(), _WORD * _SHARES)
+        ctypes.memmove(host.data_ptr() + _WORD * _SHARES, self._rows_at, _WORD * words)
+        self._table = tables._copy(host, self._device)
+
+    def _start(self, grad_dtype: int, sums: Tensor, tiles: int) -> None:
+        launcher = self._launchers.get(grad_dtype)
+        if launcher is None:
+            launcher = self._launchers[grad_dtype] = Launcher(*kernel_for(_DTYPES[grad_dtype], self._skips))
+        at = self._table.data_ptr()
+
+        def tensors() -> Arguments:
+            return arguments(self._table, sums, tiles)
+
+        launcher.start(self._programs, (at + _WORD * _SHARES, at, at, sums.data_ptr(), tiles), tensors)
