@@ -3,17 +3,20 @@
 The tensors are on the CPU and have one element, so that nearly all time is the host's. Each gets a new gradient before
 every step, as from a backward pass. Candidates take turns, and the result is compared with performance targets. The
 smallest number of tensors is also measured with cold caches, as a training loop leaves them
-(`bench.harness.cache_state`).
+(`bench.harness.cache_state`). ``--triton`` measures the triton backend beside the cpu backend, with a stand-in for the
+driver that launches nothing, into host_triton.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,18 @@ CANDIDATES: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer
     "torch AdamW, fused": lambda params: torch.optim.AdamW(params, fused=True),
     "torch RAdam, foreach": lambda params: torch.optim.RAdam(params, foreach=True),
 }
+TRITON: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]] = {
+    "triton": lambda params: FusedRAdam(params, backend="triton"),
+    "triton, max_grad_norm": lambda params: FusedRAdam(params, backend="triton", max_grad_norm=1.0),
+    "triton, flatten": lambda params: FusedRAdam(params, backend="triton", flatten=True),
+    "triton, flatten, max_grad_norm": lambda params: FusedRAdam(
+        params, backend="triton", flatten=True, max_grad_norm=1.0
+    ),
+}
+"""The same on tensors of the CPU, with all that a GPU's host does but the launch itself."""
+TRITON_BESIDE = ("FusedRAdam", "FusedRAdam, max_grad_norm", "FusedRAdam, flatten", "torch AdamW, fused")
+TRITON_FIXED, TRITON_TENSOR = 40.0, 0.3
+"""The target: microseconds a step, and for each tensor without ``flatten``."""
 OURS, FLAT, BASELINE = "FusedRAdam", "FusedRAdam, flatten", "torch AdamW, fused"
 TIMES_FASTER = 15
 """The target ratio to the baseline, for the largest number of tensors."""
@@ -46,8 +61,8 @@ class Runner:
 
     def __init__(self, name: str, tensors: int) -> None:
         self.params = [torch.nn.Parameter(torch.full((1,), float(k))) for k in range(tensors)]
-        self.optimizer = CANDIDATES[name](self.params)
-        self.flat = name == FLAT  # its gradients stay and are written in place
+        self.optimizer = (CANDIDATES | TRITON)[name](self.params)
+        self.flat = "flatten" in name  # its gradients stay and are written in place
         self.seconds: list[float] = []
 
     def prepare(self) -> None:
@@ -64,14 +79,24 @@ class Runner:
         self.seconds.append(time.perf_counter() - begin)
 
 
-def measure(tensors: int, rounds: int, caches: str = "warm") -> dict[str, Any]:
+def no_launches() -> AbstractContextManager[Any]:
+    """A stand-in for Triton's driver, in a checkout of the repository: kernels are neither compiled nor run."""
+    from tests.support.fake_launch import replacing_driver
+
+    return replacing_driver(runs=False)
+
+
+def measure(
+    tensors: int, rounds: int, caches: str = "warm", candidates: Sequence[str] = tuple(CANDIDATES)
+) -> dict[str, Any]:
     """Microseconds per step of each candidate, and the median ratio of the baseline to ours within a round.
 
     Args:
         caches: "warm", or one of `bench.harness.cache_state.STATES`.
+        candidates: of `CANDIDATES` and `TRITON`.
     """
     before = (lambda _: None) if caches == "warm" else before_step(caches)
-    runners = {name: Runner(name, tensors) for name in CANDIDATES}
+    runners = {name: Runner(name, tensors) for name in candidates}
     with no_collection():
         for _ in range(FIRST + rounds):
             for runner in runners.values():
@@ -116,12 +141,29 @@ def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def text(rows: Sequence[dict[str, Any]]) -> str:
+def triton_targets(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The same for the triton backend's host part; with ``flatten`` for the smallest number: it looks at all views."""
+    warm = [row for row in rows if row["caches"] == "warm"]
+
+    def line(name: str, row: dict[str, Any], most: float) -> str:
+        return verdict(
+            f"{name}, {row['tensors']:,} tensors: at most {most:.0f} µs", {"": row["us"][name]}, at_most(most), " µs"
+        )
+
+    of_tensors = [
+        line(name, row, TRITON_FIXED + TRITON_TENSOR * row["tensors"])
+        for row in warm
+        for name in ("triton", "triton, max_grad_norm")
+    ]
+    return of_tensors + [line(name, warm[0], TRITON_FIXED) for name in TRITON if "flatten" in name]
+
+
+def text(rows: Sequence[dict[str, Any]], found: Sequence[str]) -> str:
     """One line per candidate, one column per number of tensors."""
     heading = f"{'µs per step':<28}" + "".join(f"{row['tensors']:>10,}" for row in rows)
     heading += f"\n{'caches':<28}" + "".join(f"{row['caches']:>10}" for row in rows)
-    lines = [f"{name:<28}" + "".join(f"{row['us'][name]:>10.1f}" for row in rows) for name in CANDIDATES]
-    return "\n".join([heading, *lines, *targets(rows)])
+    lines = [f"{name:<28}" + "".join(f"{row['us'][name]:>10.1f}" for row in rows) for name in rows[0]["us"]]
+    return "\n".join([heading, *lines, *found])
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -129,16 +171,23 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--tensors", type=int, nargs="+", default=TENSORS)
-    parser.add_argument("--results", type=Path, default=Path("bench/results/cpu/host.json"))
+    parser.add_argument("--triton", action="store_true", help="the triton backend beside the cpu backend")
+    parser.add_argument("--results", type=Path, help="bench/results/cpu/host.json, or host_triton.json")
     options = parser.parse_args(arguments)
-    rows = [measure(options.tensors[0], options.rounds, "cold")]
-    rows += [measure(tensors, options.rounds) for tensors in options.tensors]
+    candidates = (*TRITON_BESIDE, *TRITON) if options.triton else tuple(CANDIDATES)
+    with no_launches() if options.triton else nullcontext():
+        rows = [measure(options.tensors[0], options.rounds, "cold", candidates)]
+        rows += [measure(tensors, options.rounds, candidates=candidates) for tensors in options.tensors]
+    found = triton_targets(rows) if options.triton else targets(rows)
     about = {"machine": machine(), "threads": torch.get_num_threads(), "versions": versions(), "commit": commit()}
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps({**about, "rows": rows, "claims": targets(rows)}, indent=1) + "\n")
-    print(text(rows))
-    return int(any(target.startswith("MISS") for target in targets(rows)))
+    path = options.results or Path("bench/results/cpu", "host_triton.json" if options.triton else "host.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**about, "rows": rows, "claims": found}, indent=1) + "\n")
+    print(text(rows, found))
+    return int(any(target.startswith("MISS") for target in found))
 
 
 if __name__ == "__main__":
+    if "--triton" in sys.argv:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: tensors of the CPU need it
     sys.exit(main(sys.argv[1:]))

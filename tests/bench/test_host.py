@@ -40,3 +40,26 @@ def row(tensors: int, flat: float, ratio: float) -> dict[str, Any]:
 def test_claims(cold: float, ratio: float, flat: float, kept: list[str]) -> None:
     rows = [row(10, 60.0, cold), row(10, 20.0, 1.0), row(10_000, flat, ratio)]
     assert [target[:4] for target in host_overhead.targets(rows)] == kept
+
+
+def test_the_triton_backend_beside_the_cpu_backend(tmp_path: Path) -> None:
+    """No kernel is run: what is timed is the host's part."""
+    path = tmp_path / "host.json"
+    host_overhead.main(["--triton", "--rounds", "2", "--tensors", "2", "20", "--results", str(path)])
+    found = json.loads(path.read_text())
+    assert [row["tensors"] for row in found["rows"]] == [2, 2, 20]
+    for row in found["rows"]:
+        assert row["us"].keys() == {*host_overhead.TRITON_BESIDE, *host_overhead.TRITON}
+    assert found["claims"] == host_overhead.triton_targets(found["rows"])
+    assert len(found["claims"]) == 6
+
+
+def test_the_limits_of_the_triton_backend() -> None:
+    """The negative control: one tensor's time more, and a target is missed."""
+    names = [*host_overhead.TRITON]
+
+    def missed(us: float) -> int:
+        row = {"tensors": 10, "caches": "warm", "us": dict.fromkeys(names, us)}
+        return sum(line.startswith("MISS") for line in host_overhead.triton_targets([row]))
+
+    assert [missed(39.9), missed(42.9), missed(43.1)] == [0, 2, 4]
