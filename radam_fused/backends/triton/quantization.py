@@ -60,7 +60,7 @@ def _philox(group, scalars_ptr, stream: tl.constexpr):
 
 @triton.jit
 def _odd(by, low, high):
-    return tl.where(by & 1, (low >> 16) | (high << 16), low)
+    return tl.where((by & 1) != 0, (low >> 16) | (high << 16), low)
 
 
 @triton.jit
@@ -71,10 +71,10 @@ def random_bits(start, scalars_ptr, stream: tl.constexpr, COUNT: tl.constexpr, A
     if ANYWHERE:  # the end of a group and the beginning of the next: as many 16-bit numbers further in eight words
         by = (start % RANDS_PER_CALL).to(tl.int32)
         c4, c5, c6, c7 = _philox(group + 1, scalars_ptr, stream)
-        c0, c1, c2 = tl.where(by & 4, c2, c0), tl.where(by & 4, c3, c1), tl.where(by & 4, c4, c2)
-        c3, c4, c5 = tl.where(by & 4, c5, c3), tl.where(by & 4, c6, c4), tl.where(by & 4, c7, c5)
-        c0, c1, c2 = tl.where(by & 2, c1, c0), tl.where(by & 2, c2, c1), tl.where(by & 2, c3, c2)
-        c3, c4 = tl.where(by & 2, c4, c3), tl.where(by & 2, c5, c4)
+        c0, c1, c2 = tl.where((by & 4) != 0, c2, c0), tl.where((by & 4) != 0, c3, c1), tl.where((by & 4) != 0, c4, c2)
+        c3, c4, c5 = tl.where((by & 4) != 0, c5, c3), tl.where((by & 4) != 0, c6, c4), tl.where((by & 4) != 0, c7, c5)
+        c0, c1, c2 = tl.where((by & 2) != 0, c1, c0), tl.where((by & 2) != 0, c2, c1), tl.where((by & 2) != 0, c3, c2)
+        c3, c4 = tl.where((by & 2) != 0, c4, c3), tl.where((by & 2) != 0, c5, c4)
         c0, c1 = _odd(by, c0, c1), _odd(by, c1, c2)
         c2, c3 = _odd(by, c2, c3), _odd(by, c3, c4)
     words = tl.join(tl.join(c0, c2), tl.join(c1, c3))  # in order, once they are read row by row
