@@ -23,6 +23,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import setuptools
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
@@ -194,6 +195,16 @@ def python_only(reason):
     )
 
 
+def check_setuptools():
+    """Stops where setuptools cannot read pyproject.toml; without build isolation, pip installs no other."""
+    if int(setuptools.__version__.partition(".")[0]) < 77:
+        raise SystemExit(
+            f"radam_fused: setuptools {setuptools.__version__} is older than 77: pip install 'setuptools>=77,<82' and "
+            "build again (torch before 2.13 takes no setuptools from 82 on)."
+        )
+
+
+check_setuptools()
 arguments, lines = plan()
 distribution = setup(**arguments)
 if distribution.have_run.get("build_py"):  # once per install: reading the metadata runs this file as well

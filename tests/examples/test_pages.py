@@ -69,7 +69,7 @@ def commands(markdown: str) -> list[str]:
 def wrong_commands(markdown: str) -> list[str]:
     """Commands that name no target of the Makefile, no option of pip that tests install with, or that fail."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    pip = {"pip install setuptools wheel ninja", "pip install --no-build-isolation ."}
+    pip = {"pip install 'setuptools>=77,<82' wheel ninja", "pip install --no-build-isolation ."}
     found = []
     for command in commands(markdown):
         if command.startswith("make "):

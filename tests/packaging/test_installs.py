@@ -17,6 +17,7 @@ from tests.packaging.builds import (
     run,
     unpack,
 )
+from tests.support.paths import ROOT
 
 
 def said(output):
@@ -71,6 +72,16 @@ def test_compiler_named_in_cxx_that_is_not_there(source, tmp_path, tools):
     line, *_ = said(output)
     assert "CXX names '/nowhere/g++-99 -m64', which is not there. Name a C++ compiler, unset it" in line
     assert "Traceback" not in output
+
+
+def test_setuptools_that_cannot_read_the_metadata(tools):
+    """As a new environment of Python 3.11 has it, and as pip leaves it without build isolation."""
+    old = "import setuptools; setuptools.__version__ = '65.5.0'; __file__ = 'setup.py'; "
+    output = run("-c", f"{old}exec(open('setup.py').read())", cwd=ROOT, path=[tools], fails=True)
+    assert output.strip() == (
+        "radam_fused: setuptools 65.5.0 is older than 77: pip install 'setuptools>=77,<82' and build again "
+        "(torch before 2.13 takes no setuptools from 82 on)."
+    )
 
 
 def test_extension_declined_in_the_environment(source, tmp_path, tools):
