@@ -33,6 +33,17 @@ LATER = 0.3
 PLOTTING = 15.0
 """Seconds that are reserved for the plots, and for the step that runs when the time is up."""
 
+MEMORY = 78 * 2**30
+"""Bytes that a run holds at most: what a GPU of 80 GB has free."""
+
+
+def lacking(case: Case, dtype: torch.dtype, most: int = MEMORY) -> str | None:
+    """Why a case is skipped: FusedRAdam's arrays, or the two that the roofline copies, take more memory than this."""
+    needed = max((2 * dtype.itemsize + 8) * case.elements, case.step_bytes(dtype))
+    if needed <= most:
+        return None
+    return f"needs {needed / 2**30:.1f} GiB of memory, of {most / 2**30:.1f} GiB that a run may hold"
+
 
 @dataclass
 class Suite:
@@ -117,6 +128,12 @@ class Suite:
                 return
             if dtype not in case.dtypes:
                 continue
+            short = lacking(case, DTYPES[dtype])
+            if short is not None:
+                for candidate in candidates:
+                    attempts.skip(candidate, case, dtype, short)
+                keep(found)
+                continue
             found["copies"].append(timing.measure_copy(case, dtype, on, plan))
             rows = [attempts.attempt(timed, candidate, case, dtype) for candidate in candidates]
             found["rows"] += [row for row in rows if row is not None]
@@ -191,6 +208,9 @@ def main(arguments: Sequence[str], on: Clock | None = None) -> int:
     except RuntimeError as error:
         print(f"nothing was measured: {error}")
         return 1
+    if on.device.startswith("cuda"):
+        _, total = torch.cuda.mem_get_info()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / total))
     began = time.monotonic()
     candidates = [GPU_CANDIDATES[name] for name in options.candidates]
     out = smoke(sorted({c.backend for c in candidates if c.backend is not None}), on.device)

@@ -183,6 +183,10 @@ class Attempts:
             except Exception as error:  # a candidate's failure is a line in the report, not the end of the run
                 reason = why_skipped(error)
         release()
+        self.skip(candidate, case, dtype, reason)
+        return None
+
+    def skip(self, candidate: Candidate, case: Case, dtype: str, reason: str) -> None:
+        """Notes why there is no result."""
         entry = {"candidate": candidate.name, "label": candidate.label, "backend": candidate.backend}
         self.missing.append({**entry, "case": case.name, "dtype": dtype, "reason": reason})
-        return None

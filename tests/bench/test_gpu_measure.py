@@ -17,7 +17,7 @@ from bench.harness.plan import Plan
 from bench.optimizers import baselines, candidates
 from bench.optimizers.baselines import Skipped
 from bench.studies import state_formats
-from bench.workloads.cases import CASES, DTYPES
+from bench.workloads.cases import CASES, DTYPES, GPU_DEFAULT
 
 TINY = CASES["tiny"]
 QUICK = Plan(budget=1e-6, least=3)
@@ -208,6 +208,29 @@ def test_whole_run(tmp_path, monkeypatch, capsys):
             assert row["check"] == {"right": None, "moves": True}
     assert "same bits" in (tmp_path / "gpu.md").read_text()
     assert "FusedRAdam cpu, flatten" in capsys.readouterr().out
+
+
+def test_a_case_that_does_not_fit_is_skipped_with_the_reason(monkeypatch):
+    """And the run goes on with the next: before, the copy of a case too large ended it."""
+
+    def measured(candidate, case, dtype, on, plan):
+        return {"candidate": candidate.name, "case": case.name, "dtype": dtype, "ours": True}
+
+    monkeypatch.setattr(timing, "measure", measured)
+    monkeypatch.setattr(timing, "count", lambda candidate, case, dtype, on, plan: {})
+    monkeypatch.setattr(step.gpu_tables, "add_counts", lambda row, counts: None)
+    suite = step.Suite(["llama8b", "tiny"], ["bf16"], [HERE["cpu"]], QUICK, 60.0)
+    found = suite.run(HostClock(), lambda found: None)
+    assert "ended_early" not in found
+    assert [(entry["case"], entry["reason"]) for entry in found["missing"]] == [
+        ("llama8b", "needs 164.5 GiB of memory, of 78.0 GiB that a run may hold")
+    ]
+    assert len(found["rows"]) == 1
+
+
+def test_the_default_cases_fit():
+    """The negative control is the one above."""
+    assert [step.lacking(CASES[name], dtype) for name in GPU_DEFAULT for dtype in DTYPES.values()] == [None] * 10
 
 
 def test_an_interrupted_run_keeps_what_it_has(monkeypatch):
