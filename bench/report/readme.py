@@ -29,7 +29,7 @@ GPU_CASES = (("256M", "fp32"), ("256M", "bf16"), ("llama", "fp32"), ("llama", "b
 
 NO_CPU = "Nothing has been measured on a CPU yet; `make bench` does that."
 NO_GPU = "Nothing here was measured on a GPU yet; `make gpu` does that where there is one."
-NO_TRAINING = "No training step has been measured yet; `make bench` measures them."
+NO_TRAINING = "No training step has been measured yet; `python -m bench.studies.whole_step` measures them."
 
 Found = dict[str, Any]
 
@@ -100,24 +100,72 @@ def short(found: Found) -> list[str]:
 
 
 def training(found: Found) -> list[str]:
-    """Whole training steps and the optimizer's share of them."""
+    """Whole training steps and the optimizer's share of them, with quartiles."""
     models = found["training"]
     if not models:
         return [NO_TRAINING]
-    labels = {name: row["label"] for model in models for name, row in model["optimizers"].items()}
-    headings, columns = ["training step"], []
-    for model in models:
-        headings += [f"{model['title']}: ms", "of it the optimizer, %"]
-        columns += [
-            {name: row["ms"]["median"] for name, row in model["optimizers"].items()},
-            {name: 100 * row["optimizer_share"]["median"] for name, row in model["optimizers"].items()},
-        ]
     names = " ".join(model["name"] for model in models)
-    return [
-        f'Whole training steps on the same machine (`make bench CASES="{names}"`, {commit_and_date(found)}):',
-        "",
-        *table(headings, columns, labels),
+    lines = [f'Whole training steps (`make bench CASES="{names}"`, {commit_and_date(found)}), medians and quartiles:']
+    for model in models:
+        rows = []
+        for row in model["optimizers"].values():
+            ms, share = row["ms"], row["optimizer_share"]
+            quartiles = [
+                f"{plain(ms['q1'])} to {plain(ms['q3'])}",
+                f"{100 * share['q1']:.1f} to {100 * share['q3']:.1f}",
+            ]
+            rows.append([row["label"], plain(ms["median"]), quartiles[0], f"{100 * share['median']:.1f}", quartiles[1]])
+        headings = [model["title"], "ms", "quartiles", "of it the optimizer, %", "quartiles"]
+        lines += ["", *markdown_table(headings, rows)]
+    return lines
+
+
+def whole(found: Found) -> list[str]:
+    """Whole training steps beside FusedRAdam's of the same round, and the optimizer's share of them."""
+    on = found["machine"]
+    lines = [
+        f"Whole training steps on {on['cores']} cores ({on['cpu']}, {commit_and_date(found)}).",
+        "`python -m bench.studies.whole_step` reproduces them ([raw](bench/results/cpu/whole-step.json)).",
+        "All take turns. A ratio is that of two steps of one round, with the 95 % confidence interval of its median.",
+        "The optimizer's part is `zero_grad` and `step`.",
     ]
+    for model in found["models"].values():
+        rows = []
+        for row in model["candidates"].values():
+            ms, ratio, share, parts = row["ms"], row["ratio"], row["optimizer_share"], row["parts_ms"]
+            quartiles = f"{plain(ms['q1'])} to {plain(ms['q3'])}"
+            interval = (
+                "" if ratio["min"] == ratio["max"] else f" ({' to '.join(f'{x:.3f}' for x in ratio['interval'])})"
+            )
+            rows.append(
+                [
+                    row["label"],
+                    plain(ms["median"]),
+                    quartiles,
+                    f"{ratio['median']:.3f}{interval}",
+                    f"{100 * share['median']:.1f}",
+                    *(plain(parts[part]) for part in ("zero_grad", "backward", "step")),
+                ]
+            )
+        lines += [
+            "",
+            f"**{model['title']}**, {model['rounds']} rounds in {model['processes']} processes:",
+            "",
+            *markdown_table(
+                [
+                    "training step",
+                    "ms",
+                    "quartiles",
+                    "× FusedRAdam",
+                    "of it the optimizer, %",
+                    "ms in `zero_grad`",
+                    "in backward",
+                    "in `step`",
+                ],
+                rows,
+            ),
+        ]
+    return lines
 
 
 def cpu_targets(found: Found) -> list[str]:
@@ -146,6 +194,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Found], list[str]], str]] = {
     "short": ("cpu/step.json", short, NO_CPU),
     "cpu": ("cpu/step.json", cpu, NO_CPU),
     "training": ("cpu/step.json", training, NO_TRAINING),
+    "whole": ("cpu/whole-step.json", whole, NO_TRAINING),
     "targets": ("cpu/step.json", cpu_targets, NO_CPU),
     "gpu": ("gpu/gpu.json", gpu, NO_GPU),
 }

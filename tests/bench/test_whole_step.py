@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+from bench.report import readme
 from bench.studies import whole_step
 
 
@@ -41,3 +42,5 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert list(model["candidates"]) == list(whole_step.CANDIDATES)
     assert model["rounds"] == 2
     assert capsys.readouterr().out.count("train-tiny: ") == len(whole_step.CANDIDATES)
+    text = "\n".join(readme.whole(json.loads(out.read_text())))
+    assert text.count("| FusedRAdam") == 4
