@@ -99,9 +99,10 @@ cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library again
 	$(PY) tests/codegen/cuda_code.py
 	$(PY) tests/packaging/cuda_build.py
 
+# Never with --quiet: mkdocs then counts no warnings, and --strict finds none.
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(DOCS_VENV)/.tools  ## the documentation site, in build/site; fails for a link that leads nowhere
-	$(DOCS_VENV)/bin/python -m mkdocs build --strict --quiet
+	$(DOCS_VENV)/bin/python -m mkdocs build --strict
 
 # By the recipe of [tool.cibuildwheel] in pyproject.toml, without its container: the tag has this machine's glibc.
 wheel: $(TOOLS) $(WHEEL_VENV)/.tools  ## a manylinux wheel without the CUDA library, in dist

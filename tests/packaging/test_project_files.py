@@ -95,6 +95,12 @@ def test_ci_runs_what_every_change_must_pass() -> None:
     assert (ROOT / ".github" / "pull_request_template.md").read_text().count("- [ ]") >= 3
 
 
+def test_the_site_is_built_strictly() -> None:
+    """With --quiet mkdocs counts no warnings, and a link that leads nowhere passes."""
+    (command,) = re.findall(r"-m mkdocs (.+)", (ROOT / "Makefile").read_text())
+    assert command == "build --strict"
+
+
 def test_citation_and_changelog_have_the_version() -> None:
     citation = read(ROOT / "CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
