@@ -41,7 +41,7 @@ def check(ranks: Ranks, tool: str, option: str, sentence: str, train: Any, *args
         assert sentence
         for outcome in ranks.outcomes(2, train, *args, option, False):
             assert isinstance(outcome, Failed), outcome
-            assert outcome.name in ("ValueError", "RuntimeError", "NotImplementedError"), outcome
+            assert outcome.name in ("ValueError", "TypeError", "RuntimeError", "NotImplementedError"), outcome
             assert sentence in outcome.message, outcome
         return
     assert word in ("works", "no effect")

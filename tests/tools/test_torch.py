@@ -1,4 +1,4 @@
-"""DistributedDataParallel, FSDP2 and FSDP1, both ways, by hand."""
+"""DistributedDataParallel, FSDP2, with torchao's float8 too, and FSDP1, both ways, by hand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from tests.tools.table import OPTIONS, cell
 TOOLS = {
     "DistributedDataParallel": "ddp",
     "FSDP2": "fsdp2",
+    "FSDP2, torchao's float8": "float8",
+    "FSDP2, torchao's float8, gathered so": "float8 gathered",
     "FSDP1, flat parameters": "fsdp1",
     "FSDP1, original parameters": "fsdp1 original",
 }
 SENTENCES = {
     "DistributedDataParallel": {"step_in_backward": "in a DistributedDataParallel module"},
     "FSDP2": {"flatten": "memory is FSDP2's"},
+    "FSDP2, torchao's float8": {"flatten": "memory is FSDP2's"},
+    "FSDP2, torchao's float8, gathered so": dict.fromkeys(OPTIONS, "WeightWithDynamicFloat8CastTensor"),
     "FSDP1, flat parameters": {
         "flatten": "or use flatten=False",
         "max_grad_norm": "model.clip_grad_norm_",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from tests.tools import torchvision_operators  # noqa: F401  # isort: skip
+
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +26,19 @@ def _fsdp2(model: nn.Module) -> nn.Module:
     return fully_shard(model)
 
 
+def _float8(gathered: bool) -> Callable[[nn.Module], nn.Module]:
+    def shared_out(model: nn.Module) -> nn.Module:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+        config = Float8LinearConfig(enable_fsdp_float8_all_gather=gathered, emulate=True)
+        return _fsdp2(convert_to_float8_training(model, config=config))
+
+    return shared_out
+
+
 WAYS = {
+    "float8": _float8(False),
+    "float8 gathered": _float8(True),
     "ddp": DistributedDataParallel,
     "fsdp2": _fsdp2,
     "fsdp1": lambda model: FullyShardedDataParallel(model, device_id=torch.device("cpu")),
