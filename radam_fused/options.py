@@ -112,9 +112,13 @@ def _check_rate(lr: Any, where: str, wait: bool) -> None:
 
 
 def beside_rate(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All hyperparameters of a group but lr, None for a missing one; `Checked` compares them with a later step's."""
+    """All hyperparameters of a group but lr, None for a missing one, with their types, as True equals 1.0.
+
+    `Checked` compares them with a later step's.
+    """
     betas = group.get("betas")
-    return (tuple(betas) if isinstance(betas, list) else betas, *map(group.get, _OTHERS))
+    others = tuple(map(group.get, _OTHERS))
+    return (tuple(betas) if isinstance(betas, list) else betas, *others, *map(type, others))
 
 
 class Checked:

@@ -130,7 +130,8 @@ def _host_rate(lr: Any, device: torch.device) -> float:
             f"lr is a tensor on {lr.device}, whose value a graph captured on {device} would keep permanently: "
             f"put it on {device}, or make it a float"
         )
-    if isinstance(lr, Real) or (isinstance(lr, Tensor) and lr.numel() == 1):
+    number = isinstance(lr, Real) and not isinstance(lr, bool)
+    if number or (isinstance(lr, Tensor) and lr.numel() == 1):
         return float(lr)
     return math.nan  # `check_all` says what is wrong
 

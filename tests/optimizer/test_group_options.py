@@ -187,6 +187,31 @@ def test_written_value_is_checked_before_the_step(name: str, value: Any, captura
     assert [float(state["step"]) for _, state in snapshot(opt)] == [3.0, 3.0]
 
 
+EQUAL = [
+    *(("maximize", 0), ("decoupled_weight_decay", 0), ("degenerated_to_sgd", 1), ("lr", True)),
+    *(("weight_decay", False), ("eps", False), ("seed", 0.0), ("seed", False)),
+]
+
+
+@pytest.mark.parametrize("capturable", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize(("name", "value"), EQUAL, ids=case_id)
+def test_value_that_equals_the_one_before_is_refused_all_the_same(name: str, value: Any, capturable: bool) -> None:
+    """Python takes True for 1.0: what was checked before is compared with its type."""
+    opt = FusedRAdam([parameter(3)], backend="cpu", lr=1.0, eps=0.0, capturable=capturable)
+    for _ in range(2):
+        give_gradients(opt)
+        opt.step()
+    before, good = snapshot(opt), opt.param_groups[0][name]
+    assert good == value
+    opt.param_groups[0][name] = value
+    with pytest.raises(TypeError, match=rf"param_groups\[0\]: {name} = {value}"):
+        opt.step()
+    assert equal(before, snapshot(opt))
+    opt.param_groups[0][name] = good
+    opt.step()
+    assert not equal(before, snapshot(opt))
+
+
 @pytest.mark.parametrize("name", ["lr", "betas", "seed"])
 def test_missing_value_is_named(name: str, backend: str) -> None:
     opt = FusedRAdam([parameter(3)], backend=backend)
