@@ -79,11 +79,15 @@ def launch(
     ):
         run(manager, first, scalars, zero_grads)
         return
-    if len(launches) > 1:
-        scalars.prepare([(one.bucket, one.plan) for one in launches])
     with Deferred():
-        for one in launches:
-            run(manager, one, scalars, zero_grads)
+        if len(launches) > 1:
+            scalars.prepare([(one.bucket, one.plan, manager.ops[one.bucket]) for one in launches])
+        try:
+            for one in launches:
+                run(manager, one, scalars, zero_grads)
+        except BaseException:
+            scalars.cancel()
+            raise
         if grad_scale is not None:
             unscale(launches, grad_scale)
 

@@ -33,8 +33,11 @@ class Scalars(Protocol):
     grad_norm: Tensor | None
     """The norm of the unscaled gradients, a float64 scalar, once `compute` was called; None where none is clipped."""
 
-    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
+    def prepare(self, plans: list[tuple[Bucket, Plan, Operators]]) -> None:
         """Before the first of several launches: what is wrong with a later one is said while nothing is written."""
+
+    def cancel(self) -> None:
+        """Where a launch failed: what was prepared for those after it did not happen."""
 
     def compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """float64 (n, 11): a `radam_fused.numerics.scalars.StepScalars` for each of the plan's pairs.
@@ -56,11 +59,13 @@ class HostScalars:
         self._groups = groups
         self._prepared: dict[int, Tensor] = {}
 
-    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
+    def prepare(self, plans: list[tuple[Bucket, Plan, Operators]]) -> None:
         """See `Scalars`."""
-        self._prepared = {
-            id(plan): plan.scalar_buffer.filled(self._groups, plan.pairs, bucket.counts.taken) for bucket, plan in plans
-        }
+        for bucket, plan, _ in plans:
+            self._prepared[id(plan)] = plan.scalar_buffer.filled(self._groups, plan.pairs, bucket.counts.taken)
+
+    def cancel(self) -> None:
+        """See `Scalars`: nothing was counted."""
 
     def compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`."""
@@ -202,12 +207,30 @@ class DeviceScalars:
         self._max_grad_norm = max_grad_norm
         self.grad_norm: Tensor | None = None
         self._scalars: Tensor | None = None
+        self._prepared: dict[int, tuple[Bucket, Plan, Tensor]] = {}
 
-    def prepare(self, plans: list[tuple[Bucket, Plan]]) -> None:
-        """See `Scalars`: the first call of `compute` checks all groups."""
+    def prepare(self, plans: list[tuple[Bucket, Plan, Operators]]) -> None:
+        """See `Scalars`: the scalars of a later launch may find no memory, and are computed before the first step."""
+        try:
+            for bucket, plan, ops in plans:
+                self._prepared[id(plan)] = bucket, plan, self._compute(bucket, plan, ops)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """See `Scalars`."""
+        while self._prepared:
+            bucket, plan, self._scalars = self._prepared.popitem()[1]
+            self.undo(bucket, plan)
 
     def compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         """See `Scalars`; counts the step."""
+        prepared = self._prepared.pop(id(plan), None)
+        self._scalars = self._compute(bucket, plan, ops) if prepared is None else prepared[2]
+        return self._scalars
+
+    def _compute(self, bucket: Bucket, plan: Plan, ops: Operators) -> Tensor:
         device = bucket.state_device
         hypers = self._tables.group_scalars(self._groups, device)
         pairs, counted = device_tables(bucket, plan)
@@ -230,10 +253,10 @@ class DeviceScalars:
             grad_scale,
             found_inf,
         )
-        self._scalars, norm = _without_dispatcher(plan, ops, args) or ops.scalars(*args)
+        scalars, norm = _without_dispatcher(plan, ops, args) or ops.scalars(*args)
         if self.grad_norm is None and squares is not None:
             self.grad_norm = norm
-        return self._scalars
+        return scalars
 
     def undo(self, bucket: Bucket, plan: Plan) -> None:
         """See `Scalars`."""

@@ -92,6 +92,43 @@ def test_handlers_are_as_before_and_run_once() -> None:
         signal.signal(signal.SIGUSR2, before)
 
 
+@pytest.mark.parametrize("zero_grads", [False, True], ids=["grads_kept", "zero_grads"])
+@pytest.mark.parametrize("options", [{"capturable": True}, {"max_grad_norm": 0.5}])
+@pytest.mark.parametrize("failing", range(3))
+def test_a_bucket_whose_scalars_fail_keeps_the_others_from_their_step(
+    failing: int, options: dict[str, Any], zero_grads: bool
+) -> None:
+    """Where memory runs out for the scalars of one bucket, no bucket was stepped, and no count has moved."""
+    params, others = parameters(), parameters()
+    opt, expected = (FusedRAdam(some, lr=0.01, zero_grads=zero_grads, **options) for some in (params, others))
+    for t in range(2):
+        for some, each in ((params, opt), (others, expected)):
+            give(some, t)
+            each.step()
+    give(params, 2)
+    before = [(p.detach().clone(), p.grad.clone()) for p in params]
+    bucket = opt._bucket_manager.buckets[failing]
+    ops = opt._bucket_manager.ops[bucket]
+
+    def no_memory(*args: Any) -> None:
+        raise torch.OutOfMemoryError("no memory (played)")
+
+    opt._bucket_manager.ops[bucket] = ops._replace(scalars=no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        opt.step()
+    opt._bucket_manager.ops[bucket] = ops
+    for p, (value, grad) in zip(params, before, strict=True):
+        assert same_bits(p, value)
+        assert same_bits(p.grad, grad)
+        assert float(opt.state[p]["step"]) == 2.0
+    for some, each in ((params, opt), (others, expected)):
+        give(some, 2)
+        each.step()
+    for p, q in zip(params, others, strict=True):
+        assert same_bits(p, q)
+        assert all(same_bits(value, expected.state[q][name]) for name, value in opt.state[p].items())
+
+
 def test_a_failing_operator_is_tried_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
     params, opt = one_dtype({})
     give(params, 0)
