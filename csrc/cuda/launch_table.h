@@ -134,13 +134,13 @@ ByValue pass_by_value(const std::vector<unsigned char>& scalars, const std::vect
                       Arguments& arguments) {
   ByValue passed;
   if (scalars.size() <= capacity) {
-    std::memcpy(arguments.by_value, scalars.data(), scalars.size());
+    copy_values(scalars, arguments.by_value);
     passed.scalars = true;
     passed.bytes = (scalars.size() + 7) / 8 * 8;
   }
   const size_t bytes = grads.size() * sizeof(grads[0]);
   if (passed.bytes + bytes <= capacity) {
-    std::memcpy(arguments.by_value + passed.bytes, grads.data(), bytes);
+    copy_values(grads, arguments.by_value + passed.bytes);
     passed.grads = true;
     arguments.grads_at = uint32_t(passed.bytes);
     passed.bytes += bytes;

@@ -9,6 +9,12 @@
 
 namespace radam_fused {
 
+// Copies all values. An empty vector has no memory, and memcpy takes no null pointer, even for no bytes.
+template <typename T>
+void copy_values(const std::vector<T>& from, void* to) {
+  if (!from.empty()) std::memcpy(to, from.data(), from.size() * sizeof(T));
+}
+
 // What stays the same from step to step, as long as the same parameters have gradients of the same layout.
 struct SegmentTable {
   std::vector<TileSegment> segments;
@@ -16,8 +22,8 @@ struct SegmentTable {
   uint32_t tiles = 0;
 
   bool operator==(const SegmentTable& other) const {
-    return segments.size() == other.segments.size() && strides == other.strides &&
-           std::memcmp(segments.data(), other.segments.data(), segments.size() * sizeof(TileSegment)) == 0;
+    if (segments.size() != other.segments.size() || strides != other.strides) return false;
+    return segments.empty() || std::memcmp(segments.data(), other.segments.data(), strides_at()) == 0;
   }
 
   // Offsets of the parts in the block of memory.
@@ -26,8 +32,8 @@ struct SegmentTable {
   size_t bytes() const { return tiles_at() + tiles * sizeof(int32_t); }
 
   void write(unsigned char* to) const {
-    std::memcpy(to, segments.data(), strides_at());
-    std::memcpy(to + strides_at(), strides.data(), tiles_at() - strides_at());
+    copy_values(segments, to);
+    copy_values(strides, to + strides_at());
     auto* tile = reinterpret_cast<int32_t*>(to + tiles_at());
     for (size_t i = 0; i < segments.size(); ++i) {
       const uint32_t end = i + 1 < segments.size() ? segments[i + 1].first_tile : tiles;

@@ -53,10 +53,8 @@ DeviceTables TableCache::find(const TableKey& key, const SegmentTable& table, co
     return candidate.key == wanted && (!capturing || candidate.table == table);
   });
   const auto write_table = [&](unsigned char* to) { table.write(to); };
-  const auto write_scalars = [&](unsigned char* to) {
-    std::memcpy(to, scalars->data(), scalars->size() * sizeof(double));
-  };
-  const auto write_grads = [&](unsigned char* to) { std::memcpy(to, grads->data(), grads->size() * sizeof(void*)); };
+  const auto write_scalars = [&](unsigned char* to) { copy_values(*scalars, to); };
+  const auto write_grads = [&](unsigned char* to) { copy_values(*grads, to); };
   const size_t scalar_bytes = scalars != nullptr ? scalars->size() * sizeof(double) : 0;
   const size_t grad_bytes = grads != nullptr ? grads->size() * sizeof(void*) : 0;
 

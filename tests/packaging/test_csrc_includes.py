@@ -22,6 +22,8 @@ MAY_INCLUDE = {
 ROOM_LEVELS = 5
 HEADER_LEVELS = 5
 MAX_LINES = 320
+COPIED_VECTOR = r"mem(?:cpy|move)\([^,]*,[^,]*[.>]data\(\),"
+"""An empty vector has no memory, and memcpy takes no null pointer: `copy_values` of cuda/segment_table.h asks first."""
 
 
 def room(file: str) -> str:
@@ -40,6 +42,8 @@ def problems(csrc: Path) -> list[str]:
             continue
         if len(text.splitlines()) > MAX_LINES:
             found.append(f"{file}: more than {MAX_LINES} lines")
+        if any(re.search(COPIED_VECTOR, line) and "!from.empty()" not in line for line in text.splitlines()):
+            found.append(f"{file}: memcpy from a vector that may be empty")
         if "Python.h" in outside and not room(file).startswith("python"):
             found.append(f"{file}: includes Python.h")
         if room(file) == "numerics" and any(re.match("torch|cuda|ATen|c10", header) for header in outside):
@@ -79,6 +83,7 @@ def test_rooms_of_csrc_include_each_other_in_one_direction() -> None:
         ("args/segment.h", '#include "../numerics/dtypes.h"', "by its path from csrc/"),
         ("numerics/dtypes.h", '#include "numerics/radam_update.h"', "on 100"),
         ("numerics/dtypes.h", "\n" * MAX_LINES, "more than 320 lines"),
+        ("cuda/table_cache.h", "std::memcpy(to, values.data(), values.size());", "a vector that may be empty"),
     ],
 )
 def test_what_a_room_may_not_include_is_noticed(tmp_path: Path, file: str, line: str, problem: str) -> None:
