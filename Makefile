@@ -44,7 +44,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check lint format clean build/.always
+.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check sanitize properties lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -115,6 +115,12 @@ triton-check: build  ## the Triton kernels' machine code for NVIDIA and AMD; no 
 
 arm-check: build  ## the C++ for aarch64: all of it compiles, its kernels' bits under qemu-user (needs a cross compiler and qemu-aarch64)
 	$(PY) -m tests.codegen.arm_check
+
+sanitize: build  ## the extension's tests under AddressSanitizer with UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE_ARGS)
+	$(PY) -m tests.sanitizers $(SANITIZE_ARGS)
+
+properties: build  ## random models under random sequences of what users do: 10,000 examples, half an hour (PROPERTIES_ARGS)
+	$(PY) -m tests.properties $(PROPERTIES_ARGS)
 
 gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize formats bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
