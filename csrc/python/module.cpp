@@ -11,6 +11,7 @@
 #include "python/segment_table.h"
 #include "python/sequence.h"
 #include "python/step_counts.h"
+#include "python/tensor_objects.h"
 
 namespace {
 
@@ -75,8 +76,15 @@ PyObject* unchanged(PyObject*, PyObject* args) {
 PyObject* grad_of(PyObject* params, Py_ssize_t i, Py_ssize_t size) {
   constexpr Py_ssize_t kAhead = 8;
   static PyObject* const name = PyUnicode_InternFromString("grad");
+  if (PyList_Size(params) != size) {  // a property `grad` may run any code
+    return PyErr_Format(PyExc_RuntimeError, "the list of parameters changed while their gradients were read");
+  }
   if (i + kAhead < size) __builtin_prefetch(PyList_GetItem(params, i + kAhead));
-  return PyObject_GetAttr(PyList_GetItem(params, i), name);
+  PyObject* param = PyList_GetItem(params, i);
+  Py_INCREF(param);
+  PyObject* grad = PyObject_GetAttr(param, name);
+  Py_DECREF(param);
+  return grad;
 }
 
 PyObject* gradients(PyObject*, PyObject* params) {

@@ -1,12 +1,10 @@
 // The dispatcher spends several allocations and reference counts on each tensor of a list: more than the rest of a step
 // costs for a small tensor; and reading `.grad` makes a Python object per gradient. But the Python object of a
 // parameter contains an at::Tensor, whose address is a handle of the stable ABI (AtenTensorHandle).
-// `find_tensor_offset` locates it inside the object, with two sample tensors whose properties are known. From there
-// torch's own functions give everything else (libtorch_symbols.h). None of them needs the interpreter, so all threads
-// take part.
+// tensor_objects.cpp locates it inside the object. From there torch's own functions give everything else
+// (libtorch_symbols.h). None of them needs the interpreter, so all threads take part.
 #include "python/pointer_table.h"
 
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -16,30 +14,13 @@
 #include "cpu/step.h"
 #include "python/libtorch_symbols.h"
 #include "python/step_counts.h"
+#include "python/tensor_objects.h"
 #include "python/tensor_pairs.h"
 
 namespace radam_fused {
 namespace {
 
 using torch::stable::Tensor;
-
-struct TensorObjects {
-  PyTypeObject* tensor = nullptr;
-  PyTypeObject* parameter = nullptr;
-  Py_ssize_t offset = 0;  // of the at::Tensor within the Python object, in bytes; 0: not found
-};
-
-TensorObjects tensor_objects;
-
-// Whether an object is of torch's own types, and its at::Tensor can be found.
-bool is_plain_type(PyObject* object) {
-  PyTypeObject* type = Py_TYPE(object);
-  return tensor_objects.offset != 0 && (type == tensor_objects.parameter || type == tensor_objects.tensor);
-}
-
-AtenTensorHandle handle_of(PyObject* object, Py_ssize_t offset) {
-  return reinterpret_cast<AtenTensorHandle>(reinterpret_cast<char*>(object) + offset);
-}
 
 // Releases the GIL for as long as it lives.
 class GilRelease {
@@ -50,32 +31,6 @@ class GilRelease {
  private:
   PyThreadState* state_;
 };
-
-// The offset of the at::Tensor in the samples' objects, by the known addresses of their TensorImpls; 0 unless exactly
-// one offset fits all samples.
-Py_ssize_t find_offset(PyObject* samples, Py_ssize_t begin, Py_ssize_t end) {
-  Py_ssize_t found = 0;
-  for (Py_ssize_t at = begin; at + Py_ssize_t(sizeof(void*)) <= end; at += sizeof(void*)) {
-    bool fits = PyList_Size(samples) > 0;
-    for (Py_ssize_t i = 0; fits && i < PyList_Size(samples); ++i) {
-      PyObject* tensor;
-      unsigned long long impl, data;
-      long long numel;
-      if (!PyArg_ParseTuple(PyList_GetItem(samples, i), "OKKL", &tensor, &impl, &data, &numel)) return 0;
-      unsigned long long word;
-      std::memcpy(&word, reinterpret_cast<char*>(tensor) + at, sizeof word);
-      void* read_data = nullptr;
-      int64_t read_numel = -1;
-      fits = word == impl && aoti_torch_get_data_ptr(handle_of(tensor, at), &read_data) == AOTI_TORCH_SUCCESS &&
-             aoti_torch_get_numel(handle_of(tensor, at), &read_numel) == AOTI_TORCH_SUCCESS &&
-             reinterpret_cast<unsigned long long>(read_data) == data && read_numel == numel;
-    }
-    if (!fits) continue;
-    if (found != 0) return 0;
-    found = at;
-  }
-  return found;
-}
 
 // A pointer table and what its pairs are checked against, as PyArg_ParseTuple wants them.
 struct PairsArgument {
@@ -93,11 +48,25 @@ struct PairsArgument {
 };
 
 bool parse(PyObject* args, PairsArgument& given) {
-  return PyArg_ParseTuple(args, "KKLiii", &given.table, &given.segments, &given.count, &given.dtype, &given.device_type,
-                          &given.device_index);
+  if (!PyArg_ParseTuple(args, "KKLiii", &given.table, &given.segments, &given.count, &given.dtype, &given.device_type,
+                        &given.device_index)) {
+    return false;
+  }
+  if (given.count < 0) PyErr_Format(PyExc_ValueError, "a pointer table of %lld pairs", given.count);
+  return given.count >= 0;
 }
 
-Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object, tensor_objects.offset)); }
+// Whether a tensor's elements are at an address, and are so many.
+bool is_at(PyObject* object, unsigned long long address, int64_t numel) {
+  const AtenTensorHandle tensor = handle_of(object);
+  void* data;
+  int64_t found;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &found));
+  return reinterpret_cast<unsigned long long>(data) == address && found == numel;
+}
+
+Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object)); }
 
 std::optional<Tensor> optional_tensor_of(PyObject* object) {
   return object == Py_None ? std::nullopt : std::optional<Tensor>(tensor_of(object));
@@ -112,6 +81,7 @@ struct PreparedStep {
   PyObject* kept;  // the Python objects of all tensors
 };
 
+constexpr Py_ssize_t kRequiredTensors = 5;  // of prepare_step(); the others may be None
 constexpr const char* kPreparedStep = "radam_fused._C.prepare_step";
 
 PreparedStep* prepared_step(PyObject* capsule) {
@@ -140,20 +110,6 @@ void call_operator(const Tensor& pointer_table, int param_dtype, const StepArgs&
 
 }  // namespace
 
-// find_tensor_offset(Tensor, Parameter, samples, begin, end) -> bool: whether the pointer path works with this torch.
-// `samples` is a list of (tensor, address of its TensorImpl, data_ptr(), numel()); the at::Tensor is looked for in the
-// bytes [begin, end) of each object.
-PyObject* find_tensor_offset(PyObject*, PyObject* args) {
-  PyObject *tensor, *parameter, *samples;
-  Py_ssize_t begin, end;
-  if (!PyArg_ParseTuple(args, "OOO!nn", &tensor, &parameter, &PyList_Type, &samples, &begin, &end)) return nullptr;
-  tensor_objects.tensor = reinterpret_cast<PyTypeObject*>(tensor);
-  tensor_objects.parameter = reinterpret_cast<PyTypeObject*>(parameter);
-  tensor_objects.offset = libtorch::has_all() ? find_offset(samples, begin, end) : 0;
-  if (PyErr_Occurred()) return nullptr;
-  return PyBool_FromLong(tensor_objects.offset != 0);
-}
-
 // record_params(params, table) -> bool: writes to the pointer table at this address where each parameter's at::Tensor
 // is. False if a parameter is not of torch's own types. The objects must outlive the table.
 PyObject* record_params(PyObject*, PyObject* args) {
@@ -164,7 +120,7 @@ PyObject* record_params(PyObject*, PyObject* args) {
   for (Py_ssize_t i = 0; i < PyList_Size(params); ++i) {
     PyObject* param = PyList_GetItem(params, i);
     if (!is_plain_type(param)) Py_RETURN_FALSE;
-    pairs[i].tensor = handle_of(param, tensor_objects.offset);
+    pairs[i].tensor = handle_of(param);
   }
   Py_RETURN_TRUE;
 }
@@ -172,10 +128,12 @@ PyObject* record_params(PyObject*, PyObject* args) {
 // read_pairs(table, segments, count, dtype, device_type, device_index) -> bool: reads the addresses of parameters and
 // gradients into the table. False if a parameter has no gradient or a pair is not supported: the caller then passes
 // tensor lists through the dispatcher, which checks everything again and reports what is wrong.
-PyObject* read_pairs(PyObject*, PyObject* args) {
+PyObject* read_pairs(PyObject*, PyObject* args) try {
   PairsArgument given;
   if (!parse(args, given)) return nullptr;
   return PyBool_FromLong(read_pairs(given.pairs()));
+} catch (const std::exception& error) {  // there may be no memory to compare the addresses
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
 
 // pairs_unmoved(table, segments, count, dtype, device_type, device_index) -> bool: whether parameters and gradients are
@@ -196,7 +154,7 @@ PyObject* record_views(PyObject*, PyObject* args) try {
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* tensor = PyList_GetItem(tensors, i);
     if (!is_plain_type(tensor)) Py_RETURN_FALSE;
-    views[i].tensor = handle_of(tensor, tensor_objects.offset);
+    views[i].tensor = handle_of(tensor);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(views[i].tensor, &views[i].data));
   }
   Py_RETURN_TRUE;
@@ -212,7 +170,7 @@ PyObject* share_no_memory(PyObject*, PyObject* tensors) try {
   for (Py_ssize_t i = 0; i < PyList_Size(tensors); ++i) {
     PyObject* object = PyList_GetItem(tensors, i);
     if (!is_plain_type(object)) Py_RETURN_FALSE;
-    const AtenTensorHandle tensor = handle_of(object, tensor_objects.offset);
+    const AtenTensorHandle tensor = handle_of(object);
     const Shape shape = shape_of(tensor);
     const void* data;
     int32_t dtype;
@@ -243,19 +201,23 @@ PyObject* views_intact(PyObject*, PyObject* args) {
 // alive would cost.
 PyObject* prepare_step(PyObject*, PyObject* arguments) try {
   PairsArgument given;
-  PyObject *tensors, *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scales, *master, *rng_offsets;
+  PyObject *pairs, *tensors, *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scales, *master,
+      *rng_offsets;
   int hold_gil, stochastic;
-  if (!PyArg_ParseTuple(arguments, "(KKLiii)pO!p", &given.table, &given.segments, &given.count, &given.dtype,
-                        &given.device_type, &given.device_index, &hold_gil, &PyTuple_Type, &tensors, &stochastic) ||
+  if (!PyArg_ParseTuple(arguments, "O!pO!p", &PyTuple_Type, &pairs, &hold_gil, &PyTuple_Type, &tensors, &stochastic) ||
+      !parse(pairs, given) ||
       !PyArg_ParseTuple(tensors, "OOOOOOOO", &pointer_table, &exp_avg, &exp_avg_sq, &segments, &scalar_index, &scales,
                         &master, &rng_offsets)) {
     return nullptr;
   }
   for (Py_ssize_t i = 0; i < PyTuple_Size(tensors); ++i) {
     PyObject* object = PyTuple_GetItem(tensors, i);
-    if (object != Py_None && !is_plain_type(object)) {
+    if (!is_plain_type(object) && (object != Py_None || i < kRequiredTensors)) {
       return PyErr_Format(PyExc_TypeError, "prepare_step() takes tensors of torch's own types");
     }
+  }
+  if (!is_at(pointer_table, given.table, 5 * given.count) || !is_at(segments, given.segments, 2 * given.count)) {
+    return PyErr_Format(PyExc_ValueError, "prepare_step() takes the tensors of the tables at these addresses");
   }
   auto step = std::unique_ptr<PreparedStep>(
       new PreparedStep{given.pairs(), tensor_of(pointer_table),
@@ -285,6 +247,7 @@ PyObject* step_from_pointers(PyObject*, PyObject* arguments) try {
   }
   PreparedStep* prepared = prepared_step(capsule);
   if (prepared == nullptr) return nullptr;
+  if (!is_plain_type(scalars)) return PyErr_Format(PyExc_TypeError, "step_from_pointers() takes a tensor of scalars");
   const TensorPairs& pairs = prepared->pairs;
   if (!read_pairs(pairs)) Py_RETURN_FALSE;
   // Before the step: the gradients are certainly alive now, and this may raise.

@@ -6,8 +6,6 @@
 
 namespace radam_fused {
 
-// Finds out whether the pointer path works with this torch.
-PyObject* find_tensor_offset(PyObject* module, PyObject* args);
 // Records the tensors of a plan, once for all of its steps.
 PyObject* record_params(PyObject* module, PyObject* args);
 // Reads the addresses of all pairs, if the pointer path supports them.

@@ -108,6 +108,7 @@ PyObject* fill_segments(PyObject*, PyObject* args) try {
                         &scalar_index, &rng_offsets, &tile, &rows, &zero_grads)) {
     return nullptr;
   }
+  if (count < 0 || tile < 1) return PyErr_Format(PyExc_ValueError, "%lld pairs in tiles of %lld", count, tile);
   const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
                           reinterpret_cast<const SegmentPlace*>(segments),
                           count,
