@@ -140,6 +140,7 @@ PyObject* fill_norm_segments(PyObject*, PyObject* args) try {
                         &rows)) {
     return nullptr;
   }
+  if (count < 0 || tile < 1) return PyErr_Format(PyExc_ValueError, "%lld pairs in tiles of %lld", count, tile);
   const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
                           reinterpret_cast<const SegmentPlace*>(segments),
                           count,

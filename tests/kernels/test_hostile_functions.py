@@ -95,6 +95,12 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
         arguments = (pairs, index.data_ptr(), 0, 1024, rows[GUARD:].data_ptr(), False)
         return Call(arguments, frozenset({(0, 0), (0, 1), (1,), (2,), (4,)}), [*memory, rows], [*kept, index])
 
+    def fill_norm() -> Call:
+        pairs, kept, memory = table()
+        rows = guarded(9, torch.int64)
+        arguments = (pairs, 1024, rows[GUARD:].data_ptr())
+        return Call(arguments, frozenset({(0, 0), (0, 1), (2,)}), [*memory, rows], kept)
+
     def count() -> Call:
         numbers, memory = counts()
         return Call((numbers,), frozenset({(0, 0), (0, 1), (0, 3)}), memory)
@@ -105,6 +111,7 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
         "prepare_step": prepare,
         "step_from_pointers": step,
         "fill_segments": fill,
+        "fill_norm_segments": fill_norm,
         "count_step": count,
     }
 
