@@ -59,7 +59,7 @@ def test_the_limits_of_the_triton_backend() -> None:
     names = [*host_overhead.TRITON]
 
     def missed(us: float) -> int:
-        row = {"tensors": 10, "caches": "warm", "us": dict.fromkeys(names, us)}
+        row = {"tensors": 10, "caches": "warm", "least": dict.fromkeys(names, us)}
         return sum(line.startswith("MISS") for line in host_overhead.triton_targets([row]))
 
     assert [missed(39.9), missed(42.9), missed(43.1)] == [0, 2, 4]
