@@ -88,15 +88,15 @@ large: build  ## more than 2^31 elements in a tensor, a bucket and the norm; 17 
 bench: build $(OTHERS)  ## the benchmarks, saved under bench/results (CASES="16M gpt2" BASELINES="torch optimi" BENCH_ARGS)
 	$(PY) -m bench $(if $(CASES),--cases $(CASES)) $(if $(BASELINES),--baselines $(BASELINES)) $(BENCH_ARGS)
 
-readme: $(TOOLS)  ## the numbers of README.md and docs/benchmarks.md, and the pictures, from the files under bench/results
+readme: $(TOOLS)  ## the numbers of README.md, docs/benchmarks.md and docs/performance.md, and the pictures, from the files under bench/results
 	$(PY) -m bench.report.readme
 	$(PY) -m bench.report.plots
 
 paper: build  ## the paper's claims, and docs/paper.md; 30 minutes, goes on where it was; QUICK=1, RESULTS=folder, CIFAR10=folder
 	$(PY) -m bench.paper $(if $(QUICK),--sizes quick) $(if $(RESULTS),--results $(RESULTS)) $(PAPER_ARGS)
 
-cuda-check: build  ## the CUDA kernels' machine code, and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
-	$(PY) tests/codegen/cuda_code.py
+cuda-check: build  ## the CUDA kernels' machine code (SAVE=1: into bench/results/cuda), and the CUDA library against torch in .venv-cuda; nvcc, but no GPU
+	$(PY) tests/codegen/cuda_code.py $(if $(SAVE),--save)
 	$(PY) tests/packaging/cuda_build.py
 
 # Never with --quiet: mkdocs then counts no warnings, and --strict finds none.

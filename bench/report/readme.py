@@ -1,4 +1,4 @@
-"""``python -m bench.report.readme``: the numbers of README.md and docs/benchmarks.md, from the files of bench/results.
+"""``python -m bench.report.readme``: the numbers of README.md and of `PAGES` in docs/, from the files of bench/results.
 
 A block begins with ``<!-- bench NAME -->`` and ends with ``<!-- end NAME -->``. `BLOCKS` has the file that each block
 is made from, and its text where that file is missing. ``--check`` changes nothing and fails if a page would change.
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import keys
-from bench.report import targets, times
+from bench.report import machine_code, targets, times
 from bench.report.document import DASH, commit_and_date, markdown_table, plain
 from bench.report.labels import label
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs" / "benchmarks.md")
+PAGES = (README, ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "performance.md")
 RESULTS = ROOT / "bench" / "results"
 CPU_CASES = ("16M", "gpt2", "resnet50", "moe", "small", "small_cold")
 SHORT_CANDIDATES = ("fused", "fused-flat", "adamw-fused", "radam-foreach")
@@ -197,6 +197,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Found], list[str]], str]] = {
     "whole": ("cpu/whole-step.json", whole, NO_TRAINING),
     "targets": ("cpu/step.json", cpu_targets, NO_CPU),
     "gpu": ("gpu/gpu.json", gpu, NO_GPU),
+    "machine_code": ("cuda/machine_code.json", machine_code.tables, machine_code.NOTHING),
 }
 """By name: the file, the function that makes the block from it, and the text where the file is missing."""
 

@@ -1,4 +1,4 @@
-"""The numbers of README.md and docs/benchmarks.md are those of the result files, and come from nowhere else."""
+"""The numbers of README.md and of two pages of docs/ are those of the result files, and come from nowhere else."""
 
 from __future__ import annotations
 
@@ -17,9 +17,54 @@ from bench.report import plot_style, plots, readme, times
 def test_the_readme_is_what_the_files_say() -> None:
     """``make readme`` puts it right."""
     names = {path.name: re.findall(r"<!-- bench (\w+) -->", path.read_text()) for path in readme.PAGES}
-    assert names == {"README.md": ["short"], "benchmarks.md": ["cpu", "training", "whole", "gpu"]}
+    assert names == {
+        "README.md": ["short"],
+        "benchmarks.md": ["cpu", "training", "whole", "gpu"],
+        "performance.md": ["machine_code"],
+    }
     for path in readme.PAGES:
         assert readme.page(path) == path.read_text()
+
+
+NOW = {
+    "fp32": "fp32, gradients fp32",
+    "bf16, fp32 moments": "bf16, gradients bf16",
+    "bf16, gradients of fp16": "bf16, gradients fp16",
+    "fp16 parameters and gradients": "fp16, gradients fp16",
+    "fp32, bf16 moments": "fp32, moments bf16",
+    "bf16, bf16 moments": "bf16, moments bf16",
+    "fp32, int8 moments": "fp32, moments int8",
+    "bf16, int8 moments": "bf16, moments int8",
+    "bf16 `split`, int8 moments": "bf16, split, moments int8",
+    "bf16 `stochastic`, int8 moments": "bf16, stochastic, moments int8",
+}
+"""The rows of the budgets in docs/performance.md, and the kernels of bench/results/cuda/machine_code.json."""
+
+
+def test_the_budgets_of_the_page_are_those_of_the_machine_code() -> None:
+    """Each kernel takes what the page says, within its budget, and none spills."""
+    rows = json.loads((readme.RESULTS / "cuda" / "machine_code.json").read_text())["rows"]
+    found = {row["kernel"]: row for row in rows if row["arch"] == 90}
+    page = (readme.ROOT / "docs" / "performance.md").read_text()
+    budgets = page[page.index("| before | budget | now |") : page.index("<!-- bench machine_code -->")]
+    lines = re.findall(r"^\| ([^|]+?) \| [^|]+ \| (\d+) \| ([\d.]+) \|$", budgets, re.MULTILINE)
+    assert {name for name, _, _ in lines} == NOW.keys()
+    for name, budget, now in lines:
+        taken = found[NOW[name]]["instructions"]
+        assert abs(float(now) - taken) <= 0.0501, name
+        assert taken <= float(budget)
+    assert not any(row["spills"] for row in rows if not row["kernel"].startswith("torch"))
+
+
+def test_other_machine_code_makes_another_page(tmp_path: Path) -> None:
+    """The negative control: one register more, and the table is another."""
+    found = json.loads((readme.RESULTS / "cuda" / "machine_code.json").read_text())
+    (tmp_path / "cuda").mkdir()
+    for more in (0, 1):
+        found["rows"][0]["registers"] += more
+        (tmp_path / "cuda" / "machine_code.json").write_text(json.dumps(found))
+        same = readme.block("machine_code", tmp_path) == readme.block("machine_code")
+        assert same is not bool(more)
 
 
 SAID = {

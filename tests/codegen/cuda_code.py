@@ -7,20 +7,33 @@ with an addition. Negative controls show that each of these is noticed. Prints a
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import cuda_budgets
 import cuda_code_low_precision
 import cuda_code_scalars
+import cuda_code_torch
 from cuda_paths import Instruction, counts, half_sectors, loads_before_use, parse, shortest_turn
-from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, one_by_one, setting, with_code, with_sass
+from cuda_sass import (
+    ARCHITECTURES,
+    CSRC,
+    Code,
+    compiled,
+    control,
+    nvcc_version,
+    one_by_one,
+    setting,
+    with_code,
+    with_sass,
+)
 
 KERNELS = 20
 """Ten pairs of dtypes, and arguments of 4 KB or 32 KB."""
@@ -165,9 +178,11 @@ def problems(kernel: Kernel) -> list[str]:
         found.append(f"{adds} additions, {multiplies} multiplications and {fused} FFMA in a turn: some have been fused")
     if skipping := half_sectors(turn):
         found.append(f"{len(skipping)} accesses of a warp touch sectors in part, such as {skipping[0]}")
-    budget = BUDGETS.get((kernel.param, kernel.grad), 60)
-    if kernel.arch == 90 and len(turn) > budget * ELEMENTS:
-        found.append(f"{len(turn) / ELEMENTS:.1f} instructions an element: the budget is {budget}")
+    most = BUDGETS.get((kernel.param, kernel.grad), 60)
+    if kernel.arch == 90 and len(turn) > most * ELEMENTS:
+        found.append(f"{len(turn) / ELEMENTS:.1f} instructions an element: the budget is {most}")
+    if budget(kernel).in_flight < cuda_budgets.PLAIN_IN_FLIGHT:
+        found.append(f"{budget(kernel).in_flight} bytes in flight: at least {cuda_budgets.PLAIN_IN_FLIGHT} are needed")
     return found
 
 
@@ -199,6 +214,7 @@ def controls(flags: list[str], good: Kernel) -> bool:
         return [name.replace(".128 RZ", ".32 RZ") for name in code]
 
     crowded = Kernel(**{**vars(good), "registers": good.registers + 24})
+    single = Kernel(**{**vars(good), "registers": good.registers + 144})
     return all(
         [
             control("compiled with -fmad=true", problems(fusing), "fused multiply-adds in the PTX"),
@@ -210,29 +226,39 @@ def controls(flags: list[str], good: Kernel) -> bool:
             control("an instruction more by each addition", problems(with_sass(good, longer)), "the budget is"),
             control("zeros stored 32 bits at a time", problems(with_code(good, narrow_zeros)), "stores of zeros"),
             control("24 registers more", problems(crowded), "registers, but"),
+            control("144 registers more", problems(single), "bytes in flight"),
         ]
     )
 
 
+def budget(kernel: Kernel) -> cuda_budgets.Row:
+    """What a kernel uses; those of 32 KB of arguments use the same."""
+    name = f"{kernel.param}, gradients {kernel.grad}"
+    moved = 2 * BYTES[kernel.param] + BYTES[kernel.grad] + 4 * max(BYTES[kernel.param], BYTES["fp32"])
+    if kernel.param == "fp64":
+        full = full_tile(kernel)
+        return cuda_budgets.row(kernel, name, moved, 16 * full.before_use, full.instructions * THREADS / TILE)
+    turn = kernel.turn or []
+    return cuda_budgets.row(kernel, name, moved, cuda_budgets.bytes_loaded(wide(turn)), len(turn) / ELEMENTS)
+
+
+def wide(turn: list[Instruction]) -> list[Instruction]:
+    """Without what a turn looks up."""
+    return [one for one in turn if ".CONSTANT" not in one.name]
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--save", action="store_true", help="write bench/results/cuda/machine_code.json")
+    parser.add_argument("--torch", type=Path, help="a CUDA torch's folder, for its fused Adam; .venv-cuda's else")
+    options = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("make cuda-check compiles CUDA code (it runs none): put the nvcc of a CUDA toolkit on PATH")
     flags = setting("NVCC_NUMERIC_FLAGS")
     with ThreadPoolExecutor(2) as pool:
         kernels = [k for found in pool.map(lambda arch: compile_kernels(arch, flags), ARCHITECTURES) for k in found]
-    print("Machine code of the CUDA kernels (arguments of 4 KB; those of 32 KB are checked as well)\n")
-    print("  param  grad  arch    registers  blocks/SM  instructions  spills")
-    print("                                               an element")
-    for k in kernels:
-        if k.argument_bytes > 4096:
-            continue
-        blocks = 65536 // (-(-k.registers // 8) * 8 * THREADS)
-        turn = None if k.param == "fp64" else k.turn
-        instructions = full_tile(k).instructions * THREADS / TILE if turn is None else len(turn) / ELEMENTS
-        print(
-            f"  {k.param:5}  {k.grad}  sm_{k.arch:<4} {k.registers:9}  {blocks:9}  {instructions:12.1f}"
-            f"  {Counter(k.instructions)['STL']:6}"
-        )
+    print("Machine code of the CUDA kernels")
+    rows = [budget(k) for k in kernels if k.argument_bytes == 4096]
     wrong = [f"{kernel}: {problem}" for kernel in kernels for problem in problems(kernel)]
     if len(kernels) != KERNELS * len(ARCHITECTURES):
         wrong.append(f"{len(kernels)} kernels, not {KERNELS * len(ARCHITECTURES)}")
@@ -240,7 +266,11 @@ def main() -> int:
     good = next(k for k in kernels if (k.param, k.grad, k.argument_bytes, k.arch) == ("fp32", "fp32", 4096, 90))
     noticed = controls(flags, good)
     print("\n" + ("\n".join(wrong) if wrong else f"{len(kernels)} kernels: nothing wrong"))
-    others = [part.check(flags) for part in (cuda_code_scalars, cuda_code_low_precision)]
+    others = [part.check(flags, rows) for part in (cuda_code_scalars, cuda_code_low_precision)]
+    torch = cuda_code_torch.add(rows, options.torch)
+    cuda_budgets.print_table(rows)
+    if options.save:
+        cuda_budgets.save(rows, nvcc_version(), torch)
     return int(bool(wrong) or not noticed or not all(others))
 
 

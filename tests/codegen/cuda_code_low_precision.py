@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import cuda_budgets
 from cuda_paths import Instruction, counts, loads_before_use, parse, shortest_turn
 from cuda_sass import ARCHITECTURES, CSRC, Code, compiled, control, one_by_one, with_sass
 
@@ -22,6 +23,8 @@ LIMIT = 65536 // (4 * 128) // 8 * 8
 """Registers: 4 blocks an SM (csrc/cuda/low_precision_kernel.cu)."""
 ELEMENTS = 8
 """Of a thread: a block's in one turn."""
+BLOCKS_OF_A_WARP = 4
+"""In a tile of 4,096 elements (csrc/cuda/low_precision_kernel.cu): four warps, 256 elements a block."""
 FUSED = 6
 """In the root and the division of an element."""
 FACTOR = 5
@@ -48,8 +51,9 @@ def moments_of(code: Code) -> str:
     return MOMENTS[int(re.search(r"low_precision_kernelILNS_12MomentFormatE(\d)E", code.name)[1])]
 
 
-def turns(code: Code) -> dict[str, list[Instruction] | None]:
-    """One turn over whole blocks of ordinary values, gradients being of the parameters' dtype."""
+def turns(code: Code, table: bool = False) -> dict[str, list[Instruction] | None]:
+    """One turn over whole blocks of ordinary values, gradients being of the parameters' dtype; ``table``: by way of
+    the look-up of a tile."""
     moments, parsed, found = moments_of(code), parse(code.sass), {}
     for name, (param, kept) in TURNS.items():
         codes = moments == "int8"
@@ -66,7 +70,7 @@ def turns(code: Code) -> dict[str, list[Instruction] | None]:
             "pack": ELEMENTS // 2 if (param, kept) == ("bf16", "") else 0,
         }
         if moments != "fp32" or kept:  # float32 alone is for csrc/cuda/step_kernel.cu
-            found[name] = shortest_turn(parsed, work)
+            found[name] = shortest_turn(parsed, work | ({"table": 2} if table else {}))
     return found
 
 
@@ -122,17 +126,31 @@ def controls(flags: list[str], good: Code) -> bool:
     )
 
 
-def check(flags: list[str]) -> bool:
-    """Whether nothing is wrong; prints what there is."""
+def budgets(code: Code) -> list[cuda_budgets.Row]:
+    """What a kernel uses, for each turn."""
+    moments, found = moments_of(code), []
+    whole = turns(code, table=True)
+    for name, turn in turns(code).items():
+        if turn is None:
+            continue
+        param, kept = TURNS[name]
+        moved = 3 * BYTES[param] + 4 * BYTES[moments] + (4 if kept == "split" else 0)
+        loaded = cuda_budgets.bytes_loaded([one for one in turn if "CONSTANT" not in one.name])
+        # A turn through the tile's look-up has one turn over blocks, of the four of a tile.
+        per_tile = (len(whole[name]) - len(turn)) / ELEMENTS / BLOCKS_OF_A_WARP if whole[name] else 0
+        title = f"{param}{', ' * bool(kept)}{kept}, moments {moments}"
+        found.append(cuda_budgets.row(code, title, moved, loaded, len(turn) / ELEMENTS, per_tile))
+    return found
+
+
+def check(flags: list[str], rows: list[cuda_budgets.Row]) -> bool:
+    """Whether nothing is wrong; adds what the kernels use to the table."""
     with ThreadPoolExecutor(2) as pool:
         per_architecture = pool.map(lambda arch: compiled("low_precision", arch, flags), ARCHITECTURES)
         found = [code for codes in per_architecture for code in codes]
-    print("\nThe step's kernels over low-precision state\n")
-    print("  moments  arch    registers  blocks/SM  instructions an element")
+    print("\nThe step's kernels over low-precision state")
     for code in sorted(found, key=lambda code: (MOMENTS.index(moments_of(code)), code.arch)):
-        blocks = 65536 // (-(-code.registers // 8) * 8 * 128)
-        counted = (f"{len(turn) / ELEMENTS:.1f} {name}" for name, turn in turns(code).items() if turn)
-        print(f"  {moments_of(code):7}  sm_{code.arch:<4} {code.registers:9}  {blocks:9}  {'; '.join(counted)}")
+        rows += budgets(code)
     wrong = [f"{moments_of(code)} moments, sm_{code.arch}: {problem}" for code in found for problem in problems(code)]
     if len(found) != len(MOMENTS) * len(ARCHITECTURES):
         wrong.append(f"{len(found)} kernels, not {len(MOMENTS) * len(ARCHITECTURES)}")

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
 
+import cuda_budgets
 from cuda_sass import ARCHITECTURES, Code, compiled, control, with_code
 
 SQUARES, ROWS = 8, 1
@@ -93,23 +94,24 @@ def controls(flags: list[str], squares: Code, rows: Code) -> bool:
     )
 
 
-def check(flags: list[str]) -> bool:
-    """Whether nothing is wrong; prints what there is."""
+def check(flags: list[str], rows: list[cuda_budgets.Row]) -> bool:
+    """Whether nothing is wrong; adds what the kernels use to the table."""
     jobs = [(source, arch) for source in ("grad_norm", "scalars") for arch in ARCHITECTURES]
     with ThreadPoolExecutor(2) as pool:
         found = [code for codes in pool.map(lambda job: compiled(*job, flags), jobs) for code in codes]
     squares = [code for code in found if "grad_norm_kernel" in code.name]
-    rows = [code for code in found if "scalars_kernel" in code.name]
-    print("\nThe kernels that add squares and make rows\n")
-    for code in found:
-        loads = f"{in_flight(code)} loads of 128 bits in flight" if code in squares else ""
-        print(f"  {title(code):38} {code.registers:3} registers, stack {code.stack:2}  {loads}")
+    scalars = [code for code in found if "scalars_kernel" in code.name]
+    print("\nThe kernels that add squares and make rows")
+    for code in squares:
+        if "4096 bytes" in title(code):
+            dtype = dtype_of(code)
+            rows.append(cuda_budgets.row(code, f"grad_norm, {dtype}", BYTES[dtype], 16 * in_flight(code), None))
     wrong = [f"{title(code)}: {problem}" for code in squares for problem in problems_of_squares(code)]
-    wrong += [f"{title(code)}: {problem}" for code in rows for problem in problems_of_rows(code)]
+    wrong += [f"{title(code)}: {problem}" for code in scalars for problem in problems_of_rows(code)]
     expected = (SQUARES * len(ARCHITECTURES), ROWS * len(ARCHITECTURES))
-    if (len(squares), len(rows)) != expected:
-        wrong.append(f"{len(squares)} and {len(rows)} kernels, not {expected[0]} and {expected[1]}")
+    if (len(squares), len(scalars)) != expected:
+        wrong.append(f"{len(squares)} and {len(scalars)} kernels, not {expected[0]} and {expected[1]}")
     print("\nNegative controls")
-    noticed = controls(flags, next(code for code in squares if dtype_of(code) == "fp32"), rows[0])
+    noticed = controls(flags, next(code for code in squares if dtype_of(code) == "fp32"), scalars[0])
     print("\n" + ("\n".join(wrong) if wrong else f"{len(found)} kernels: nothing wrong"))
     return noticed and not wrong

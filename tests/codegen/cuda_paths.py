@@ -87,8 +87,13 @@ def _blocks(code: list[Instruction], names: list[str]) -> list[_Block]:
     return found
 
 
-def shortest_turn(code: list[Instruction], work: dict[str, int]) -> list[Instruction] | None:
-    """The shortest turn with the marks that ``work`` counts, or None where there is no such turn."""
+def shortest_turn(
+    code: list[Instruction], work: dict[str, int], start_mark: str = "load128"
+) -> list[Instruction] | None:
+    """The shortest turn with the marks that ``work`` counts, or None where there is no such turn.
+
+    It begins in a block that has ``start_mark``.
+    """
     names = list(work)
     blocks = _blocks(code, names)
 
@@ -101,7 +106,7 @@ def shortest_turn(code: list[Instruction], work: dict[str, int]) -> list[Instruc
         return tuple(after)
 
     best: tuple[int, list[int]] | None = None
-    wide = [k for k, block in enumerate(blocks) if block.marks[names.index("load128")] and not block.clears]
+    wide = [k for k, block in enumerate(blocks) if block.marks[names.index(start_mark)] and not block.clears]
     for start in wide:
         counted = more((0,) * len(names), blocks[start].marks)
         if counted is None:

@@ -78,6 +78,12 @@ def nvcc(folder: Path, source: Path, arch: int, what: str, flags: list[str]) -> 
     return output
 
 
+def nvcc_version() -> str:
+    """As "13.0.88"."""
+    said = subprocess.run(["nvcc", "--version"], check=True, capture_output=True, text=True).stdout
+    return re.search(r"V(\d[\d.]*)", said)[1]
+
+
 def compiled(source: str, arch: int, flags: list[str], csrc: Path = CSRC) -> list[Code]:
     """The kernels of ``csrc/cuda/<source>_kernel.cu``."""
     with tempfile.TemporaryDirectory() as folder:
