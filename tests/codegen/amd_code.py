@@ -15,7 +15,8 @@ class AmdCode:
 
     Attributes:
         registers: vector registers of a thread.
-        spills: registers that are spilled, and bytes of scratch memory of a thread.
+        spills: vector registers that are spilled, and bytes of scratch memory of a thread. A scalar register that is
+            spilled goes to a lane of a vector register, by an instruction and without memory.
         denormals: the modes of the hardware, for 32 bits and for 16 and 64 bits.
         fused: additions of LLVM's IR that are no instruction of their own.
         flags: of the IR's floating-point operations that allow another value than the rounded one.
@@ -46,10 +47,9 @@ def own_additions(code: str) -> int:
 
 def read(stem: Path) -> AmdCode:
     code, ir = (Path(f"{stem}.{kind}").read_text() for kind in ("amdgcn", "llir"))
-    spills = _directive(code, "vgpr_spill_count") + _directive(code, "sgpr_spill_count")
     return AmdCode(
         registers=_directive(code, "vgpr_count"),
-        spills=spills + _directive(code, "private_segment_fixed_size"),
+        spills=_directive(code, "vgpr_spill_count") + _directive(code, "private_segment_fixed_size"),
         denormals=(
             _directive(code, "amdhsa_float_denorm_mode_32"),
             _directive(code, "amdhsa_float_denorm_mode_16_64"),

@@ -19,10 +19,10 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from radam_fused.backends.triton.grad_norm import REGISTERS
+from radam_fused.backends.triton.grad_norm import registers
 from radam_fused.backends.triton.grad_norm_kernel import grad_norm_kernel
 from radam_fused.backends.triton.low_precision_kernel import low_precision_step_kernel
-from radam_fused.backends.triton.scalars import BLOCK, COUNT_BLOCK
+from radam_fused.backends.triton.scalars import BLOCK, COUNT_BLOCK, REGISTERS
 from radam_fused.backends.triton.scalars_kernel import scalars_kernel
 from radam_fused.backends.triton.step import (
     LOW_PRECISION_SLICE,
@@ -105,7 +105,12 @@ def stored(form: str, arch: int | str, anywhere: bool = False):
 def squares(grad: str, arch: int | str):
     pointers = {"segments_ptr": "*i64", "shares_ptr": "*i64", "strides_ptr": "*i64", "sums_ptr": "*fp64"}
     constants = {"GRAD": STORED[grad], "SUMS": PARTIAL_SUMS, "SKIP_EMPTY": False}
-    return grad_norm_kernel, {**pointers, "tiles": "i64"}, constants, {"maxnreg": REGISTERS}
+    return (
+        grad_norm_kernel,
+        {**pointers, "tiles": "i64"},
+        constants,
+        {"maxnreg": registers(arch if isinstance(arch, int) else 0)},
+    )
 
 
 def rows(lr: str, arch: int | str):
@@ -127,7 +132,7 @@ def rows(lr: str, arch: int | str):
         "segment_count": "i32",
         "buckets": "i32",
     }
-    return scalars_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {}
+    return scalars_kernel, signature, {"BLOCK": BLOCK, "COUNT_BLOCK": COUNT_BLOCK}, {"maxnreg": REGISTERS}
 
 
 KERNELS = {

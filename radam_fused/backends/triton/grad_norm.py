@@ -10,12 +10,13 @@ from torch import Tensor
 from ...numerics.layout import NORM_TILE, PARTIAL_SUMS, is_dense
 from ..operator_checks import check_grad_norm
 from .availability import WARPS, require, stored
-from .compat import register_limit
+from .compat import architecture, register_limit
 from .launch import Arguments, launch, on_device_of
 from .tables import ALIGNED, NORM_COLUMNS, Table, facts, on_device
 
-REGISTERS = 128
-"""A thread's: 16 warps a multiprocessor. Left alone, the assembler goes for 20, and spills for some dtypes."""
+REGISTERS, REGISTERS_120 = 128, 136
+"""A thread's: 16 warps a multiprocessor. Left alone, the assembler goes for 20, and spills for some dtypes. For sm_120
+it spills float32's with 128."""
 INTERPRETED_PROGRAMS = 1
 """One takes all sums that have tiles: the interpreter pays for each program, and 0.2 ms for each sum."""
 
@@ -53,7 +54,12 @@ def kernel_for(dtype: torch.dtype, skips: bool) -> tuple[Any, dict[str, Any]]:
         "num_warps": WARPS,
         "enable_fp_fusion": False,
     }
-    return grad_norm_kernel, constants | register_limit(REGISTERS)
+    return grad_norm_kernel, constants | register_limit(registers(architecture()))
+
+
+def registers(arch: int) -> int:
+    """The limit of a thread's registers, by NVIDIA's architecture."""
+    return REGISTERS_120 if arch >= 120 else REGISTERS
 
 
 def skips_empty(device: torch.device) -> bool:
