@@ -34,7 +34,7 @@ def test_calls_of_a_step_that_clips(flatten: bool, kernels: dict[str, Kernel]) -
     few, many = (calls(optimizer(n, flatten=flatten, backend="triton", max_grad_norm=1.0)) for n in (600, 1200))
     for event in ("call", "c_call"):
         assert few[event] == many[event]
-    assert many["call"] <= 100
+    assert many["call"] <= 103
     assert many["c_call"] <= 95
     for name in ("grad_norm_kernel", "scalars_kernel", "step_kernel"):
         assert kernels[name].ordinary <= 4
