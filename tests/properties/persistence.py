@@ -188,7 +188,8 @@ class Persistence(Mirror):
     def move_parameter(self, index: int, layout: str) -> None:
         """As `.to`, another memory format or a tool that shards do."""
         p, _ = self.pick(index)
-        p.data = LAYOUTS[layout](p.data)
+        stochastic = "state_dtype" in self.stored or "rounding" in self.stored
+        p.data = p.data.clone() if stochastic else LAYOUTS[layout](p.data)  # random bits follow the order in memory
         done["parameters moved"] += 1
 
     @precondition(lambda self: not self.flatten)
