@@ -29,6 +29,7 @@ try:
         fill_norm_segments,
         fill_segments,
         find_tensor_offset,
+        grad_norm_from_pointers,
         gradients,
         pairs_unmoved,
         prepare_step,
@@ -72,6 +73,7 @@ except ImportError:
         raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or HAS_POINTER_PATH first")
 
     count_step = fill_norm_segments = fill_segments = _missing  # type: ignore[assignment]
+    grad_norm_from_pointers = _missing  # type: ignore[assignment]
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
     pairs_unmoved = prepare_step = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
@@ -103,6 +105,7 @@ __all__ = [
     "counts_shown",
     "fill_norm_segments",
     "fill_segments",
+    "grad_norm_from_pointers",
     "gradients",
     "pairs_unmoved",
     "prepare_step",

@@ -1,4 +1,6 @@
 // radam_fused::grad_norm_native on the CPU: the partial sums, computed by torch's threads.
+#include "cpu/grad_norm.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -6,7 +8,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "args/grad_norm_args.h"
 #include "cpu/grad_norm_kernel.h"
 #include "cpu/strided_copy.h"
 #include "numerics/grad_norm_order.h"
@@ -67,28 +68,27 @@ void add_range(const GradNormArgs& grads, const std::vector<int64_t>& ends, doub
   }
 }
 
-Tensor add_up(const GradNormArgs& grads) {
+Tensor grad_norm(StableListHandle list) {
+  const TensorList grads(list);
+  const GradNormArgs args = read_grad_norm_args(grads);
+  const int64_t shape[] = {1, kPartialSums};
+  Tensor sums =
+      torch::stable::empty({shape, 2}, ScalarType::Double, std::nullopt, torch::stable::Device(DeviceType::CPU));
+  run_grad_norm(args, static_cast<double*>(sums.mutable_data_ptr()));
+  return sums;
+}
+
+}  // namespace
+
+void run_grad_norm(const GradNormArgs& grads, double* sums) {
   Scratch<int64_t> ends;
   ends.reserve(grads.segments.size());
   int64_t tiles = 0;
   for (const Segment& grad : grads.segments) ends.push_back(tiles += (grad.numel + kTile - 1) / kTile);
-
-  const int64_t shape[] = {1, kPartialSums};
-  Tensor sums =
-      torch::stable::empty({shape, 2}, ScalarType::Double, std::nullopt, torch::stable::Device(DeviceType::CPU));
-  auto* out = static_cast<double*>(sums.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kTilesPerThread * kPartialSums / std::max<int64_t>(1, tiles));
   torch::stable::parallel_for(0, kPartialSums, grain,
-                              [&](int64_t begin, int64_t end) { add_range(grads, ends, out, begin, end); });
-  return sums;
+                              [&](int64_t begin, int64_t end) { add_range(grads, ends, sums, begin, end); });
 }
-
-Tensor grad_norm(StableListHandle list) {
-  const TensorList grads(list);
-  return add_up(read_grad_norm_args(grads));
-}
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(radam_fused, CPU, m) { m.impl("grad_norm_native", TORCH_BOX(&grad_norm)); }
 

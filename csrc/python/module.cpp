@@ -7,6 +7,7 @@
 
 #include "cpu/cpu_capability.h"
 #include "python/param_groups.h"
+#include "python/pointer_norm.h"
 #include "python/pointer_table.h"
 #include "python/segment_table.h"
 #include "python/sequence.h"
@@ -134,6 +135,8 @@ PyMethodDef methods[] = {
      "As read_pairs, and fills in the table of a Triton kernel; or None."},
     {"fill_norm_segments", radam_fused::fill_norm_segments, METH_VARARGS,
      "As read_pairs, and fills in the table of a Triton kernel that adds squares; or None."},
+    {"grad_norm_from_pointers", radam_fused::grad_norm_from_pointers, METH_VARARGS,
+     "As read_pairs, and the partial sums of the gradients' squares; or False."},
     {"count_step", radam_fused::count_step, METH_O, "Counts a step that has been launched."},
     {nullptr, nullptr, 0, nullptr},
 };

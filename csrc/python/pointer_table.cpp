@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/step.h"
+#include "python/gil.h"
 #include "python/libtorch_symbols.h"
 #include "python/step_counts.h"
 #include "python/tensor_objects.h"
@@ -21,16 +22,6 @@ namespace radam_fused {
 namespace {
 
 using torch::stable::Tensor;
-
-// Releases the GIL for as long as it lives.
-class GilRelease {
- public:
-  GilRelease() : state_(PyEval_SaveThread()) {}
-  ~GilRelease() { PyEval_RestoreThread(state_); }
-
- private:
-  PyThreadState* state_;
-};
 
 // A pointer table and what its pairs are checked against, as PyArg_ParseTuple wants them.
 struct PairsArgument {

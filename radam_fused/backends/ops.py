@@ -68,6 +68,7 @@ from ..cpp_helpers import HAS_POINTER_PATH
 from ..numerics.layout import PARTIAL_SUMS
 from ..numerics.scalars import StepScalars
 from . import native
+from .native_norm import NativeNorm
 from .operator_args import ScalarsArgs, StepArgs
 from .reference.grad_norm import grad_norm as grad_norm_reference
 from .reference.scalars import scalars as scalars_reference
@@ -191,7 +192,7 @@ class Operators(NamedTuple):
     """Whether a step may take the pointer path: `radam_fused.step.pointer_table`."""
     pointer_step: type[PointerStep] | None = None
     """Takes the steps of a plan on the pointer path; None where one call of C does (``step_from_pointers``)."""
-    pointer_norm: type[PointerNorm] | None = None
+    pointer_norm: type[NativeNorm | PointerNorm] | None = None
     """Adds the squares of a plan's gradients on the pointer path; None where **grad_norm** always takes their list."""
     pointer_scalars: type[PointerScalars] | None = None
     """Computes the scalars of a plan's clipped steps without the dispatcher; None where **scalars** always does."""
@@ -206,7 +207,7 @@ def _operators(implementation: str, backend: str, pointers: bool = False) -> Ope
 
 OPERATORS: dict[str, Operators] = {
     "cuda": _operators("native", "cuda", pointers=True),
-    "cpu": _operators("native", "cpu", pointers=True),
+    "cpu": _operators("native", "cpu", pointers=True)._replace(pointer_norm=NativeNorm),
     "triton": _operators("triton", "triton", pointers=True)._replace(
         pointer_step=PointerStep, pointer_norm=PointerNorm, pointer_scalars=PointerScalars
     ),

@@ -16,6 +16,7 @@ from torch._C import _get_function_stack_at, _len_torch_dispatch_stack, _len_tor
 from torch._C._autograd import _profiler_enabled
 from torch.utils._device import DeviceContext
 
+from ..backends.native_norm import NativeNorm
 from ..backends.operator_args import StepArgs
 from ..backends.ops import Operators
 from ..backends.triton.pointer_norm import PointerNorm
@@ -65,13 +66,13 @@ class PointerTable:
         # On the CPU alone; a launch on a GPU always releases it.
         self._hold_gil = bucket.length <= HOLD_GIL_UP_TO
         self._prepared: Any = None
-        self._norm: PointerNorm | None = None
+        self._norm: NativeNorm | PointerNorm | None = None
 
     def fits(self) -> bool:
         """Whether all pairs are plain tensors of the shapes, dtypes and devices that the step needs."""
         return read_pairs(*self._pairs)
 
-    def grad_norm(self, pointer_norm: type[PointerNorm]) -> Tensor | None:
+    def grad_norm(self, pointer_norm: type[NativeNorm | PointerNorm]) -> Tensor | None:
         """The partial sums of the gradients' squares; None where the operator has to find them, from their list.
 
         Args:

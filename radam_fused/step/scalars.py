@@ -253,7 +253,11 @@ class DeviceScalars:
             grad_scale,
             found_inf,
         )
-        scalars, norm = _without_dispatcher(plan, ops, args) or ops.scalars(*args)
+        found = _without_dispatcher(plan, ops, args)
+        if found is None:
+            with torch._C.DisableTorchFunctionSubclass():  # or a learning rate's type would become that of the scalars
+                found = ops.scalars(*args)
+        scalars, norm = found
         if self.grad_norm is None and squares is not None:
             self.grad_norm = norm
         return scalars

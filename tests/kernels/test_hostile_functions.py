@@ -101,6 +101,11 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
         arguments = (pairs, 1024, rows[GUARD:].data_ptr())
         return Call(arguments, frozenset({(0, 0), (0, 1), (2,)}), [*memory, rows], kept)
 
+    def norm() -> Call:
+        pairs, kept, memory = table()
+        sums = guarded(1024, torch.float64)
+        return Call((pairs, sums[GUARD:].data_ptr()), frozenset({(0, 0), (0, 1), (1,)}), [*memory, sums], kept)
+
     def count() -> Call:
         numbers, memory = counts()
         return Call((numbers,), frozenset({(0, 0), (0, 1), (0, 3)}), memory)
@@ -112,6 +117,7 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
         "step_from_pointers": step,
         "fill_segments": fill,
         "fill_norm_segments": fill_norm,
+        "grad_norm_from_pointers": norm,
         "count_step": count,
     }
 

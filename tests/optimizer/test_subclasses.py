@@ -75,6 +75,32 @@ def test_a_subclass_with_memory_is_stepped_once(what: str, kind: str, options: s
     assert same_bits(found.as_subclass(Tensor), expected)
 
 
+@pytest.mark.parametrize(
+    "wrap", [Tensor.clone, WITH_MEMORY["Named"], WITH_MEMORY["Watched"]], ids=["plain", "Named", "Watched"]
+)
+@pytest.mark.parametrize("what", ["lr", "grad_scale", "found_inf", "one of the gradients"])
+def test_what_scalars_are_computed_from_may_be_a_subclass(what: str, wrap: Callable[[Tensor], Tensor]) -> None:
+    """The scalars themselves are plain tensors, which the pointer path takes."""
+
+    def made(name: str, value: float) -> Tensor:
+        tensor = torch.tensor(value)
+        return wrap(tensor) if what == name else tensor
+
+    params = [torch.zeros(300), torch.ones(70)]
+    params[1].grad_dtype = torch.bfloat16  # two dtypes: the norm takes lists
+    optimizer = FusedRAdam(params, lr=made("lr", 0.1), capturable=True, max_grad_norm=0.5)
+    optimizer.grad_scale, optimizer.found_inf = made("grad_scale", 2.0), made("found_inf", 0.0)
+    for _ in range(8):
+        params[0].grad = torch.full((300,), 1.0)
+        params[1].grad = torch.full((70,), 3.0, dtype=torch.bfloat16)
+        if what == "one of the gradients":
+            params[1].grad = wrap(params[1].grad)
+        optimizer.step()
+    assert type(optimizer.last_grad_norm) is Tensor
+    assert float(optimizer.last_grad_norm) == pytest.approx((300 * 0.25 + 70 * 2.25) ** 0.5, rel=1e-6)
+    assert (params[0] < 0).all()
+
+
 @pytest.mark.parametrize("options", [*OPTIONS, "in backward"])
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_a_wrapper_is_refused_by_its_type(kind: str, options: str) -> None:

@@ -1,0 +1,62 @@
+#include "python/pointer_norm.h"
+
+#include <cstdint>
+#include <exception>
+
+#include "cpu/grad_norm.h"
+#include "python/gil.h"
+#include "python/tensor_pairs.h"
+
+namespace radam_fused {
+namespace {
+
+// What the operator reads from its list of gradients; false if they have several dtypes.
+bool read_gradients(const TensorPairs& pairs, GradNormArgs& grads) {
+  grads.device = pairs.device;
+  grads.segments.reserve(size_t(pairs.count));
+  for (int64_t i = 0; i < pairs.count; ++i) {
+    const TensorPair& pair = pairs.data[i];
+    if (i == 0) grads.dtype = int(pair.grad_dtype);
+    if (pair.grad_dtype != grads.dtype) return false;
+    if (pair.numel == 0) continue;
+    Segment segment{};
+    segment.grad = pair.grad;
+    segment.numel = pair.numel;
+    segment.grad_dtype = grads.dtype;
+    grads.segments.push_back(segment);
+  }
+  return pairs.count > 0;
+}
+
+}  // namespace
+
+// grad_norm_from_pointers(pairs, sums) -> bool: reads the pairs as `read_pairs` does, and writes the partial
+// sums of the gradients' squares, float64, from this address on. False, with nothing done, where `read_pairs` returns
+// False, the gradients have several dtypes, or they are not on the CPU.
+PyObject* grad_norm_from_pointers(PyObject*, PyObject* args) try {
+  unsigned long long table, segments, sums;
+  long long count;
+  int dtype, device_type, device_index;
+  if (!PyArg_ParseTuple(args, "(KKLiii)K", &table, &segments, &count, &dtype, &device_type, &device_index, &sums)) {
+    return nullptr;
+  }
+  if (count < 0) return PyErr_Format(PyExc_ValueError, "a pointer table of %lld pairs", count);
+  const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
+                          reinterpret_cast<const SegmentPlace*>(segments),
+                          count,
+                          dtype,
+                          {device_type, device_index}};
+  if (pairs.device.type != aoti_torch_device_type_cpu() || !read_pairs(pairs)) Py_RETURN_FALSE;
+  GradNormArgs grads;
+  if (!read_gradients(pairs, grads)) Py_RETURN_FALSE;
+  const HeldGradients held(pairs);
+  {
+    const GilRelease released;
+    run_grad_norm(grads, reinterpret_cast<double*>(sums));
+  }
+  Py_RETURN_TRUE;
+} catch (const std::exception& error) {
+  return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+}
+
+}  // namespace radam_fused
