@@ -70,11 +70,11 @@ def test_squares_of_special_values(value: float) -> None:
 def test_squares_as_they_are_compiled(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """With sums that have no tiles written by the kernel, as on a GPU, into memory that is not zero."""
     expected = REFERENCE.grad_norm(odd_gradients(dtype))
-    monkeypatch.setattr("radam_fused.backends.triton.grad_norm._skips_empty", lambda device: False)
+    monkeypatch.setattr("radam_fused.backends.triton.grad_norm.skips_empty", lambda device: False)
     made = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: made(*args, **kwargs).fill_(7.0))
     assert same_bits(TRITON.grad_norm(odd_gradients(dtype)), expected)
-    monkeypatch.setattr("radam_fused.backends.triton.grad_norm._skips_empty", lambda device: True)
+    monkeypatch.setattr("radam_fused.backends.triton.grad_norm.skips_empty", lambda device: True)
     monkeypatch.setattr(torch.Tensor, "new_zeros", torch.Tensor.new_empty)
     assert not same_bits(TRITON.grad_norm(odd_gradients(dtype)), expected)  # the negative control
 
