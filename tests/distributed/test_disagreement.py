@@ -194,3 +194,19 @@ def test_a_hang_is_noticed() -> None:
             pool.run(2, waits_for_ever)
     finally:
         pool.stop()
+
+
+def counts_apart() -> None:
+    """As after a group that could not be made: the ranks have counted different numbers of groups."""
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    dist.distributed_c10d._world.group_count = rank
+
+
+def test_a_group_that_could_not_be_made_harms_no_later_one() -> None:
+    pool = Ranks(2, seconds=60.0)
+    try:
+        pool.run(2, counts_apart)
+        assert pool.run(2, dist.get_world_size) == [2, 2]
+    finally:
+        pool.stop()
