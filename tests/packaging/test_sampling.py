@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.sampling import Case, sample, tuples_of
+from tests.support.sampling import Case, sample, tuples_of, values_of
 
 GRIDS: dict[str, list[Case]] = {
     "one": [{"a": k} for k in range(5)],
@@ -57,18 +57,17 @@ class Cell:
     rounded: bool
 
 
-@pytest.mark.sampled(parts=True)
-@pytest.mark.parametrize("cell", [Cell(state, rounded) for state in range(3) for rounded in (False, True)], ids=str)
-def test_fields_are_values(cell: Cell, request: pytest.FixtureRequest) -> None:
-    quick = [item.callspec.params["cell"] for item in cases_of(request) if item.get_closest_marker("long") is None]
-    assert len(quick) == 3
-    assert {one.state for one in quick} == {0, 1, 2}
-    assert {one.rounded for one in quick} == {False, True}
+def test_fields_are_values() -> None:
+    cells = [Cell(state, rounded) for state in range(3) for rounded in (False, True)]
+    chosen = [cells[place] for place in sample([values_of({"cell": cell}, parts=True) for cell in cells], 1)]
+    assert len(chosen) == 3
+    assert {one.state for one in chosen} == {0, 1, 2}
+    assert {one.rounded for one in chosen} == {False, True}
+    assert len(sample([values_of({"cell": cell}, parts=False) for cell in cells], 1)) == 6  # the negative control
 
 
-@pytest.mark.sampled(parts=True)
-@pytest.mark.parametrize("features", [("a",), ("b",), ("a", "b"), ("c", "a"), ("b", "c")], ids="+".join)
-def test_members_are_values(features: tuple[str, ...], request: pytest.FixtureRequest) -> None:
-    quick = [item.callspec.params["features"] for item in cases_of(request) if item.get_closest_marker("long") is None]
-    assert len(quick) == 2
-    assert {name for one in quick for name in one} == {"a", "b", "c"}
+def test_members_are_values() -> None:
+    features = [("a",), ("b",), ("a", "b"), ("c", "a"), ("b", "c")]
+    chosen = sample([values_of({"features": one}, parts=True) for one in features], 1)
+    assert len(chosen) == 2
+    assert {name for place in chosen for name in features[place]} == {"a", "b", "c"}

@@ -222,19 +222,13 @@ def test_threads_step_their_own_optimizers() -> None:
 
 @pytest.mark.long
 def test_the_end_of_the_interpreter() -> None:
-    """A step in an exit function, an optimizer that only a cycle holds, and one in a daemon thread."""
+    """A step in an exit function, and an optimizer that only a cycle holds."""
     code = """
     import atexit, builtins
     train(range(2))
     atexit.register(train, range(2, 4))
     builtins.kept = opt
     opt.self = opt
-    def forever():
-        mine = parameters(); other = FusedRAdam(mine)
-        while True:
-            give(mine, 1); other.step()
-    threading.Thread(target=forever, daemon=True).start()
-    time.sleep(0.2)
     print("end")
     """
     assert run(code) == "end\n"

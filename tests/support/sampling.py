@@ -36,8 +36,8 @@ def sample(cases: Sequence[Case], ways: int) -> set[int]:
     return chosen
 
 
-def _values(params: Mapping[str, Any], parts: bool) -> Case:
-    """The cases of a test share their values, so that an object's identity is its number; a part's is its text's."""
+def values_of(params: Mapping[str, Any], parts: bool) -> Case:
+    """The parameters of a case as numbers: an object's identity, as the cases share their values, or a part's text."""
     found: dict[str, int] = {}
     for name, value in params.items():
         if parts and isinstance(value, tuple):
@@ -58,7 +58,7 @@ def mark_long(items: Sequence[pytest.Item]) -> None:
     for cases in tests.values():
         marker = cases[0].get_closest_marker("sampled")
         parts, ways = marker.kwargs.get("parts", False), marker.kwargs.get("ways", 1)
-        chosen = sample([_values(case.callspec.params, parts) for case in cases], ways)
+        chosen = sample([values_of(case.callspec.params, parts) for case in cases], ways)
         for place, case in enumerate(cases):
             if place not in chosen:
                 case.add_marker(pytest.mark.long)
