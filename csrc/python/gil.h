@@ -5,16 +5,18 @@
 
 namespace radam_fused {
 
-// Releases the GIL for as long as it lives.
-class GilRelease {
- public:
-  GilRelease() : state_(PyEval_SaveThread()) {}
-  ~GilRelease() { PyEval_RestoreThread(state_); }
-  GilRelease(const GilRelease&) = delete;
-  GilRelease& operator=(const GilRelease&) = delete;
-
- private:
-  PyThreadState* state_;
-};
+// Calls `work` without the GIL. No destructor takes the GIL back: while the interpreter ends, CPython unwinds a thread
+// that asks for it, and an exception that leaves a destructor ends the process.
+template <class Work>
+void without_gil(const Work& work) {
+  PyThreadState* const state = PyEval_SaveThread();
+  try {
+    work();
+  } catch (...) {
+    PyEval_RestoreThread(state);
+    throw;
+  }
+  PyEval_RestoreThread(state);
+}
 
 }  // namespace radam_fused

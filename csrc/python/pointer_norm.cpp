@@ -5,6 +5,7 @@
 
 #include "cpu/grad_norm.h"
 #include "python/gil.h"
+#include "python/pairs_argument.h"
 #include "python/tensor_pairs.h"
 
 namespace radam_fused {
@@ -34,26 +35,14 @@ bool read_gradients(const TensorPairs& pairs, GradNormArgs& grads) {
 // sums of the gradients' squares, float64, from this address on. False, with nothing done, where `read_pairs` returns
 // False, the gradients have several dtypes, or they are not on the CPU.
 PyObject* grad_norm_from_pointers(PyObject*, PyObject* args) try {
-  unsigned long long table, segments, sums;
-  long long count;
-  int dtype, device_type, device_index;
-  if (!PyArg_ParseTuple(args, "(KKLiii)K", &table, &segments, &count, &dtype, &device_type, &device_index, &sums)) {
-    return nullptr;
-  }
-  if (count < 0) return PyErr_Format(PyExc_ValueError, "a pointer table of %lld pairs", count);
-  const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
-                          reinterpret_cast<const SegmentPlace*>(segments),
-                          count,
-                          dtype,
-                          {device_type, device_index}};
+  TensorPairs pairs;
+  unsigned long long sums;
+  if (!PyArg_ParseTuple(args, "O&K", parse_pairs, &pairs, &sums)) return nullptr;
   if (pairs.device.type != aoti_torch_device_type_cpu() || !read_pairs(pairs)) Py_RETURN_FALSE;
   GradNormArgs grads;
   if (!read_gradients(pairs, grads)) Py_RETURN_FALSE;
   const HeldGradients held(pairs);
-  {
-    const GilRelease released;
-    run_grad_norm(grads, reinterpret_cast<double*>(sums));
-  }
+  without_gil([&] { run_grad_norm(grads, reinterpret_cast<double*>(sums)); });
   Py_RETURN_TRUE;
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());

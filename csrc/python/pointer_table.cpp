@@ -14,6 +14,7 @@
 #include "cpu/step.h"
 #include "python/gil.h"
 #include "python/libtorch_symbols.h"
+#include "python/pairs_argument.h"
 #include "python/step_counts.h"
 #include "python/tensor_objects.h"
 #include "python/tensor_pairs.h"
@@ -23,38 +24,14 @@ namespace {
 
 using torch::stable::Tensor;
 
-// A pointer table and what its pairs are checked against, as PyArg_ParseTuple wants them.
-struct PairsArgument {
-  unsigned long long table, segments;
-  long long count;
-  int dtype, device_type, device_index;
-
-  TensorPairs pairs() const {
-    return {reinterpret_cast<TensorPair*>(table),
-            reinterpret_cast<const SegmentPlace*>(segments),
-            count,
-            dtype,
-            {device_type, device_index}};
-  }
-};
-
-bool parse(PyObject* args, PairsArgument& given) {
-  if (!PyArg_ParseTuple(args, "KKLiii", &given.table, &given.segments, &given.count, &given.dtype, &given.device_type,
-                        &given.device_index)) {
-    return false;
-  }
-  if (given.count < 0) PyErr_Format(PyExc_ValueError, "a pointer table of %lld pairs", given.count);
-  return given.count >= 0;
-}
-
 // Whether a tensor's elements are at an address, and are so many.
-bool is_at(PyObject* object, unsigned long long address, int64_t numel) {
+bool is_at(PyObject* object, const void* address, int64_t numel) {
   const AtenTensorHandle tensor = handle_of(object);
   void* data;
   int64_t found;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(tensor, &found));
-  return reinterpret_cast<unsigned long long>(data) == address && found == numel;
+  return data == address && found == numel;
 }
 
 Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object)); }
@@ -120,9 +97,9 @@ PyObject* record_params(PyObject*, PyObject* args) {
 // gradients into the table. False if a parameter has no gradient or a pair is not supported: the caller then passes
 // tensor lists through the dispatcher, which checks everything again and reports what is wrong.
 PyObject* read_pairs(PyObject*, PyObject* args) try {
-  PairsArgument given;
-  if (!parse(args, given)) return nullptr;
-  return PyBool_FromLong(read_pairs(given.pairs()));
+  TensorPairs pairs;
+  if (!parse_pairs(args, &pairs)) return nullptr;
+  return PyBool_FromLong(read_pairs(pairs));
 } catch (const std::exception& error) {  // there may be no memory to compare the addresses
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
@@ -130,9 +107,9 @@ PyObject* read_pairs(PyObject*, PyObject* args) try {
 // pairs_unmoved(table, segments, count, dtype, device_type, device_index) -> bool: whether parameters and gradients are
 // where the table has them, and no parameter has a gradient that the table has not. Does not read `segments`.
 PyObject* pairs_unmoved(PyObject*, PyObject* args) {
-  PairsArgument given;
-  if (!parse(args, given)) return nullptr;
-  return PyBool_FromLong(are_unmoved(given.pairs()));
+  TensorPairs pairs;
+  if (!parse_pairs(args, &pairs)) return nullptr;
+  return PyBool_FromLong(are_unmoved(pairs));
 }
 
 // record_views(tensors, views) -> bool: writes to each View, from this address on, where a tensor's at::Tensor and its
@@ -191,12 +168,10 @@ PyObject* views_intact(PyObject*, PyObject* args) {
 // step_from_pointers. `hold_gil`: do not release the GIL, for a step that takes less time than keeping every gradient
 // alive would cost.
 PyObject* prepare_step(PyObject*, PyObject* arguments) try {
-  PairsArgument given;
-  PyObject *pairs, *tensors, *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scales, *master,
-      *rng_offsets;
+  TensorPairs pairs;
+  PyObject *tensors, *pointer_table, *exp_avg, *exp_avg_sq, *segments, *scalar_index, *scales, *master, *rng_offsets;
   int hold_gil, stochastic;
-  if (!PyArg_ParseTuple(arguments, "O!pO!p", &PyTuple_Type, &pairs, &hold_gil, &PyTuple_Type, &tensors, &stochastic) ||
-      !parse(pairs, given) ||
+  if (!PyArg_ParseTuple(arguments, "O&pO!p", parse_pairs, &pairs, &hold_gil, &PyTuple_Type, &tensors, &stochastic) ||
       !PyArg_ParseTuple(tensors, "OOOOOOOO", &pointer_table, &exp_avg, &exp_avg_sq, &segments, &scalar_index, &scales,
                         &master, &rng_offsets)) {
     return nullptr;
@@ -207,11 +182,11 @@ PyObject* prepare_step(PyObject*, PyObject* arguments) try {
       return PyErr_Format(PyExc_TypeError, "prepare_step() takes tensors of torch's own types");
     }
   }
-  if (!is_at(pointer_table, given.table, 5 * given.count) || !is_at(segments, given.segments, 2 * given.count)) {
+  if (!is_at(pointer_table, pairs.data, 5 * pairs.count) || !is_at(segments, pairs.segments, 2 * pairs.count)) {
     return PyErr_Format(PyExc_ValueError, "prepare_step() takes the tensors of the tables at these addresses");
   }
   auto step = std::unique_ptr<PreparedStep>(
-      new PreparedStep{given.pairs(), tensor_of(pointer_table),
+      new PreparedStep{pairs, tensor_of(pointer_table),
                        StepArgs{tensor_of(exp_avg), tensor_of(exp_avg_sq), tensor_of(segments), tensor_of(scalar_index),
                                 tensor_of(segments), false, optional_tensor_of(scales), optional_tensor_of(master),
                                 bool(stochastic), optional_tensor_of(rng_offsets)},
@@ -244,23 +219,23 @@ PyObject* step_from_pointers(PyObject*, PyObject* arguments) try {
   // Before the step: the gradients are certainly alive now, and this may raise.
   bump_versions(pairs, zero_grads);
   const bool on_cpu = pairs.device.type == aoti_torch_device_type_cpu();
-  {
-    StepArgs& args = prepared->args;
-    args.scalars = tensor_of(scalars);
-    args.zero_grads = zero_grads;
-    std::optional<HeldGradients> held;
-    std::optional<GilRelease> released;
-    // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
-    // another thread may hold while that thread waits for the GIL.
-    if (!(prepared->hold_gil && on_cpu)) {
-      held.emplace(pairs);
-      released.emplace();
-    }
+  StepArgs& args = prepared->args;
+  args.scalars = tensor_of(scalars);
+  args.zero_grads = zero_grads;
+  const auto step = [&] {
     if (on_cpu) {
       run_step(read_step_args(prepared->pointer_table, pairs.dtype, args), args.zero_grads);
     } else {
       call_operator(prepared->pointer_table, pairs.dtype, args);
     }
+  };
+  // On a GPU the GIL is always released: a launch may wait for room in the device's queue, and it takes a lock that
+  // another thread may hold while that thread waits for the GIL.
+  if (prepared->hold_gil && on_cpu) {
+    step();
+  } else {
+    const HeldGradients held(pairs);
+    without_gil(step);
   }
   add_step(counts);
   Py_RETURN_TRUE;

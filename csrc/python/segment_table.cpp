@@ -4,6 +4,7 @@
 #include <exception>
 #include <memory>
 
+#include "python/pairs_argument.h"
 #include "python/step_counts.h"
 #include "python/tensor_pairs.h"
 
@@ -101,19 +102,14 @@ void release(PyObject* capsule) { delete static_cast<HeldGradients*>(PyCapsule_G
 // them while the step is launched. None, with nothing done, where `read_pairs` returns False or the gradients have
 // several dtypes. `rng_offsets` is 0 where random bits start where the moments do.
 PyObject* fill_segments(PyObject*, PyObject* args) try {
-  unsigned long long table, segments, scalar_index, rng_offsets, rows;
-  long long count, tile;
-  int dtype, device_type, device_index, zero_grads;
-  if (!PyArg_ParseTuple(args, "(KKLiii)KKLKp", &table, &segments, &count, &dtype, &device_type, &device_index,
-                        &scalar_index, &rng_offsets, &tile, &rows, &zero_grads)) {
+  TensorPairs pairs;
+  unsigned long long scalar_index, rng_offsets, rows;
+  long long tile;
+  int zero_grads;
+  if (!PyArg_ParseTuple(args, "O&KKLKp", parse_pairs, &pairs, &scalar_index, &rng_offsets, &tile, &rows, &zero_grads)) {
     return nullptr;
   }
-  if (count < 0 || tile < 1) return PyErr_Format(PyExc_ValueError, "%lld pairs in tiles of %lld", count, tile);
-  const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
-                          reinterpret_cast<const SegmentPlace*>(segments),
-                          count,
-                          dtype,
-                          {device_type, device_index}};
+  if (tile < 1) return PyErr_Format(PyExc_ValueError, "tiles of %lld elements", tile);
   if (!read_pairs(pairs)) Py_RETURN_NONE;
   const int grad_dtype = gradient_dtype(pairs);
   if (grad_dtype < 0) Py_RETURN_NONE;
@@ -133,19 +129,11 @@ PyObject* fill_segments(PyObject*, PyObject* args) try {
 // alone, of which a norm reads the squares. Writes the row of each gradient that has elements, and returns how many
 // have.
 PyObject* fill_norm_segments(PyObject*, PyObject* args) try {
-  unsigned long long table, segments, rows;
-  long long count, tile;
-  int dtype, device_type, device_index;
-  if (!PyArg_ParseTuple(args, "(KKLiii)LK", &table, &segments, &count, &dtype, &device_type, &device_index, &tile,
-                        &rows)) {
-    return nullptr;
-  }
-  if (count < 0 || tile < 1) return PyErr_Format(PyExc_ValueError, "%lld pairs in tiles of %lld", count, tile);
-  const TensorPairs pairs{reinterpret_cast<TensorPair*>(table),
-                          reinterpret_cast<const SegmentPlace*>(segments),
-                          count,
-                          dtype,
-                          {device_type, device_index}};
+  TensorPairs pairs;
+  unsigned long long rows;
+  long long tile;
+  if (!PyArg_ParseTuple(args, "O&LK", parse_pairs, &pairs, &tile, &rows)) return nullptr;
+  if (tile < 1) return PyErr_Format(PyExc_ValueError, "tiles of %lld elements", tile);
   if (!read_pairs(pairs)) Py_RETURN_NONE;
   const int grad_dtype = gradient_dtype(pairs);
   if (grad_dtype < 0) Py_RETURN_NONE;
