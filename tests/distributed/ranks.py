@@ -2,23 +2,26 @@
 
 A test hands `Ranks.run` a function of a module and how many ranks are to run it; each gets a process group of its own
 (gloo, through a file) and returns what can be pickled. A rank that is not done in time is a hang: it fails the test,
-and all processes are started again.
+and all processes are started again, as they are where the process group cannot be made.
 """
 
 from __future__ import annotations
 
 import datetime
 import multiprocessing
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 MOST = 4
 SECONDS = 300.0
 """How long a rank may take; far more than any test does, on a machine that is busy with others."""
+MEETINGS = 3
+"""How often ranks try to make their process group."""
 
 
 class Failed(Exception):
@@ -32,6 +35,24 @@ class Failed(Exception):
         return f"{self.name}: {self.message}\n{self.trace}"
 
 
+def _meet(world: int, rank: int, rendezvous: Path, seconds: float) -> None:
+    """Makes the process group, unless there is one."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    # torch names a group by this count, and resets it only where one is destroyed: after a group that could not be
+    # made, ranks of different counts would wait for each other in every later test.
+    dist.distributed_c10d._world.group_count = 0
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=seconds),
+    )
+
+
 def _serve(pipe: Connection, rank: int, one_group: bool, seconds: float) -> None:
     import torch
     import torch.distributed as dist
@@ -43,17 +64,16 @@ def _serve(pipe: Connection, rank: int, one_group: bool, seconds: float) -> None
         except EOFError:
             return
         try:
-            if not dist.is_initialized():
-                # torch names a group by this count, and resets it only where one is destroyed: after a group that could
-                # not be made, ranks of different counts would wait for each other in every later test.
-                dist.distributed_c10d._world.group_count = 0
-                dist.init_process_group(
-                    "gloo",
-                    init_method=f"file://{rendezvous}",
-                    rank=rank,
-                    world_size=world,
-                    timeout=datetime.timedelta(seconds=seconds),
-                )
+            _meet(world, rank, rendezvous, seconds)
+        except Exception:
+            pipe.send(traceback.format_exc())
+            continue
+        pipe.send(None)
+        try:
+            pipe.recv()  # all ranks have met
+        except EOFError:
+            return
+        try:
             result: Any = function(*args)
         except Exception as error:
             result = Failed(type(error).__name__, str(error), traceback.format_exc())
@@ -104,23 +124,50 @@ class Ranks:
         Raises:
             TimeoutError: a rank that hangs.
         """
+        for attempt in range(MEETINGS):
+            trace = self._met(world, function, args)
+            if trace is None:
+                break
+            # gloo's connections of a group fail now and then on a machine that is busy; that is not what a test is of.
+            print(f"the ranks could not meet, attempt {attempt + 1} of {MEETINGS}:\n{trace}", file=sys.stderr)
+            self.stop()
+        else:
+            raise RuntimeError(f"{world} ranks could not meet in {MEETINGS} attempts:\n{trace}")
+        for pipe in self._pipes[:world]:
+            pipe.send("met")
+        return [self._answer(rank, world, function) for rank in range(world)]
+
+    def _met(self, world: int, function: Callable[..., Any], args: tuple[Any, ...]) -> str | None:
+        """Hands ``world`` processes their work, and waits for their process group: None, or why there is none."""
         if not self._processes:
             self._start()
         self._runs += 1
         rendezvous = Path(self._folder.name, str(self._runs))
-        for pipe in self._pipes[:world]:
+        waiting = {pipe: rank for rank, pipe in enumerate(self._pipes[:world])}
+        for pipe in waiting:
             pipe.send((world, rendezvous, function, args))
-        results = []
-        for rank, pipe in enumerate(self._pipes[:world]):
-            if not pipe.poll(self.seconds * 1.5):
-                self.stop()
-                raise TimeoutError(f"rank {rank} of {world} hangs in {function.__name__}")
-            try:
-                results.append(pipe.recv())
-            except EOFError:
-                self.stop()
-                raise RuntimeError(f"the process of rank {rank} of {world} died in {function.__name__}") from None
-        return results
+        while waiting:
+            ready = wait(list(waiting), self.seconds * 1.5)
+            if not ready:
+                return f"ranks {sorted(waiting.values())} wait for others"
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                trace = self._answer(rank, world, function)
+                if trace is not None:
+                    return trace
+        return None
+
+    def _answer(self, rank: int, world: int, function: Callable[..., Any]) -> Any:
+        """What a process sends next."""
+        pipe = self._pipes[rank]
+        if not pipe.poll(self.seconds * 1.5):
+            self.stop()
+            raise TimeoutError(f"rank {rank} of {world} hangs in {function.__name__}")
+        try:
+            return pipe.recv()
+        except EOFError:
+            self.stop()
+            raise RuntimeError(f"the process of rank {rank} of {world} died in {function.__name__}") from None
 
     def run(self, world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """The same, and the first failure is raised."""

@@ -241,6 +241,7 @@ def refused(folder: Path, precision: str) -> bool:
     return False
 
 
+@pytest.mark.long
 @pytest.mark.sampled
 @pytest.mark.parametrize("precision", ["fp32", "bf16-split"])
 @pytest.mark.parametrize("point", ["tensors", "metadata"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,5 +209,20 @@ def test_a_group_that_could_not_be_made_harms_no_later_one() -> None:
     try:
         pool.run(2, counts_apart)
         assert pool.run(2, dist.get_world_size) == [2, 2]
+    finally:
+        pool.stop()
+
+
+@pytest.mark.long
+def test_ranks_that_could_not_meet_try_again(capfd: pytest.CaptureFixture[str]) -> None:
+    pool = Ranks(2, seconds=60.0)
+    try:
+        Path(pool._folder.name, "1").mkdir()  # where the first process group's file would be
+        assert pool.run(2, dist.get_world_size) == [2, 2]
+        assert "could not meet, attempt 1 of 3" in capfd.readouterr().err
+        for run in range(3, 6):
+            Path(pool._folder.name, str(run)).mkdir()
+        with pytest.raises(RuntimeError, match="2 ranks could not meet in 3 attempts"):
+            pool.run(2, dist.get_world_size)
     finally:
         pool.stop()

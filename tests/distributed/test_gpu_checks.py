@@ -11,7 +11,7 @@ from tests.gpu.test_gpu_distributed import check_checkpoint, check_disagreement,
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "max_grad_norm"])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_training(world: int, clip: bool, ranks: Ranks) -> None:
     ranks.run(world, check_training, "cpu", "cpu", clip)
 
