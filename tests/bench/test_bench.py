@@ -231,6 +231,7 @@ def test_names_stand_for_cases_models_and_baselines():
         baselines.chosen(["oh"])
 
 
+@pytest.mark.long
 def test_command_writes_its_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # pytest-benchmark stands still under xdist

@@ -58,6 +58,7 @@ def test_growth_is_seen() -> None:
     assert fsdp_host_state._growth(keeping, 200) < 5_000_000
 
 
+@pytest.mark.long
 def test_two_ranks_write_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- host state -->\nold\n<!-- /host state -->\nafter\n")

@@ -288,6 +288,7 @@ def test_tuning_restores_the_settings(monkeypatch):
     assert before == (tune.backend.TILE, tune.backend.WARPS, tune.backend.SLICE)
 
 
+@pytest.mark.long
 def test_tuning_sorts_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tune, "on_gpu", lambda backend, flatten: candidates.on_gpu("cpu", flatten))
     monkeypatch.setattr(tune, "available_backends", lambda: {"triton": None, "cuda": "no GPU"})

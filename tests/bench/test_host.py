@@ -42,6 +42,7 @@ def test_claims(cold: float, ratio: float, flat: float, kept: list[str]) -> None
     assert [target[:4] for target in host_overhead.targets(rows)] == kept
 
 
+@pytest.mark.long
 def test_the_triton_backend_beside_the_cpu_backend(tmp_path: Path) -> None:
     """No kernel is run: what is timed is the host's part."""
     path = tmp_path / "host.json"

@@ -216,6 +216,7 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_pipeline_ends_with_few_files_a_report_and_figures(finished) -> None:
     assert sorted(path.name for path in finished.glob("*.json")) == [f"{part}.json" for part in sorted(runs.PARTS)]
     assert not (finished / "units").exists()
@@ -233,6 +234,7 @@ def test_the_pipeline_ends_with_few_files_a_report_and_figures(finished) -> None
     assert not any(word in text for word in ("nan", "inf ", "None"))
 
 
+@pytest.mark.long
 def test_results_are_plain_json_without_a_path(finished) -> None:
     for part in runs.PARTS:
         text = (finished / f"{part}.json").read_text()
@@ -242,6 +244,7 @@ def test_results_are_plain_json_without_a_path(finished) -> None:
         assert str(finished) not in text
 
 
+@pytest.mark.long
 def test_other_settings_are_other_work(finished) -> None:
     units = runs.plan(SIZES["tiny"], "cpu", ["choices"])
     store = Store(finished)
@@ -250,6 +253,7 @@ def test_other_settings_are_other_work(finished) -> None:
     assert store.missing(changed) == changed
 
 
+@pytest.mark.long
 def test_runs_are_reproducible(finished) -> None:
     record = Store(finished).records("robustness")["text/radam/0.01/1"]
     again = robustness.run(record["settings"])
@@ -258,6 +262,7 @@ def test_runs_are_reproducible(finished) -> None:
     assert other["final"]["loss"] != pytest.approx(record["result"]["final"]["loss"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_report_of_a_part_alone(tmp_path, finished) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "theory.json").write_bytes((finished / "theory.json").read_bytes())

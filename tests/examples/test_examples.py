@@ -140,6 +140,7 @@ def test_the_model_sees_no_future():
     assert not torch.allclose(before[10], after[10])
 
 
+@pytest.mark.long
 def test_as_a_script(tmp_path):
     script = [sys.executable, str(EXAMPLES / "train_gpt.py"), *TINY[:-1]]
     made = subprocess.run([*script, "--steps=2", f"--out={tmp_path / 'demo.png'}"], capture_output=True, text=True)

@@ -85,6 +85,7 @@ def wrong_commands(markdown: str) -> list[str]:
     return found
 
 
+@pytest.mark.long
 def test_commands_of_the_first_pages_run() -> None:
     pages = [(ROOT / "README.md").read_text(), text("getting-started")]
     assert [len(commands(page)) for page in pages] == [5, 2]

@@ -46,6 +46,7 @@ def test_squares_of_several_tiles_a_sum() -> None:
     assert not same_bits(ours, REFERENCE.grad_norm(grads[::-1]))  # the negative control: order shows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_squares_of_several_runs_a_sum(tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above with runs of fewer tiles than the sums have."""

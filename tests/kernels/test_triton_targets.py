@@ -140,6 +140,7 @@ def started() -> dict[str, dict[str, list[str]]]:
     return {arch: run(arch, launches) for arch, launches in ARCHITECTURES.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("arch", "launch"), DRIVEN, ids=["-".join(one) for one in DRIVEN])
 def test_kernels_start_on_amd(arch: str, launch: str, started: dict[str, dict[str, list[str]]]) -> None:
     """The first launch goes through Triton's look at every argument, the second calls the compiled kernel."""
@@ -147,6 +148,7 @@ def test_kernels_start_on_amd(arch: str, launch: str, started: dict[str, dict[st
     assert set(started[arch][launch]) <= {"looked at", "directly"}
 
 
+@pytest.mark.long
 def test_the_number_of_tiles_compiles_nothing(started: dict[str, dict[str, list[str]]]) -> None:
     """1, 16 and 17 tiles: Triton would compile for 1 and for multiples of 16 by themselves."""
     assert started["gfx942"]["tiles"] == [*["directly"] * 3, "0"] * 2

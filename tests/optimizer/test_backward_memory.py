@@ -100,6 +100,7 @@ def peak_growth(during: bool) -> float:
     return int(done.stdout) * 1024 / (WIDTH * WIDTH * 4)
 
 
+@pytest.mark.long
 def test_peak_of_the_process() -> None:
     """Two moments a layer stay; to them come the gradients of all layers, or of one and little else."""
     ordinary, during = peak_growth(during=False), peak_growth(during=True)

@@ -41,6 +41,7 @@ def python_only(sdist, tmp_path_factory):
     return wheel, output, install(wheel, base / "site")
 
 
+@pytest.mark.long
 def test_build_without_a_compiler_says_so_and_what_is_left(python_only):
     wheel, output, _ = python_only
     (line,) = said(output)
@@ -52,6 +53,7 @@ def test_build_without_a_compiler_says_so_and_what_is_left(python_only):
         assert "radam_fused/py.typed" in archive.namelist()
 
 
+@pytest.mark.long
 def test_install_without_a_compiler_runs_and_says_what_is_missing(python_only):
     _, _, site = python_only
     facts, output = one_step(site, "auto")
@@ -61,6 +63,7 @@ def test_install_without_a_compiler_runs_and_says_what_is_missing(python_only):
     assert f"'reference' backend (cpu: {reason}" in output
 
 
+@pytest.mark.long
 def test_install_without_a_compiler_refuses_the_cpu_backend(python_only):
     _, _, site = python_only
     output = python_in(site, ONE_STEP, arguments=["cpu"], fails=True)
@@ -98,6 +101,7 @@ sysconfig.get_config_var = lambda name: 1 if name == "Py_GIL_DISABLED" else real
 """
 
 
+@pytest.mark.long
 def test_a_free_threaded_cpython_has_no_limited_api(source, tmp_path, tools):
     """It is played by a CPython that says so of itself."""
     site = tmp_path / "site"
@@ -109,6 +113,7 @@ def test_a_free_threaded_cpython_has_no_limited_api(source, tmp_path, tools):
     assert wheel.name.endswith("py3-none-any.whl")
 
 
+@pytest.mark.long
 def test_compiler_that_fails_fails_the_build(source, tmp_path, tools, real_compiler):
     """It answers for its version as a working one does, and then cannot compile."""
     script = f'case "$*" in *csrc*) echo "fatal error: out of order" >&2; exit 1;; *) exec {real_compiler} "$@";; esac'

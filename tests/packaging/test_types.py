@@ -65,7 +65,8 @@ CHECKERS = {
 }
 
 
-@pytest.mark.parametrize("checker", ["mypy", pytest.param("pyright", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
 def test_a_user_s_script(checker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(checker, reason="requirements/dev.txt has it")  # `make gpu` takes a Python as it stands
     monkeypatch.setenv("MYPYPATH", str(ROOT))

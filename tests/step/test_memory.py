@@ -40,12 +40,14 @@ def peak_growth(optimizer: str) -> int:
     return int(done.stdout) * 1024
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 def test_peak_memory_stays(flatten: bool) -> None:
     """After the first step, which makes the state, the peak grows by less than a twentieth of the parameter."""
     assert peak_growth(f"FusedRAdam([p], backend='cpu', flatten={flatten})") < ELEMENTS * 4 // 20
 
 
+@pytest.mark.long
 def test_peak_memory_of_torch_grows() -> None:
     """The negative control: torch.optim.RAdam's temporaries show in the same measurement, once it rectifies."""
     assert peak_growth("torch.optim.RAdam([p], foreach=False)") > ELEMENTS * 4 // 2
@@ -93,6 +95,7 @@ def advised(tensor: torch.Tensor) -> bool:
     raise AssertionError("no mapping holds the tensor")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="an advice that only Linux takes")
 @pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
 def test_large_buffers_are_in_huge_pages(flatten: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def test_another_value_is_named(value: str) -> None:
     assert f"RADAM_FUSED_POINTER_TABLE = {value!r}: must be '0' or '1'" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "files",
     [
