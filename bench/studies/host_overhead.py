@@ -4,7 +4,8 @@ The tensors are on the CPU and have one element, so that nearly all time is the 
 every step, as from a backward pass. Candidates take turns, and the result is compared with performance targets. The
 smallest number of tensors is also measured with cold caches, as a training loop leaves them
 (`bench.harness.cache_state`). ``--triton`` measures the triton backend beside the cpu backend, with a stand-in for the
-driver that launches nothing, into host_triton.json.
+driver that launches nothing, into host_triton.json: in turns, and each alone, whose tensors no other candidate's have
+driven from the caches.
 """
 
 from __future__ import annotations
@@ -86,23 +87,30 @@ def no_launches() -> AbstractContextManager[Any]:
     return replacing_driver(runs=False)
 
 
-def measure(
-    tensors: int, rounds: int, caches: str = "warm", candidates: Sequence[str] = tuple(CANDIDATES)
-) -> dict[str, Any]:
-    """Microseconds per step of each candidate, and the median ratio of the baseline to ours within a round.
-
-    Args:
-        caches: "warm", or one of `bench.harness.cache_state.STATES`.
-        candidates: of `CANDIDATES` and `TRITON`.
-    """
-    before = (lambda _: None) if caches == "warm" else before_step(caches)
-    runners = {name: Runner(name, tensors) for name in candidates}
+def _run(runners: dict[str, Runner], rounds: int, before: Callable[..., None]) -> dict[str, Runner]:
+    """The steps of candidates that take turns."""
     with no_collection():
         for _ in range(FIRST + rounds):
             for runner in runners.values():
                 runner.prepare()
             for runner in runners.values():
                 runner.step(before)
+    return runners
+
+
+def measure(
+    tensors: int, rounds: int, caches: str = "warm", candidates: Sequence[str] = tuple(CANDIDATES)
+) -> dict[str, Any]:
+    """Microseconds per step of each candidate, and the median ratio of the baseline to ours within a round.
+
+    Args:
+        caches: "warm", one of `bench.harness.cache_state.STATES`, or "alone": warm, and no other candidate in between.
+        candidates: of `CANDIDATES` and `TRITON`.
+    """
+    before = (lambda _: None) if caches in ("warm", "alone") else before_step(caches)
+    runners: dict[str, Runner] = {}
+    for together in [[name] for name in candidates] if caches == "alone" else [candidates]:
+        runners |= _run({name: Runner(name, tensors) for name in together}, rounds, before)
     taken = {name: [1e6 * s for s in runner.seconds[FIRST:]] for name, runner in runners.items()}
     ratios = [baseline / ours for baseline, ours in zip(taken[BASELINE], taken[OURS], strict=True)]
     return {
@@ -145,9 +153,9 @@ def targets(rows: Sequence[dict[str, Any]]) -> list[str]:
 def triton_targets(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The same for the triton backend's host part; with ``flatten`` for the smallest number: it looks at all views.
 
-    Of all rounds the shortest counts: what a step executes, and not what else the machine does.
+    Each alone, and of all rounds the shortest: what a step executes, and not what else the machine does.
     """
-    warm = [row for row in rows if row["caches"] == "warm"]
+    warm = [row for row in rows if row["caches"] == "alone"]
 
     def line(name: str, row: dict[str, Any], most: float) -> str:
         return verdict(
@@ -181,7 +189,8 @@ def main(arguments: Sequence[str]) -> int:
     candidates = (*TRITON_BESIDE, *TRITON) if options.triton else tuple(CANDIDATES)
     with no_launches() if options.triton else nullcontext():
         rows = [measure(options.tensors[0], options.rounds, "cold", candidates)]
-        rows += [measure(tensors, options.rounds, candidates=candidates) for tensors in options.tensors]
+        for caches in ("warm", "alone") if options.triton else ("warm",):
+            rows += [measure(tensors, options.rounds, caches, candidates) for tensors in options.tensors]
     found = triton_targets(rows) if options.triton else targets(rows)
     about = {"machine": machine(), "threads": torch.get_num_threads(), "versions": versions(), "commit": commit()}
     path = options.results or Path("bench/results/cpu", "host_triton.json" if options.triton else "host.json")
