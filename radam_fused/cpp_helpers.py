@@ -31,11 +31,13 @@ try:
         find_tensor_offset,
         grad_norm_from_pointers,
         gradients,
+        hold_gradients,
         pairs_unmoved,
         prepare_step,
         read_pairs,
         record_params,
         record_views,
+        release_gradients,
         share_no_memory,
         step_from_pointers,
         unchanged,
@@ -73,7 +75,7 @@ except ImportError:
         raise NotImplementedError("radam_fused._C is not there; ask HAS_LOOPS or HAS_POINTER_PATH first")
 
     count_step = fill_norm_segments = fill_segments = _missing  # type: ignore[assignment]
-    grad_norm_from_pointers = _missing  # type: ignore[assignment]
+    grad_norm_from_pointers = hold_gradients = release_gradients = _missing  # type: ignore[assignment]
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
     pairs_unmoved = prepare_step = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
 
@@ -107,11 +109,13 @@ __all__ = [
     "fill_segments",
     "grad_norm_from_pointers",
     "gradients",
+    "hold_gradients",
     "pairs_unmoved",
     "prepare_step",
     "read_pairs",
     "record_params",
     "record_views",
+    "release_gradients",
     "share_no_memory",
     "step_from_pointers",
     "unchanged",

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/cpu_capability.h"
+#include "python/held_gradients.h"
 #include "python/param_groups.h"
 #include "python/pointer_norm.h"
 #include "python/pointer_table.h"
@@ -131,6 +132,8 @@ PyMethodDef methods[] = {
     {"prepare_step", radam_fused::prepare_step, METH_VARARGS, "What the steps of a plan have in common."},
     {"step_from_pointers", radam_fused::step_from_pointers, METH_VARARGS,
      "As read_pairs, and a step over them; or False."},
+    {"hold_gradients", radam_fused::hold_gradients, METH_O, "Handles that can keep so many gradients alive."},
+    {"release_gradients", radam_fused::release_gradients, METH_O, "Keeps gradients alive no longer."},
     {"fill_segments", radam_fused::fill_segments, METH_VARARGS,
      "As read_pairs, and fills in the table of a Triton kernel; or None."},
     {"fill_norm_segments", radam_fused::fill_norm_segments, METH_VARARGS,

@@ -5,6 +5,7 @@
 
 #include "cpu/grad_norm.h"
 #include "python/gil.h"
+#include "python/held_gradients.h"
 #include "python/pairs_argument.h"
 #include "python/tensor_pairs.h"
 
@@ -31,17 +32,18 @@ bool read_gradients(const TensorPairs& pairs, GradNormArgs& grads) {
 
 }  // namespace
 
-// grad_norm_from_pointers(pairs, sums) -> bool: reads the pairs as `read_pairs` does, and writes the partial
+// grad_norm_from_pointers(pairs, held, sums) -> bool: reads the pairs as `read_pairs` does, and writes the partial
 // sums of the gradients' squares, float64, from this address on. False, with nothing done, where `read_pairs` returns
 // False, the gradients have several dtypes, or they are not on the CPU.
 PyObject* grad_norm_from_pointers(PyObject*, PyObject* args) try {
   TensorPairs pairs;
+  HeldGradients* held;
   unsigned long long sums;
-  if (!PyArg_ParseTuple(args, "O&K", parse_pairs, &pairs, &sums)) return nullptr;
+  if (!PyArg_ParseTuple(args, "O&O&K", parse_pairs, &pairs, held_gradients, &held, &sums)) return nullptr;
   if (pairs.device.type != aoti_torch_device_type_cpu() || !read_pairs(pairs)) Py_RETURN_FALSE;
   GradNormArgs grads;
   if (!read_gradients(pairs, grads)) Py_RETURN_FALSE;
-  const HeldGradients held(pairs);
+  const Holding holding(*held, pairs);
   without_gil([&] { run_grad_norm(grads, reinterpret_cast<double*>(sums)); });
   Py_RETURN_TRUE;
 } catch (const std::exception& error) {

@@ -13,6 +13,7 @@
 
 #include "cpu/step.h"
 #include "python/gil.h"
+#include "python/held_gradients.h"
 #include "python/libtorch_symbols.h"
 #include "python/pairs_argument.h"
 #include "python/step_counts.h"
@@ -47,6 +48,7 @@ struct PreparedStep {
   StepArgs args;  // `scalars` and `zero_grads` are each step's own
   bool hold_gil;
   PyObject* kept;  // the Python objects of all tensors
+  HeldGradients held;
 };
 
 constexpr Py_ssize_t kRequiredTensors = 5;  // of prepare_step(); the others may be None
@@ -186,11 +188,14 @@ PyObject* prepare_step(PyObject*, PyObject* arguments) try {
     return PyErr_Format(PyExc_ValueError, "prepare_step() takes the tensors of the tables at these addresses");
   }
   auto step = std::unique_ptr<PreparedStep>(
-      new PreparedStep{pairs, tensor_of(pointer_table),
+      new PreparedStep{pairs,
+                       tensor_of(pointer_table),
                        StepArgs{tensor_of(exp_avg), tensor_of(exp_avg_sq), tensor_of(segments), tensor_of(scalar_index),
                                 tensor_of(segments), false, optional_tensor_of(scales), optional_tensor_of(master),
                                 bool(stochastic), optional_tensor_of(rng_offsets)},
-                       bool(hold_gil), tensors});
+                       bool(hold_gil),
+                       tensors,
+                       {}});
   PyObject* capsule = PyCapsule_New(step.get(), kPreparedStep, destroy_prepared_step);
   if (capsule == nullptr) return nullptr;
   Py_INCREF(tensors);
@@ -234,7 +239,7 @@ PyObject* step_from_pointers(PyObject*, PyObject* arguments) try {
   if (prepared->hold_gil && on_cpu) {
     step();
   } else {
-    const HeldGradients held(pairs);
+    const Holding holding(prepared->held, pairs);
     without_gil(step);
   }
   add_step(counts);

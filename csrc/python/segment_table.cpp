@@ -2,8 +2,8 @@
 
 #include <cstdint>
 #include <exception>
-#include <memory>
 
+#include "python/held_gradients.h"
 #include "python/pairs_argument.h"
 #include "python/step_counts.h"
 #include "python/tensor_pairs.h"
@@ -36,7 +36,6 @@ struct NormRow {
 
 constexpr int64_t kAligned = 16;    // bytes: the width of a vector access
 constexpr int64_t kNoStrides = -1;  // parameter, gradient and moments are plain arrays in one order
-const char* const kGradients = "radam_fused.HeldGradients";
 
 // Fills in the table; whether a row has changed. Only addresses can change between two steps of a plan, but a table
 // that is new holds nothing yet.
@@ -92,58 +91,54 @@ int gradient_dtype(const TensorPairs& pairs) {
   return pairs.count == 0 ? -1 : int(pairs.data[0].grad_dtype);
 }
 
-void release(PyObject* capsule) { delete static_cast<HeldGradients*>(PyCapsule_GetPointer(capsule, kGradients)); }
-
 }  // namespace
 
-// fill_segments(pairs, scalar_index, rng_offsets, tile, rows, zero_grads) -> (grad_dtype, changed, held) or None: reads
+// fill_segments(pairs, held, scalar_index, rng_offsets, tile, rows, zero_grads) -> (grad_dtype, changed) or None: reads
 // the pairs as `read_pairs` does, raises the version counters of what the step writes, and writes the row of each
-// segment. `changed`: whether a row is another than before. `held` keeps the gradients alive: other threads may replace
-// them while the step is launched. None, with nothing done, where `read_pairs` returns False or the gradients have
-// several dtypes. `rng_offsets` is 0 where random bits start where the moments do.
+// segment. `changed`: whether a row is another than before. `held`, of hold_gradients(), then keeps the gradients alive
+// until release_gradients(): other threads may replace them while the step is launched. None, with nothing done, where
+// `read_pairs` returns False or the gradients have several dtypes. `rng_offsets` is 0 where random bits start where the
+// moments do.
 PyObject* fill_segments(PyObject*, PyObject* args) try {
   TensorPairs pairs;
+  HeldGradients* held;
   unsigned long long scalar_index, rng_offsets, rows;
   long long tile;
   int zero_grads;
-  if (!PyArg_ParseTuple(args, "O&KKLKp", parse_pairs, &pairs, &scalar_index, &rng_offsets, &tile, &rows, &zero_grads)) {
+  if (!PyArg_ParseTuple(args, "O&O&KKLKp", parse_pairs, &pairs, held_gradients, &held, &scalar_index, &rng_offsets,
+                        &tile, &rows, &zero_grads)) {
     return nullptr;
   }
   if (tile < 1) return PyErr_Format(PyExc_ValueError, "tiles of %lld elements", tile);
   if (!read_pairs(pairs)) Py_RETURN_NONE;
   const int grad_dtype = gradient_dtype(pairs);
   if (grad_dtype < 0) Py_RETURN_NONE;
-  auto held = std::make_unique<HeldGradients>(pairs);
+  held->hold(pairs);
   bump_versions(pairs, zero_grads);
   const bool changed = fill(pairs, reinterpret_cast<const int64_t*>(scalar_index),
                             reinterpret_cast<const int64_t*>(rng_offsets), tile, reinterpret_cast<SegmentRow*>(rows));
-  PyObject* capsule = PyCapsule_New(held.get(), kGradients, release);
-  if (capsule == nullptr) return nullptr;
-  held.release();
-  return Py_BuildValue("iNN", grad_dtype, PyBool_FromLong(changed), capsule);
+  return Py_BuildValue("iN", grad_dtype, PyBool_FromLong(changed));
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }
 
-// fill_norm_segments(pairs, tile, rows) -> (grad_dtype, rows, tiles, changed, held) or None: the same for the gradients
+// fill_norm_segments(pairs, held, tile, rows) -> (grad_dtype, rows, tiles, changed) or None: the same for the gradients
 // alone, of which a norm reads the squares. Writes the row of each gradient that has elements, and returns how many
 // have.
 PyObject* fill_norm_segments(PyObject*, PyObject* args) try {
   TensorPairs pairs;
+  HeldGradients* held;
   unsigned long long rows;
   long long tile;
-  if (!PyArg_ParseTuple(args, "O&LK", parse_pairs, &pairs, &tile, &rows)) return nullptr;
+  if (!PyArg_ParseTuple(args, "O&O&LK", parse_pairs, &pairs, held_gradients, &held, &tile, &rows)) return nullptr;
   if (tile < 1) return PyErr_Format(PyExc_ValueError, "tiles of %lld elements", tile);
   if (!read_pairs(pairs)) Py_RETURN_NONE;
   const int grad_dtype = gradient_dtype(pairs);
   if (grad_dtype < 0) Py_RETURN_NONE;
-  auto held = std::make_unique<HeldGradients>(pairs);
+  held->hold(pairs);
   const NormTable filled = fill_norm(pairs, tile, reinterpret_cast<NormRow*>(rows));
-  PyObject* capsule = PyCapsule_New(held.get(), kGradients, release);
-  if (capsule == nullptr) return nullptr;
-  held.release();
-  return Py_BuildValue("iLLNN", grad_dtype, static_cast<long long>(filled.rows), static_cast<long long>(filled.tiles),
-                       PyBool_FromLong(filled.changed), capsule);
+  return Py_BuildValue("iLLN", grad_dtype, static_cast<long long>(filled.rows), static_cast<long long>(filled.tiles),
+                       PyBool_FromLong(filled.changed));
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
 }

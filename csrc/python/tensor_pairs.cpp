@@ -178,15 +178,4 @@ bool are_intact(const View* views, int64_t count) {
   return true;
 }
 
-HeldGradients::HeldGradients(const TensorPairs& pairs) {
-  grads_.resize(pairs.count);
-  for (int64_t i = 0; i < pairs.count; ++i) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(grad_of(impl_of(pairs.data[i].tensor)), &grads_[i]));
-  }
-}
-
-HeldGradients::~HeldGradients() {
-  for (size_t i = grads_.size(); i-- > 0;) aoti_torch_delete_tensor_object(grads_[i]);
-}
-
 }  // namespace radam_fused

@@ -43,16 +43,4 @@ bool are_intact(const View* views, int64_t count);
 // Raises autograd's version counters of the parameters, and of the gradients if these are cleared.
 void bump_versions(const TensorPairs& pairs, bool of_grads);
 
-// Keeps the gradients alive while the GIL is released: another thread may replace `.grad` meanwhile.
-class HeldGradients {
- public:
-  explicit HeldGradients(const TensorPairs& pairs);
-  ~HeldGradients();
-  HeldGradients(const HeldGradients&) = delete;
-  HeldGradients& operator=(const HeldGradients&) = delete;
-
- private:
-  Scratch<AtenTensorHandle> grads_;
-};
-
 }  // namespace radam_fused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cpp_helpers import grad_norm_from_pointers
+from ..cpp_helpers import grad_norm_from_pointers, hold_gradients
 from ..numerics.layout import PARTIAL_SUMS
 
 
@@ -19,6 +19,7 @@ class NativeNorm:
 
     def __init__(self, pairs: tuple[int, ...], device: torch.device) -> None:
         self._pairs = pairs
+        self._held = hold_gradients(pairs[2])
         # Kept for all steps: for 8 KiB malloc would first merge all small chunks that are free, as the last gradients.
         self._sums = torch.empty(1, PARTIAL_SUMS, dtype=torch.float64, device=device)
         self._at = self._sums.data_ptr()
@@ -28,4 +29,4 @@ class NativeNorm:
 
         The next call overwrites the tensor.
         """
-        return self._sums if grad_norm_from_pointers(self._pairs, self._at) else None
+        return self._sums if grad_norm_from_pointers(self._pairs, self._held, self._at) else None

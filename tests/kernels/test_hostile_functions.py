@@ -92,25 +92,34 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
     def fill() -> Call:
         pairs, kept, memory = table()
         index, rows = torch.zeros(1, dtype=torch.int64), guarded(9, torch.int64)
-        arguments = (pairs, index.data_ptr(), 0, 1024, rows[GUARD:].data_ptr(), False)
-        return Call(arguments, frozenset({(0, 0), (0, 1), (1,), (2,), (4,)}), [*memory, rows], [*kept, index])
+        arguments = (pairs, _C.hold_gradients(1), index.data_ptr(), 0, 1024, rows[GUARD:].data_ptr(), False)
+        return Call(arguments, frozenset({(0, 0), (0, 1), (2,), (3,), (5,)}), [*memory, rows], [*kept, index])
 
     def fill_norm() -> Call:
         pairs, kept, memory = table()
         rows = guarded(9, torch.int64)
-        arguments = (pairs, 1024, rows[GUARD:].data_ptr())
-        return Call(arguments, frozenset({(0, 0), (0, 1), (2,)}), [*memory, rows], kept)
+        arguments = (pairs, _C.hold_gradients(1), 1024, rows[GUARD:].data_ptr())
+        return Call(arguments, frozenset({(0, 0), (0, 1), (3,)}), [*memory, rows], kept)
 
     def norm() -> Call:
         pairs, kept, memory = table()
         sums = guarded(1024, torch.float64)
-        return Call((pairs, sums[GUARD:].data_ptr()), frozenset({(0, 0), (0, 1), (1,)}), [*memory, sums], kept)
+        arguments = (pairs, _C.hold_gradients(1), sums[GUARD:].data_ptr())
+        return Call(arguments, frozenset({(0, 0), (0, 1), (2,)}), [*memory, sums], kept)
 
     def count() -> Call:
         numbers, memory = counts()
         return Call((numbers,), frozenset({(0, 0), (0, 1), (0, 3)}), memory)
 
+    def hold() -> Call:
+        return Call((2,), frozenset(), [])
+
+    def release() -> Call:
+        return Call((_C.hold_gradients(2),), frozenset(), [])
+
     return {
+        "hold_gradients": hold,
+        "release_gradients": release,
         "read_pairs": read,
         "pairs_unmoved": read,
         "prepare_step": prepare,

@@ -11,7 +11,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...cpp_helpers import NATIVE_DTYPE, fill_norm_segments
+from ...cpp_helpers import NATIVE_DTYPE, fill_norm_segments, hold_gradients, release_gradients
 from ...numerics.layout import NORM_TILE, PARTIAL_SUMS
 from . import tables
 from .grad_norm import INTERPRETED_PROGRAMS, arguments, kernel_for, shares, skips_empty
@@ -35,6 +35,7 @@ class PointerNorm:
 
     def __init__(self, pairs: tuple[int, ...], device: torch.device) -> None:
         self._pairs = pairs
+        self._held = hold_gradients(pairs[2])
         self._device = device
         self._skips = skips_empty(device)
         self._programs = INTERPRETED_PROGRAMS if self._skips else PARTIAL_SUMS
@@ -43,6 +44,8 @@ class PointerNorm:
         self._shares = self._table = torch.zeros(_SHARES, dtype=torch.int64, device="cpu")
         self._laid_out = 0, 0
         """The rows and tiles that the shares are of: what no step of a plan changes."""
+        self._sums = torch.empty(1, PARTIAL_SUMS, dtype=torch.float64, device=device)
+        """Of every step on one stream: its scalars have read them before the next step's norm is written."""
         self._stream: int | None = None
         self._launchers: dict[int, Launcher] = {}
 
@@ -51,40 +54,47 @@ class PointerNorm:
         stream, capturing = tables._current_stream(self._device)
         if capturing:  # what a graph refers to has to stay: `tables.on_device` sees to that
             return None
-        filled = fill_norm_segments(self._pairs, NORM_TILE, self._rows_at)
-        if filled is None:
-            return None
-        grad_dtype, rows, tiles, changed, held = filled
-        if tiles == 0:
-            return None
-        make = torch.zeros if self._skips else torch.empty
-        sums = make(1, PARTIAL_SUMS, dtype=torch.float64, device=self._device)
-        with on_device_of(sums):
-            if changed or stream != self._stream:
+        try:  # another thread may replace the gradients meanwhile, which the launch is to find alive
+            filled = fill_norm_segments(self._pairs, self._held, NORM_TILE, self._rows_at)
+            if filled is None:
+                return None
+            grad_dtype, rows, tiles, changed = filled
+            if tiles == 0:
+                return None
+            self._add_up(grad_dtype, rows, tiles, changed, stream)
+        finally:
+            release_gradients(self._held)
+        return self._sums
+
+    def _add_up(self, grad_dtype: int, rows: int, tiles: int, changed: bool, stream: int) -> None:
+        moved = stream != self._stream
+        if moved:
+            self._sums, self._stream = torch.empty_like(self._sums), stream
+        if self._skips:
+            self._sums.zero_()
+        with on_device_of(self._sums):
+            if changed or moved:
                 self._upload(rows, tiles)
-                self._stream = stream
-            self._start(grad_dtype, sums, tiles)
-        del held  # the gradients, which another thread may have replaced meanwhile
-        return sums
+            self._start(grad_dtype, tiles)
 
     def _upload(self, rows: int, tiles: int) -> None:
-        """The shares and the rows, in one copy from memory that the pinned allocator keeps until that is done."""
+        """The shares and the rows, in one copy."""
         if self._laid_out != (rows, tiles):
             self._shares = shares(self._rows[:rows, NORM_COLUMNS.index("first_tile")].contiguous(), tiles)
             self._laid_out = rows, tiles
         words = rows * len(NORM_COLUMNS)
-        host = torch.empty(_SHARES + words, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
+        host = tables.host_memory(_SHARES + words, self._device)
         ctypes.memmove(host.data_ptr(), self._shares.data_ptr(), _WORD * _SHARES)
         ctypes.memmove(host.data_ptr() + _WORD * _SHARES, self._rows_at, _WORD * words)
         self._table = tables._copy(host, self._device)
 
-    def _start(self, grad_dtype: int, sums: Tensor, tiles: int) -> None:
+    def _start(self, grad_dtype: int, tiles: int) -> None:
         launcher = self._launchers.get(grad_dtype)
         if launcher is None:
             launcher = self._launchers[grad_dtype] = Launcher(*kernel_for(_DTYPES[grad_dtype], self._skips))
         at = self._table.data_ptr()
 
         def tensors() -> Arguments:
-            return arguments(self._table, sums, tiles)
+            return arguments(self._table, self._sums, tiles)
 
-        launcher.start(self._programs, (at + _WORD * _SHARES, at, at, sums.data_ptr(), tiles), tensors)
+        launcher.start(self._programs, (at + _WORD * _SHARES, at, at, self._sums.data_ptr(), tiles), tensors)

@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ...cpp_helpers import NATIVE_DTYPE, count_step, fill_segments
+from ...cpp_helpers import NATIVE_DTYPE, count_step, fill_segments, hold_gradients, release_gradients
 from ...numerics.layout import SMALL_ALIGNMENT
 from ..operator_args import StepArgs
 from ..operator_checks import check_step
@@ -43,6 +43,7 @@ class PointerStep:
         require("step", args.exp_avg.device)
         check_step(args, SMALL_ALIGNMENT)
         self._pairs = pairs
+        self._held = hold_gradients(pairs[2])
         self._args = args
         self._buffers = [buffer for buffer in args.state if buffer is not None]
         self._found_at = list(map(Tensor.data_ptr, self._buffers))
@@ -55,21 +56,27 @@ class PointerStep:
         self._tile_map = tile_map(lengths, tile)
         self._rows = torch.zeros(len(lengths) * len(SEGMENT_COLUMNS), dtype=torch.int64, device="cpu")
         offsets = args.rng_offsets
+        self._rows_at = self._rows.data_ptr()
         self._fill = (
             args.scalar_index.data_ptr(),
             0 if offsets is None else offsets.data_ptr(),
             tile,
-            self._rows.data_ptr(),
+            self._rows_at,
         )
-        self._row_bytes = _WORD * self._rows.numel()
+        self._row_words = self._rows.numel()
+        self._row_bytes = _WORD * self._row_words
         # Both parts of an upload start at multiples of 16 bytes, so that Triton compiles for one alignment only.
+        self._scalar_bytes = _WORD * args.scalars.numel()
         self._scalar_words = args.scalars.numel() + args.scalars.numel() % 2
         self._anywhere = starts_anywhere(args)
         self._launchers: dict[tuple[int, bool], Launcher] = {}
         self._stream: int | None = None
         """Whose the tables on the device are: they serve the launches behind their copies."""
-        self._segments = self._tile_segment = self._rows
+        self._tile_segment = self._rows
+        self._table, self._table_begins = self._rows, 0
+        """What was uploaded last with a table of segments, and the number that this begins at."""
         self._static: Arguments = ()
+        """The launch's arguments, of which only the addresses of the table and of the scalars change."""
 
     def step(self, scalars: Tensor, zero_grads: bool, counts: tuple[int, int, int, int] | None) -> bool:
         """The step and its count; False, with nothing done, where it has to pass tensor lists.
@@ -86,52 +93,49 @@ class PointerStep:
             or list(map(Tensor.data_ptr, self._buffers)) != self._found_at
         ):
             return False
-        filled = fill_segments(self._pairs, *self._fill, zero_grads)
-        if filled is None:
-            return False
-        grad_dtype, changed, held = filled
-        if self._tiles:
-            with on_device_of(self._args.exp_avg):
-                self._start(grad_dtype, scalars, zero_grads, changed, stream)
-        count_step(counts)
-        del held  # the gradients, which another thread may have replaced meanwhile
+        try:  # another thread may replace the gradients meanwhile, which the launch is to find alive
+            filled = fill_segments(self._pairs, self._held, *self._fill, zero_grads)
+            if filled is None:
+                return False
+            grad_dtype, changed = filled
+            if self._tiles:
+                with on_device_of(self._args.exp_avg):
+                    self._start(grad_dtype, scalars, zero_grads, changed, stream)
+            count_step(counts)
+        finally:
+            release_gradients(self._held)
         return True
 
     def _start(self, grad_dtype: int, scalars: Tensor, zero_grads: bool, changed: bool, stream: int) -> None:
         if stream != self._stream:
-            self._tile_segment = self._upload(self._tile_map).view(torch.int32)
-            self._stream, changed = stream, True
+            self._tile_segment = tables._copy(self._tile_map, self._device).view(torch.int32)
+            self._stream, changed, self._static = stream, True, ()
         from_host = scalars.device.type == "cpu"
         words = self._scalar_words if from_host else 0
+        scalars_at = scalars.data_ptr()
         if from_host or changed:
-            host = self._host_memory(words + changed * self._rows.numel())
+            host = tables.host_memory(words + changed * self._row_words, self._device)
             at = host.data_ptr()
             if from_host:
-                ctypes.memmove(at, scalars.data_ptr(), _WORD * scalars.numel())
+                ctypes.memmove(at, scalars_at, self._scalar_bytes)
             if changed:
-                ctypes.memmove(at + _WORD * words, self._rows.data_ptr(), self._row_bytes)
-            there = self._upload(host)
+                ctypes.memmove(at + _WORD * words, self._rows_at, self._row_bytes)
+            there = tables._copy(host, self._device)
             if changed:
-                self._segments = there[words:]
-                self._static = ()
+                self._table, self._table_begins = there, words
             if from_host:
-                scalars = there.view(torch.float64)
+                scalars, scalars_at = there, there.data_ptr()
         launcher = self._launchers.get((grad_dtype, zero_grads))
         if launcher is None:
             kernel, constants = kernel_for(self._args, _DTYPES[grad_dtype], self._fill[2], zero_grads, self._anywhere)
             launcher = self._launchers[grad_dtype, zero_grads] = Launcher(kernel, constants)
 
         def tensors() -> Arguments:
-            return arguments(self._args, self._segments, self._tile_segment, scalars, self._tiles)
+            table, numbers = self._table[self._table_begins :], scalars.view(torch.float64)
+            return arguments(self._args, table, self._tile_segment, numbers, self._tiles)
 
         if not self._static:
             self._static = addresses_of(tensors())
-        at_segments, at_tiles, at_strides, _, *rest = self._static
-        launcher.start(self._programs, (at_segments, at_tiles, at_strides, scalars.data_ptr(), *rest), tensors)
-
-    def _host_memory(self, words: int) -> Tensor:
-        """The pinned allocator keeps memory that is dropped until the copy is done."""
-        return torch.empty(words, dtype=torch.int64, device="cpu", pin_memory=self._device.type == "cuda")
-
-    def _upload(self, host: Tensor) -> Tensor:
-        return tables._copy(host, self._device)
+        _, at_tiles, _, _, *rest = self._static
+        table_at = self._table.data_ptr() + _WORD * self._table_begins
+        launcher.start(self._programs, (table_at, at_tiles, table_at, scalars_at, *rest), tensors)

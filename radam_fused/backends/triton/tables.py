@@ -106,6 +106,11 @@ def _current_stream(device: torch.device) -> tuple[int, bool]:
     return torch._C._cuda_getCurrentRawStream(device.index), torch.cuda.is_current_stream_capturing()
 
 
+def host_memory(words: int, device: torch.device) -> Tensor:
+    """int64 (words,), to be uploaded: the pinned allocator keeps memory that is dropped until its copy is done."""
+    return torch.empty(words, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
+
+
 def _copy(host: Tensor, device: torch.device) -> Tensor:
     """An asynchronous copy, on the current stream."""
     return host.to(device, non_blocking=True)
