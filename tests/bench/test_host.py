@@ -48,7 +48,13 @@ def test_the_triton_backend_beside_the_cpu_backend(tmp_path: Path) -> None:
     path = tmp_path / "host.json"
     host_overhead.main(["--triton", "--rounds", "2", "--tensors", "2", "20", "--results", str(path)])
     found = json.loads(path.read_text())
-    assert [row["tensors"] for row in found["rows"]] == [2, 2, 20]
+    assert [(row["tensors"], row["caches"]) for row in found["rows"]] == [
+        (2, "cold"),
+        (2, "warm"),
+        (20, "warm"),
+        (2, "alone"),
+        (20, "alone"),
+    ]
     for row in found["rows"]:
         assert row["us"].keys() == {*host_overhead.TRITON_BESIDE, *host_overhead.TRITON}
     assert found["claims"] == host_overhead.triton_targets(found["rows"])
@@ -60,7 +66,7 @@ def test_the_limits_of_the_triton_backend() -> None:
     names = [*host_overhead.TRITON]
 
     def missed(us: float) -> int:
-        row = {"tensors": 10, "caches": "warm", "least": dict.fromkeys(names, us)}
+        row = {"tensors": 10, "caches": "alone", "least": dict.fromkeys(names, us)}
         return sum(line.startswith("MISS") for line in host_overhead.triton_targets([row]))
 
     assert [missed(39.9), missed(42.9), missed(43.1)] == [0, 2, 4]
