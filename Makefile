@@ -15,6 +15,10 @@ endif
 ifneq ($(filter tools,$(MAKECMDGOALS)),)
 VENV    ?= .venv-tools
 endif
+# So does what changes the package's code and looks at which lines run.
+ifneq ($(filter mutants coverage,$(MAKECMDGOALS)),)
+VENV    ?= .venv-mutants
+endif
 VENV    ?= .venv
 DOCS_VENV ?= .venv-docs
 WHEEL_VENV ?= .venv-wheel
@@ -29,6 +33,7 @@ BUILT := build/.always
 OTHERS :=
 TRAINERS :=
 LARGE_TOOLS :=
+MUTANT_TOOLS :=
 else
 PY    := $(VENV)/bin/python
 TOOLS := $(VENV)/.tools
@@ -36,6 +41,7 @@ BUILT := $(VENV)/.built
 OTHERS := $(VENV)/.baselines
 TRAINERS := $(VENV)/.trainers
 LARGE_TOOLS := $(VENV)/.large_tools
+MUTANT_TOOLS := $(VENV)/.mutants
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 endif
 
@@ -44,7 +50,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check sanitize properties lint format clean build/.always
+.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check sanitize properties mutants coverage lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -122,6 +128,13 @@ sanitize: build  ## the extension's tests under AddressSanitizer with UndefinedB
 properties: build  ## random models under random sequences of what users do: 10,000 examples, half an hour (PROPERTIES_ARGS)
 	$(PY) -m tests.properties $(PROPERTIES_ARGS)
 
+mutants: build $(MUTANT_TOOLS)  ## how many small changes of the code the tests notice; half an hour (MUTANTS_ARGS="'radam_fused.options.*'", MUTANTS_ARGS=--results)
+	$(PY) -m tests.mutants $(MUTANTS_ARGS)
+
+coverage: export OMP_WAIT_POLICY := passive
+coverage: build $(MUTANT_TOOLS)  ## the share of the package's lines that the quick tests run; fails below that of pyproject.toml (PYTEST_ARGS)
+	$(PY) -m pytest $(PARALLEL) -m "not long" --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
 gpu: $(TOOLS)  ## on a machine with a GPU: STAGES="build test sanitize formats bench" (and tune), RESULTS=folder; nine minutes
 	$(PY) -m bench.gpu --stages $(STAGES) $(if $(RESULTS),--results $(RESULTS))
 
@@ -138,7 +151,7 @@ format: $(TOOLS)  ## what ruff and clang-format can put right by themselves
 	$(if $(CXX_FILES),clang-format -i $(CXX_FILES))
 
 clean:  ## everything that make made
-	rm -rf .venv .venv-cuda .venv-bench .venv-docs .venv-tools .venv-wheel build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-cuda .venv-bench .venv-docs .venv-tools .venv-wheel .venv-mutants mutants .coverage build dist *.egg-info radam_fused/*.so .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TOOLS): requirements/dev.txt
@@ -154,6 +167,10 @@ $(TRAINERS): $(TOOLS) requirements/trainers.txt
 $(LARGE_TOOLS): $(TOOLS) requirements/tools.txt requirements/tools-alone.txt
 	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/tools.txt
 	$(PY) -m pip install --quiet --no-deps --requirement requirements/tools-alone.txt
+	@touch $@
+
+$(MUTANT_TOOLS): $(TOOLS) requirements/mutants.txt
+	$(PY) -m pip install --quiet --constraint requirements/dev.txt --requirement requirements/mutants.txt
 	@touch $@
 
 $(DOCS_VENV)/.tools: requirements/docs.txt

@@ -153,8 +153,8 @@ def test_the_page_of_trainers_has_the_table_that_make_tools_runs() -> None:
     assert "\n".join([rule, *rows]) + "\n\n" in page
 
 
-WITH_OTHERS = ("tests/trainers", "tests/tools")
-"""Folders whose tests run where `make trainers` and `make tools` have installed more."""
+WITH_OTHERS = ("tests/trainers", "tests/tools", "tests/mutants/__main__", "tests/mutants/warm")
+"""What runs where `make trainers`, `make tools` and `make mutants` have installed more."""
 OWN = {"tests", "bench", "examples", "radam_fused", "setup"}
 PACKAGES = {"yaml": "PyYAML"}
 """Modules that are not named like their packages."""
