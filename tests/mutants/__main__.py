@@ -1,8 +1,8 @@
 """Changes one thing at a time in a module, and counts the changes that its tests notice: ``make mutants``.
 
 ``python -m tests.mutants [PATTERN ...]`` tries the mutants whose names match, such as ``'radam_fused.options.*'``, or
-all that have not been tried; ``--results`` tries none and prints what is known. The mutants, with their results, are
-in the folder `mutants`.
+all that have not been tried; ``--every 4`` tries a quarter, ``--results`` none: it prints what is known. The mutants,
+with their results, are in the folder `mutants`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: a forked process has no OpenMP threads
 
@@ -19,8 +21,10 @@ import mutmut.__main__
 import mutmut.workers.isolation
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 
-from tests.mutants.results import all_mutants, changed_lines, read_reasons, reason_of, table
+from tests.mutants.results import NOT_TRIED, all_mutants, changed_lines, read_reasons, reason_of, table
 from tests.mutants.warm import WarmRunner
+
+collect = mutmut.__main__.collect_source_file_mutation_data
 
 
 def report() -> int:
@@ -29,7 +33,7 @@ def report() -> int:
     reasons = read_reasons()
     found = {}
     open_ones = []
-    for mutant in (one for one in mutants if one.fate != "killed"):
+    for mutant in (one for one in mutants if one.fate not in ("killed", NOT_TRIED)):
         lines = changed_lines(get_diff_for_mutant(mutant.name, path=mutant.path))
         found[mutant.name] = reason_of(mutant, lines, reasons)
         if found[mutant.name] is None:
@@ -44,6 +48,12 @@ def report() -> int:
     return len(open_ones)
 
 
+def collect_some(every: int, *, mutant_names: Sequence[str]) -> tuple[Any, Any]:
+    """The mutants that mutmut will try, and what is known of all."""
+    mutants, known = collect(mutant_names=mutant_names)
+    return mutants[::every], known
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -51,9 +61,15 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", action="store_true", help="try none, print what is known")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="try one mutant in N, the same ones each time"
+    )
     given = parser.parse_args(arguments)
     if not given.results:
+        for old in Path("mutants").glob("radam_fused/*.so"):  # mutmut copies what is not there yet
+            old.unlink()
         mutmut.workers.isolation.PytestRunner = WarmRunner
+        mutmut.__main__.collect_source_file_mutation_data = partial(collect_some, given.every)
         mutmut.__main__._run(tuple(given.patterns), given.processes)
     assert Path("mutants").is_dir(), "no mutants have been made"
     return min(report(), 1)

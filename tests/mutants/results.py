@@ -12,7 +12,8 @@ from pathlib import Path
 REASONS = Path("tests/mutants/survivors.json")
 KILLED = {1: "killed", -24: "killed", 24: "killed", 152: "killed", -6: "killed", -11: "killed"}
 """By exit code: a test failed, the mutant never ended (SIGXCPU), or it ended the process."""
-SURVIVED = {0: "survived", 33: "no test", None: "not tried"}
+NOT_TRIED = "not tried"
+SURVIVED = {0: "survived", 33: "no test", None: NOT_TRIED}
 UNCLEAR = "unclear"
 """Any other exit code: the runner itself failed."""
 
@@ -87,11 +88,11 @@ def table(mutants: Sequence[Mutant], reasons: Mapping[str, str | None]) -> str:
         counts["reasons"] += reasons.get(mutant.name) is not None
     rows = [(str(path), counts) for path, counts in modules.items()]
     rows.append(("all", sum(modules.values(), Counter())))
-    lines = ["| module | mutants | killed | share | survivors with a reason | without |", "| --- " * 6 + "|"]
+    lines = ["| module | mutants | tried | killed | share | survivors with a reason | without |", "| --- " * 7 + "|"]
     for name, counts in rows:
-        left = counts["all"] - counts["killed"] - counts["reasons"]
-        share = f"{100 * counts['killed'] / counts['all']:.1f} %" if counts["all"] else ""
-        lines.append(
-            f"| `{name}` | {counts['all']:,} | {counts['killed']:,} | {share} | {counts['reasons']:,} | {left:,} |"
-        )
+        tried = counts["all"] - counts[NOT_TRIED]
+        left = tried - counts["killed"] - counts["reasons"]
+        share = f"{100 * counts['killed'] / tried:.1f} %" if tried else ""
+        numbers = (f"{n:,}" for n in (counts["all"], tried, counts["killed"]))
+        lines.append(f"| `{name}` | {' | '.join(numbers)} | {share} | {counts['reasons']:,} | {left:,} |")
     return "\n".join(lines)

@@ -21,8 +21,10 @@ DIFF = """--- radam_fused/options.py
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four mutants of a module: killed, killed by a time limit, survived, and one that ended the runner."""
-    codes = dict(zip((f"radam_fused.options.x_check__mutmut_{n}" for n in range(4)), (1, 152, 0, 255), strict=True))
+    """Mutants of a module: killed, killed by a time limit, survived, one that ended the runner, and one not tried."""
+    codes = dict(
+        zip((f"radam_fused.options.x_check__mutmut_{n}" for n in range(5)), (1, 152, 0, 255, None), strict=True)
+    )
     (tmp_path / "radam_fused").mkdir()
     (tmp_path / "radam_fused" / "options.py.meta").write_text(json.dumps({"exit_code_by_key": codes}))
     return tmp_path
@@ -30,9 +32,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_counts_as_killed(folder: Path) -> None:
     mutants = list(all_mutants(folder))
-    assert [one.fate for one in mutants] == ["killed", "killed", "survived", "unclear"]
+    assert [one.fate for one in mutants] == ["killed", "killed", "survived", "unclear", "not tried"]
     assert {one.function for one in mutants} == {"radam_fused.options.check"}
-    assert "| `all` | 4 | 2 | 50.0 % | 1 | 1 |" in table(mutants, {mutants[2].name: "the same"})
+    assert "| `all` | 5 | 4 | 2 | 50.0 % | 1 | 1 |" in table(mutants, {mutants[2].name: "the same"})
 
 
 def test_the_function_of_a_method() -> None:

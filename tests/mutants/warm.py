@@ -95,7 +95,9 @@ class WarmRunner(PytestRunner):
         try:
             return super().run_stats(tests=tests)
         finally:
-            (Path("mutants") / TIMES).write_text(json.dumps(self.times))
+            times = Path("mutants") / TIMES
+            known = json.loads(times.read_text()) if times.exists() else {}
+            times.write_text(json.dumps({**known, **self.times}))
             self.times = None
 
     def execute_pytest(self, params: list[str], **kwargs: Any) -> int:

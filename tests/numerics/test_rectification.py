@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from decimal import Decimal, localcontext
 
 import pytest
@@ -89,7 +90,7 @@ def test_exact_exceeds_first_order(t: int, ratio: float) -> None:
 
 
 def test_exact_variance_agrees_with_theorem_1() -> None:
-    for rho in (4.1, 5.0, 7.3, 12.0, 33.0):
+    for rho in (2.1, 2.7, 3.0, 4.0, 4.1, 5.0, 7.3, 12.0, 33.0):
         root = math.exp(math.lgamma((rho - 1) / 2) - math.lgamma(rho / 2))
         theorem = rho / (rho - 2) - rho / 2 * root * root
         assert relative(R.variance(rho, "exact"), theorem) < 1e-11
@@ -160,18 +161,52 @@ def test_rho_rises(beta2: float, t: int) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: R.rho(0, 0.9), "t = 0"),
-        (lambda: R.rho(3, 1.0), "beta2 = 1.0"),
-        (lambda: R.rho_inf(-0.1), "beta2 = -0.1"),
-        (lambda: R.rho_inf(math.nan), "beta2 = nan"),
-        (lambda: R.variance(4.0), "rho = 4.0"),
-        (lambda: R.variance(2.0, "exact"), "rho = 2.0"),
-        (lambda: R.variance(9.0, "none"), "kind = 'none'"),
-        (lambda: R.rectification(6, 0.9, "second"), "kind = 'second'"),
-        (lambda: R.rectification(6, 0.9, threshold=3.9), "threshold = 3.9"),
+        (lambda: R.rho(0, 0.9), "t = 0: must be at least 1, the count of the first step, and finite"),
+        (lambda: R.rho(math.inf, 0.9), "t = inf: must be at least 1, the count of the first step, and finite"),
+        (lambda: R.rho(3, 1.0), "beta2 = 1.0: must be in [0, 1)"),
+        (lambda: R.rho_inf(-0.1), "beta2 = -0.1: must be in [0, 1)"),
+        (lambda: R.rho_inf(math.nan), "beta2 = nan: must be in [0, 1)"),
+        (lambda: R.variance(4.0), "rho = 4.0: the first_order variance exists for rho > 4"),
+        (lambda: R.variance(2.0, "exact"), "rho = 2.0: the exact variance exists for rho > 2"),
+        (lambda: R.variance(9.0, "none"), "kind = 'none': must be 'first_order' or 'exact'"),
+        (
+            lambda: R.rectification(6, 0.9, "second"),
+            "kind = 'second': must be one of ('first_order', 'exact', 'none')",
+        ),
+        (
+            lambda: R.rectification(6, 0.9, threshold=3.9),
+            "threshold = 3.9: must be at least 4, where the variance becomes finite, and not infinite",
+        ),
     ],
-    ids=["t", "beta2_one", "beta2_negative", "beta2_nan", "rho_4", "rho_2", "variance_kind", "kind", "threshold"],
+    ids=[
+        "t",
+        "t_inf",
+        "beta2_one",
+        "beta2_negative",
+        "beta2_nan",
+        "rho_4",
+        "rho_2",
+        "variance_kind",
+        "kind",
+        "threshold",
+    ],
 )
 def test_bad_arguments(call, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_an_argument_that_is_no_number() -> None:
+    with pytest.raises(TypeError, match=r"^beta2 = '0.9': must be a number, in \[0, 1\)$"):
+        R.rho_inf("0.9")  # type: ignore[arg-type]
+
+
+def test_langevin_of_small_arguments_to_the_last_place() -> None:
+    """coth(y) - 1/y with 60 digits; the continued fraction is cut where the rest is below a unit in the last place."""
+    with localcontext() as context:
+        context.prec = 60
+        for n in range(1, 100):
+            y = Decimal(n / 100)
+            square = (2 * y).exp()
+            exact = (square + 1) / (square - 1) - 1 / y
+            assert abs(Decimal(R._langevin(n / 100)) / exact - 1) < Decimal("2.5e-16")

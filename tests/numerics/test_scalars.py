@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from radam_fused.numerics import scalars as rows
-from radam_fused.numerics.scalars import NO_PARAM_UPDATE, RECTIFIED, UNRECTIFIED, ScalarBuffer, compute_scalars
+from radam_fused.numerics.scalars import (
+    NO_PARAM_UPDATE,
+    RECTIFIED,
+    UNRECTIFIED,
+    ScalarBuffer,
+    compute_scalars,
+    group_scalars,
+)
 from radam_fused.options import GROUP_DEFAULTS
-from radam_fused.rectification import rectification
+from radam_fused.rectification import KINDS, exact_variance, rectification
 from tests.support.helpers import same_bits
 
 
@@ -90,6 +97,19 @@ def test_rows_written_in_c(changed: dict[str, Any], monkeypatch: pytest.MonkeyPa
     assert not made  # it was C that wrote them
 
 
+@pytest.mark.parametrize("kind", ["first_order", "exact", "none"])
+def test_every_step_has_the_bits_of_c(kind: str) -> None:
+    """Where a formula of Python and C++ differs in the last place, some of these steps show it."""
+    differ = []
+    for n in range(40):
+        group = {**GROUP_DEFAULTS, "betas": (1 - 0.93 ** (n + 1), 1 - 0.7 ** (n + 1)), "rectification": kind}
+        for taken in {int(1.6**k) + n for k in range(35)}:
+            expected = torch.tensor([compute_scalars(group, taken + 1)], dtype=torch.float64)
+            if not same_bits(written(group, taken), expected):
+                differ.append((group["betas"], taken))
+    assert not differ
+
+
 @pytest.mark.parametrize("lr", [torch.tensor(0.25), Fraction(1, 4)], ids=["tensor", "fraction"])
 def test_rows_left_to_python(lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     group = {**GROUP_DEFAULTS, "lr": lr}
@@ -112,3 +132,30 @@ def test_rows_left_to_python(lr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_group_edited_to_what_no_row_has(changed: dict[str, Any], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         written({**GROUP_DEFAULTS, **changed}, 9)
+
+
+def test_scalars_of_a_group_for_the_device() -> None:
+    """As numbers that a step without a device uses, for each option that changes them."""
+    plain = group_scalars(GROUP_DEFAULTS, 0.5)
+    assert (plain.lr, plain.eps, plain.rho_threshold, plain.seed) == (0.5, 1e-8, 5.0, 0.0)
+    assert (plain.one_minus_beta1, plain.beta2, plain.one_minus_beta2) == (1 - 0.9, 0.999, 1 - 0.999)
+    assert (plain.decay_rate1, plain.decay_rate2) == pytest.approx((-math.log(0.9), -math.log(0.999)), rel=1e-14)
+    assert (plain.rho_inf, plain.limit_variance) == (pytest.approx(1999.0), 1.0)
+    assert (plain.l2_decay, plain.decoupled_decay, plain.sign, plain.unrectified_rule) == (0.0, 0.0, 1.0, UNRECTIFIED)
+    coupled = {**GROUP_DEFAULTS, "weight_decay": 0.1, "maximize": True, "degenerated_to_sgd": False, "seed": 7}
+    other = group_scalars(coupled, 0.5)
+    assert (other.l2_decay, other.decoupled_decay, other.sign, other.seed) == (0.1, 0.0, -1.0, 7.0)
+    assert other.unrectified_rule == NO_PARAM_UPDATE
+    decoupled = group_scalars({**coupled, "decoupled_weight_decay": True}, 0.5)
+    assert (decoupled.l2_decay, decoupled.decoupled_decay) == (0.0, 0.1)
+
+
+@pytest.mark.parametrize(("beta2", "threshold", "exists"), [(0.999, 5.0, True), (0.6, 4.0, False), (0.7, 6.0, False)])
+def test_the_limit_of_the_exact_variance(beta2: float, threshold: float, exists: bool) -> None:
+    """It is computed where a step can be rectified: where rho_inf is above the threshold."""
+    group = {**GROUP_DEFAULTS, "rectification": "exact", "betas": (0.9, beta2), "rho_threshold": threshold}
+    made = group_scalars(group, 0.5)
+    assert (made.rho_inf > threshold) == exists
+    assert made.limit_variance == (exact_variance(made.rho_inf) if exists else 1.0)
+    assert [group_scalars({**group, "rectification": kind}, 0.5).kind for kind in KINDS] == [0.0, 1.0, 2.0]
+    assert group_scalars({**group, "rectification": "first_order"}, 0.5).limit_variance == 1.0
