@@ -147,7 +147,7 @@ class Ranks:
         for pipe in waiting:
             pipe.send((world, rendezvous, function, args))
         while waiting:
-            ready = wait(list(waiting), self.seconds * 1.5)
+            ready = wait(list(waiting), SECONDS * 1.5)
             if not ready:
                 return f"ranks {sorted(waiting.values())} wait for others"
             for pipe in ready:

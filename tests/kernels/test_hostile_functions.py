@@ -9,6 +9,7 @@ import ast
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,6 @@ from hypothesis import strategies as st
 from radam_fused import cpp_helpers
 from radam_fused.numerics.layout import layout_hash
 from radam_fused.options import GROUP_DEFAULTS
-from tests.support.paths import ROOT
 
 if not cpp_helpers.HAS_LOOPS:
     pytest.skip("the extension is not built", allow_module_level=True)
@@ -286,7 +286,7 @@ def call_function(name: str, arguments: Iterable[Any]) -> Any:
 
 def test_every_function_is_driven() -> None:
     for module in ("_C", "_C_cuda"):
-        text = (ROOT / "radam_fused" / f"{module}.pyi").read_text()
+        text = (Path(cpp_helpers.__file__).parent / f"{module}.pyi").read_text()
         names = {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
         if module == "_C":
             assert names == set(CALLS)
