@@ -7,6 +7,7 @@ strides.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,9 @@ class Bucket:
     Attributes:
         params: the parameters, in the order of their segments.
         groups: for each, the index of its parameter group.
+        places: for each, its place among all parameters of the groups: what the norm's order of additions follows.
+        in_order: whether the parameters are in the order of their places.
+        kind: the same for buckets whose parameters would share one, had they got their first gradients together.
         starts: for each, where its segment starts in the flat buffers, in elements.
         shapes, strides: the parameters' as of when their moments were laid out; moment_strides: the moments'.
         is_complex, is_sharded: whether the parameters are complex; whether they are DTensors.
@@ -81,6 +85,7 @@ class Bucket:
         first = params[0]
         self.params = params
         self.groups = groups
+        self.set_places(list(range(len(params))))
         self.all_present = True
         self.is_complex = first.is_complex()
         self.is_sharded = is_sharded(first)
@@ -93,6 +98,7 @@ class Bucket:
         self.device, self.dtype = tensors[0].device, tensors[0].dtype
         self.may_capture = may_capture(self.device)
         moments = storage.moment_dtype(self.dtype, whole_numel(first))
+        self.kind = self.device, self.dtype, self.is_complex, self.is_sharded, moments
         lengths = [tensor.numel() for tensor in tensors]
         self.starts, self.length = segment_starts(lengths, coded=moments == torch.int8)
         self._rng_offsets = self.starts if rng_offsets is None else rng_offsets
@@ -170,6 +176,11 @@ class Bucket:
             self.groups = groups
             self.all_present = min(groups) >= 0
             self.last_plan = None
+
+    def set_places(self, places: list[int]) -> None:
+        """Notes the place of each parameter among all; those in no group come last."""
+        self.places = places
+        self.in_order = all(map(operator.lt, places, places[1:]))
 
     def state(self, index: int) -> dict[str, Tensor]:
         """What ``optimizer.state`` holds for a parameter, under torch.optim.RAdam's names: views of the buffers."""

@@ -216,7 +216,13 @@ class BucketManager:
                         del state[p]
             self.name = f"layout {next(_serial)}"
             self.groups, self._state = groups, state
-            self.buckets = [bucket for bucket, _ in kept] + [one.bucket for one in made]
+            place_of = {p: place for place, (p, _) in enumerate(members_of(groups))}
+            buckets = [bucket for bucket, _ in kept] + [one.bucket for one in made]
+            for bucket in buckets:
+                transaction.on_failure(bucket.set_places, bucket.places)
+                bucket.set_places([place_of.get(p, len(place_of)) for p in bucket.params])
+            # In the order of their parameters, however these came here: the norm is added up in it.
+            self.buckets = sorted(buckets, key=lambda bucket: min(bucket.places))
             self.ops = {b: self.ops[b] for b, _ in kept} | {one.bucket: one.ops for one in made}
             self.flat_buffers = {b: self.flat_buffers[b] for b, _ in kept if b in self.flat_buffers}
             self.flat_buffers |= {one.bucket: one.flat for one in made if one.flat is not None}

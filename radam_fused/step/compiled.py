@@ -17,10 +17,10 @@ from ..backends import backend_for
 from ..backends.ops import OPERATORS
 from ..cpp_helpers import gradients
 from ..device import COMPILING, capturing, upload
-from ..numerics.tensor_checks import gradient_dtypes
 from ..options import check_all
 from ..state.bucket_manager import BucketManager
 from .launch import Launch
+from .norm_lines import by_kind, lines
 from .plan import device_tables, plan_for
 from .recovery import check_launch, repair_layout
 from .scalars import DeviceTables
@@ -65,7 +65,7 @@ def choose(
     """Fills the lists with what a step launches over each bucket.
 
     Returns (backend, count of parameters, which of ``scales``, ``master`` and ``rng_offsets`` follow its tensors,
-    stochastic) of each launch.
+    stochastic) of each launch; and of a step that clips (backend, places in ``grads``) for each line of the norm.
 
     ``grad_norm`` goes to the end of ``tensors``: where a step that clips leaves the norm.
 
@@ -81,6 +81,7 @@ def choose(
     manager.add_new_params()
     manager.count_on_device()
     launches: list[Any] = []
+    chosen: list[Launch] = []
     # Lines without a learning rate: `step` passes that as a tensor.
     constant = [{**group, "lr": 0.0} for group in groups]
     for bucket in manager.buckets:
@@ -99,7 +100,8 @@ def choose(
         plan = plan_for(bucket, missing)
         if not plan.present:
             continue
-        check_launch(Launch(bucket, plan, plan.params, present, plan.segments, plan.scalar_index), manager.names)
+        chosen.append(Launch(bucket, plan, plan.params, present, plan.segments, plan.scalar_index))
+        check_launch(chosen[-1], manager.names)
         if plan.first:
             manager.publish_new(bucket, plan.present)
             plan.first = False
@@ -127,13 +129,20 @@ def choose(
         tensors += (tensor for tensor in forms if tensor is not None)
         there = tuple(tensor is not None for tensor in forms)
         launches.append((backend_for(bucket.device.type, backend), len(plan.present), there, bucket.stochastic))
-    if launches and grad_norm is not None:
-        tensors.append(grad_norm)
-    return tuple(launches)
+    if not launches or grad_norm is None:
+        return tuple(launches), ()
+    tensors.append(grad_norm)
+    place_of = {id(grad): place for place, grad in enumerate(grads)}
+    norm = [
+        (backend_for(together[0].bucket.device.type, backend), tuple(place_of[id(grad)] for grad in line))
+        for together in by_kind(chosen)
+        for line in lines(together, lambda *_: None)
+    ]
+    return tuple(launches), tuple(norm)
 
 
 def step(
-    launches: tuple[Any, ...],
+    chosen: tuple[Any, ...],
     groups: list[dict[str, Any]],
     params: list[Tensor],
     grads: list[Tensor],
@@ -144,15 +153,9 @@ def step(
     found_inf: Tensor | None,
 ) -> None:
     """One step of what `choose` has found."""
-    squares = None
-    if max_grad_norm is not None and launches:
-        partial = []
-        for name, begin, end, *_ in _launches(launches):
-            for dtype in gradient_dtypes(params[begin].dtype):
-                chosen = [grad for grad in grads[begin:end] if grad.dtype == dtype]
-                if chosen:
-                    partial.append(OPERATORS[name].grad_norm(chosen))
-        squares = torch.cat([sums.to(partial[0].device) for sums in partial])
+    launches, norm_lines = chosen
+    partial = [OPERATORS[name].grad_norm([grads[place] for place in places]) for name, places in norm_lines]
+    squares = torch.cat([sums.to(partial[0].device) for sums in partial]) if partial else None
     for name, begin, end, index, there, stochastic in _launches(launches):
         exp_avg, exp_avg_sq, segments, scalar_index, group_scalars, pairs, counted, steps, taken = tensors[
             index : index + TENSORS

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -22,18 +21,16 @@ from torch import Tensor
 
 from ..backends.ops import Operators
 from ..backends.reference.grad_norm import tree_reduce
-from ..cpp_helpers import gradients
 from ..dtensor import is_sharded
 from ..numerics.layout import PARTIAL_SUMS
 from ..numerics.tensor_checks import gradient_dtypes
 from ..state.bucket import Bucket
 from ..state.bucket_manager import BucketManager
 from .launch import Launch, Names
+from .norm_lines import by_kind, lines
 from .parts import WHOLE, Given, refuse_parts
 from .plan import Plan
 from .recovery import check_launch
-
-_dtype_of = attrgetter("dtype")
 
 FAILED = -float("inf")
 """What a rank adds to the sum whose own gradients do not fit: no sum of squares is negative."""
@@ -114,12 +111,10 @@ class GlobalNorm:
             counts = self._counts[bucket] = [self.counts(p) for p in bucket.params]
         return counts
 
-    def counted(self, bucket: Bucket, plan: Plan, grads: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of a launch that this rank counts."""
+    def counted(self, bucket: Bucket, plan: Plan) -> list[bool] | None:
+        """For each segment of a plan, whether this rank counts its gradient; None: it counts all."""
         counts = self._counts_of(bucket)
-        if all(counts):  # also under flatten, whose launches have fewer gradients than segments
-            return list(grads)
-        return [grad for segment, grad in zip(plan.present, grads, strict=True) if counts[segment]]
+        return None if all(counts) else [counts[segment] for segment in plan.present]
 
     @contextmanager
     def taking_part(self) -> Iterator[None]:
@@ -223,27 +218,36 @@ def partial_sums(
     With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
     """
     found: list[Tensor] = []
-    for launch in launches:
-        ours = ops[launch.bucket]
-        if norm is None and ours.pointer_norm is not None and launch.pointer_table is not None:
-            sums = launch.pointer_table.grad_norm(ours.pointer_norm)
+    for together in by_kind(launches):
+        first = together[0]
+        ours = ops[first.bucket]
+        alone = len(together) == 1 and first.bucket.in_order
+        if norm is None and alone and ours.pointer_norm is not None and first.pointer_table is not None:
+            sums = first.pointer_table.grad_norm(ours.pointer_norm)
             if sums is not None:
                 found.append(sums)
                 continue
-        grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
-        if norm is not None:
-            if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
-                check_launch(launch, names)  # which names it: after the all-reduce it would be too late for the others
-            grads = norm.counted(launch.bucket, launch.plan, grads)
-        dtypes = dict.fromkeys(map(_dtype_of, grads))  # one, most often: no loop over gradients in Python
-        by_dtype = [grads] if len(dtypes) == 1 else [[g for g in grads if g.dtype == dtype] for dtype in dtypes]
         try:
             with torch._C.DisableTorchFunctionSubclass():  # or a gradient's type would become that of the sums
-                found += map(ours.grad_norm, by_dtype)
+                found += map(ours.grad_norm, lines(together, _counted_by(norm, names)))
         except Exception:
-            check_launch(launch, names)  # a clearer error, where a tensor is at fault
+            for launch in together:
+                check_launch(launch, names)  # a clearer error, where a tensor is at fault
             raise
     if len(found) <= 1:
         return found[0] if found else None
     device = found[0].device
     return torch.cat([sums.to(device, non_blocking=device.type != "cpu") for sums in found])
+
+
+def _counted_by(norm: GlobalNorm | None, names: Names) -> Callable[[Launch, list[Tensor]], list[bool] | None]:
+    """Says which gradients of a launch this rank counts, None for all; and checks them where other ranks wait."""
+
+    def counts(launch: Launch, grads: list[Tensor]) -> list[bool] | None:
+        if norm is None:
+            return None
+        if not {grad.dtype for grad in grads} <= set(gradient_dtypes(launch.bucket.dtype)):
+            check_launch(launch, names)  # which names it: after the all-reduce it would be too late for the others
+        return norm.counted(launch.bucket, launch.plan)
+
+    return counts

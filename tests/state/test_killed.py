@@ -235,6 +235,26 @@ def test_the_end_of_the_interpreter() -> None:
 
 
 @pytest.mark.long
+def test_a_daemon_thread_in_a_step_when_the_interpreter_ends() -> None:
+    """CPython unwinds it where it asks for the GIL. It is there nearly all the time, as the model is large."""
+    code = """
+    torch.set_num_threads(1)
+    large = torch.nn.Parameter(torch.zeros(2**23))
+    large.grad = torch.ones_like(large)
+    opt = FusedRAdam([large], backend="cpu")
+    opt.step()
+    def step():
+        while True: opt.step()
+    threading.Thread(target=step, daemon=True).start()
+    for _ in range(3):
+        taken = float(opt.state[large]["step"])
+        while float(opt.state[large]["step"]) == taken: pass
+    print("end")
+    """
+    assert run(code) == "end\n"
+
+
+@pytest.mark.long
 def test_limits_of_memory() -> None:
     """An address space that is too small for the state by ever less: MemoryError, and nothing has changed."""
     code = """
