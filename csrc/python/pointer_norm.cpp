@@ -32,19 +32,26 @@ bool read_gradients(const TensorPairs& pairs, GradNormArgs& grads) {
 
 }  // namespace
 
-// grad_norm_from_pointers(pairs, held, sums) -> bool: reads the pairs as `read_pairs` does, and writes the partial
-// sums of the gradients' squares, float64, from this address on. False, with nothing done, where `read_pairs` returns
-// False, the gradients have several dtypes, or they are not on the CPU.
+// grad_norm_from_pointers(pairs, held, sums, known) -> bool: reads the pairs as `read_pairs` does, and writes the
+// partial sums of the gradients' squares, float64, from this address on. `known`: the gradients are where a call before
+// has found them, and something else keeps them alive; nothing is read then. False, with nothing done, where
+// `read_pairs` returns False, the gradients have several dtypes, or they are not on the CPU.
 PyObject* grad_norm_from_pointers(PyObject*, PyObject* args) try {
   TensorPairs pairs;
   HeldGradients* held;
   unsigned long long sums;
-  if (!PyArg_ParseTuple(args, "O&O&K", parse_pairs, &pairs, held_gradients, &held, &sums)) return nullptr;
-  if (pairs.device.type != aoti_torch_device_type_cpu() || !read_pairs(pairs)) Py_RETURN_FALSE;
+  int known;
+  if (!PyArg_ParseTuple(args, "O&O&Kp", parse_pairs, &pairs, held_gradients, &held, &sums, &known)) return nullptr;
+  if (pairs.device.type != aoti_torch_device_type_cpu() || !(known || read_pairs(pairs))) Py_RETURN_FALSE;
   GradNormArgs grads;
   if (!read_gradients(pairs, grads)) Py_RETURN_FALSE;
-  const Holding holding(*held, pairs);
-  without_gil([&] { run_grad_norm(grads, reinterpret_cast<double*>(sums)); });
+  const auto add_up = [&] { run_grad_norm(grads, reinterpret_cast<double*>(sums)); };
+  if (known) {
+    without_gil(add_up);
+  } else {
+    const Holding holding(*held, pairs);
+    without_gil(add_up);
+  }
   Py_RETURN_TRUE;
 } catch (const std::exception& error) {
   return PyErr_Format(PyExc_RuntimeError, "%s", error.what());

@@ -30,6 +30,7 @@ from .launch import Launch, Names
 from .norm_lines import by_kind, lines
 from .parts import WHOLE, Given, refuse_parts
 from .plan import Plan
+from .pointer_table import find_norm_table
 from .recovery import check_launch
 
 FAILED = -float("inf")
@@ -218,12 +219,13 @@ def partial_sums(
     With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
     """
     found: list[Tensor] = []
-    for together in by_kind(launches):
+    for together in by_kind(launches) if len(launches) > 1 else [launches]:
         first = together[0]
         ours = ops[first.bucket]
         alone = len(together) == 1 and first.bucket.in_order
         if norm is None and alone and ours.pointer_norm is not None and first.pointer_table is not None:
-            sums = first.pointer_table.grad_norm(ours.pointer_norm)
+            table = first.pointer_table if first.plan.merged is None else find_norm_table(first.bucket, first.plan)
+            sums = None if table is None else table.grad_norm(ours.pointer_norm)
             if sums is not None:
                 found.append(sums)
                 continue

@@ -22,8 +22,6 @@ _dtype_of = attrgetter("dtype")
 
 def by_kind(launches: Sequence[Launch]) -> Sequence[Sequence[Launch]]:
     """The launches, with those together whose parameters would share a bucket had they come to one together."""
-    if len(launches) == 1:
-        return [launches]
     kinds: dict[Hashable, list[Launch]] = {}
     for launch in launches:
         kinds.setdefault(launch.bucket.kind, []).append(launch)
@@ -35,7 +33,7 @@ def lines(
 ) -> Iterator[list[Tensor]]:
     """The gradients of launches of one kind, in the order of their parameters: a list for each dtype.
 
-    Under ``flatten`` each launch by itself: its gradients are runs of neighbours in its own buffer.
+    Under ``flatten`` every gradient by itself, too, though the launches take neighbours in the buffers as one.
 
     Args:
         launches: of one kind.
@@ -45,11 +43,10 @@ def lines(
     places: list[int] = []
     for launch in launches:
         bucket, plan = launch.bucket, launch.plan
-        grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
+        grads = launch.grads
+        if grads is None or plan.merged is not None:
+            grads = gradients(plan.params)[0]
         taken = counts(launch, grads)
-        if len(grads) < len(plan.present):
-            yield from by_dtype(grads, bucket.dtype)
-            continue
         found += grads if taken is None else compress(grads, taken)
         if len(launches) > 1 or not bucket.in_order:
             own = (bucket.places[segment] for segment in plan.present)

@@ -58,6 +58,8 @@ class Plan:
     """Where the parameters are stored, as of the last check that none shares memory with another."""
     pointer_table: PointerTable | Literal[False] | None = None
     """See `radam_fused.step.pointer_table`; False where this plan cannot take that path, None until a step asks."""
+    norm_table: PointerTable | Literal[False] | None = None
+    """Under ``flatten``, the same for the norm: see `radam_fused.step.pointer_table.find_norm_table`."""
     pointer_scalars: PointerScalars | None = None
     """What computes the scalars of clipped steps without the dispatcher (`radam_fused.step.scalars`)."""
     merged: MergedSegments | None = None

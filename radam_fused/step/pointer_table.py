@@ -40,6 +40,7 @@ class PointerTable:
         bucket: the bucket to step.
         params: the parameters; each step reads their gradients from ``.grad``.
         segments, scalar_index, rng_offsets: arguments of the step operator.
+        fixed: whether the gradients never move, as those in flat buffers.
 
     Attributes:
         table: int64 (n, 5), on the CPU: a ``TensorPair`` (csrc/args/step_args.h) per parameter.
@@ -47,7 +48,13 @@ class PointerTable:
     """
 
     def __init__(
-        self, bucket: Bucket, params: list[Tensor], segments: Tensor, scalar_index: Tensor, rng_offsets: Tensor | None
+        self,
+        bucket: Bucket,
+        params: list[Tensor],
+        segments: Tensor,
+        scalar_index: Tensor,
+        rng_offsets: Tensor | None,
+        fixed: bool = False,
     ) -> None:
         self.table = torch.zeros(len(params), 5, dtype=torch.int64, device="cpu")
         self.table[:, 3] = torch.tensor([p.numel() for p in params], dtype=torch.int64, device="cpu")
@@ -65,6 +72,7 @@ class PointerTable:
         self._formats = bucket.scales, bucket.master, bucket.stochastic, rng_offsets
         # On the CPU alone; a launch on a GPU always releases it.
         self._hold_gil = bucket.length <= HOLD_GIL_UP_TO
+        self._fixed = fixed
         self._prepared: Any = None
         self._norm: NativeNorm | PointerNorm | None = None
 
@@ -79,7 +87,7 @@ class PointerTable:
             pointer_norm: of the backend's `Operators`.
         """
         if self._norm is None:
-            self._norm = pointer_norm(self._pairs, self._buffers[0].device)
+            self._norm = pointer_norm(self._pairs, self._buffers[0].device, self._fixed)
         return self._norm.sums()
 
     def step(
@@ -137,8 +145,18 @@ def find_pointer_table(bucket: Bucket, plan: Plan, ops: Operators) -> PointerTab
     return plan.pointer_table if plan.pointer_table and can_bypass_dispatcher() else None
 
 
-def _make_pointer_table(bucket: Bucket, plan: Plan) -> PointerTable | Literal[False]:
+def find_norm_table(bucket: Bucket, plan: Plan) -> PointerTable | None:
+    """Under ``flatten``, the same for the norm: every gradient by itself.
+
+    A step takes neighbours in the buffers as one: so their squares would be added up in another order.
+    """
+    if plan.norm_table is None:
+        plan.norm_table = _make_pointer_table(bucket, plan, fixed=True)
+    return plan.norm_table or None
+
+
+def _make_pointer_table(bucket: Bucket, plan: Plan, fixed: bool = False) -> PointerTable | Literal[False]:
     if any(bucket.moment_strides[i] != bucket.strides[i] for i in plan.present):
         return False
-    found = PointerTable(bucket, plan.params, plan.segments, plan.scalar_index, plan.rng_offsets)
+    found = PointerTable(bucket, plan.params, plan.segments, plan.scalar_index, plan.rng_offsets, fixed)
     return found if found.known else False

@@ -67,6 +67,27 @@ def test_a_resumed_run_goes_on_after_parameters_were_unfrozen(backend: str, dtyp
     assert all_same_bits(params, others)
 
 
+@backends
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_flat_buffers_change_no_bit(backend: str, dtype: torch.dtype) -> None:
+    """Though a step takes neighbours in the buffers as one."""
+    both = [(params := model(dtype), FusedRAdam(params, backend=backend, flatten=f, **OPTIONS)) for f in (False, True)]
+    norms = [run(opt, params, range(30)) for params, opt in both]
+    assert all_same_bits(*norms)
+    assert all_same_bits(*(params for params, _ in both))
+
+
+def test_a_gradient_that_was_replaced_is_in_the_norm() -> None:
+    """Flat gradients do not move, so their addresses are read once; a new one is first copied to its place."""
+    params = model()
+    opt = FusedRAdam(params, flatten=True, **OPTIONS)
+    for t in range(4):
+        give(params, t)
+        expected = torch.cat([p.grad.flatten() for p in params]).norm().item()
+        opt.step()
+        assert opt.last_grad_norm.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_order_of_additions_matters() -> None:
     """The negative control: the same gradients in another order have norms of other bits."""
     norms = []

@@ -31,9 +31,10 @@ class PointerNorm:
     Args:
         pairs: what `radam_fused._C.read_pairs` takes: the pointer table and what its pairs are checked against.
         device: of the gradients.
+        fixed: whether the gradients never move: views of a flat buffer that outlives this.
     """
 
-    def __init__(self, pairs: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, pairs: tuple[int, ...], device: torch.device, fixed: bool) -> None:
         self._pairs = pairs
         self._held = hold_gradients(pairs[2])
         self._device = device
@@ -46,6 +47,9 @@ class PointerNorm:
         """The rows and tiles that the shares are of: what no step of a plan changes."""
         self._sums = torch.empty(1, PARTIAL_SUMS, dtype=torch.float64, device=device)
         """Of every step on one stream: its scalars have read them before the next step's norm is written."""
+        self._fixed = fixed
+        self._known: tuple[int, int, int] | None = None
+        """What `fill_norm_segments` has said of gradients that do not move: their dtype, rows and tiles."""
         self._stream: int | None = None
         self._launchers: dict[int, Launcher] = {}
 
@@ -54,6 +58,9 @@ class PointerNorm:
         stream, capturing = tables._current_stream(self._device)
         if capturing:  # what a graph refers to has to stay: `tables.on_device` sees to that
             return None
+        if self._known is not None:
+            self._add_up(*self._known, False, stream)
+            return self._sums
         try:  # another thread may replace the gradients meanwhile, which the launch is to find alive
             filled = fill_norm_segments(self._pairs, self._held, NORM_TILE, self._rows_at)
             if filled is None:
@@ -62,6 +69,8 @@ class PointerNorm:
             if tiles == 0:
                 return None
             self._add_up(grad_dtype, rows, tiles, changed, stream)
+            if self._fixed:
+                self._known = grad_dtype, rows, tiles
         finally:
             release_gradients(self._held)
         return self._sums
