@@ -69,7 +69,7 @@ def test_calls_do_not_grow_with_the_number_of_tensors(flatten: bool) -> None:
 def test_calls_of_a_step_that_clips() -> None:
     found = calls(optimizer(10, max_grad_norm=1.0))
     assert found["call"] <= 52
-    assert found["c_call"] <= 44
+    assert found["c_call"] <= 45
 
 
 def test_calls_of_a_group() -> None:
