@@ -5,6 +5,9 @@ CUDA library. Each row has an environment of its own with the Triton that its to
 folder without the sources of the package, so that they import what the wheel has installed. Releases other than the
 one of requirements/dev.txt are CUDA builds of several GB: an environment is removed once it has been tested.
 
+With ``--results`` a row that has passed is written there and not run again, as all of them take hours: each names its
+commit.
+
 ``--quick`` takes the torch of requirements/dev.txt under the CPython that runs this, and the quickest tests.
 """
 
@@ -69,6 +72,7 @@ class Row:
     skipped: int = 0
     seconds: int = 0
     note: str = ""
+    commit: str = ""
 
     @property
     def good(self) -> bool:
@@ -187,20 +191,32 @@ def table(found: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def read(results: Path | None) -> list[Row]:
+    """The rows of an earlier run."""
+    there = results is not None and results.exists()
+    return [Row(**one) for one in json.loads(results.read_text())] if there else []
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the torch of requirements/dev.txt, and few tests")
     parser.add_argument("--torch", nargs="+", default=TORCH, metavar="VERSION")
-    parser.add_argument("--results", type=Path, help="a JSON file to write what was found into, row by row")
+    parser.add_argument("--results", type=Path, help="a JSON file for the rows; those in it that have passed are kept")
     options = parser.parse_args(arguments)
     targets = QUICK if options.quick else [f"tests/{name}" for name in FOLDERS]
+    known = {(row.python, row.torch): row for row in read(options.results) if row.good}
+    commit = run("git", "-C", ROOT, "rev-parse", "--short", "HEAD", check=False).strip()
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel, checkout = build(folder), copy_of_tests(folder)
         print(f"{wheel.name}, built under torch {BASE}", flush=True)
         for row in rows(options.quick, options.torch):
+            if (row.python, row.torch) in known:
+                found.append(known.pop((row.python, row.torch)))
+                continue
             found.append(row)
+            row.commit = commit
             python = interpreter(row.python)
             if python is None:
                 row.note = "not installed here"
@@ -215,7 +231,8 @@ def main(arguments: Sequence[str]) -> int:
             row.seconds = round(time.monotonic() - start)
             print(f"{row}", flush=True)
             if options.results:
-                options.results.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+                written = [*found, *known.values()]
+                options.results.write_text(json.dumps([asdict(one) for one in written], indent=1) + "\n")
     print(table(found))
     return int(not all(row.good or row.note == "not installed here" for row in found))
 
