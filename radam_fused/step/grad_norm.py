@@ -219,7 +219,7 @@ def partial_sums(
     With ``norm`` only those that this rank counts, and None where it counts none; also checks the dtypes of all.
     """
     found: list[Tensor] = []
-    for together in by_kind(launches) if len(launches) > 1 else [launches]:
+    for together in [launches] if len(launches) == 1 else by_kind(launches):
         first = together[0]
         ours = ops[first.bucket]
         alone = len(together) == 1 and first.bucket.in_order

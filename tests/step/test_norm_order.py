@@ -127,3 +127,18 @@ def test_a_compiled_step_adds_in_the_same_order() -> None:
             norms.append(opt.last_grad_norm.clone())
         runs.append(norms)
     assert all_same_bits(*runs)
+
+
+@backends
+@pytest.mark.parametrize("flatten", [False, True], ids=["tensors", "flatten"])
+def test_a_step_without_a_gradient_does_nothing(backend: str, flatten: bool) -> None:
+    params = model()
+    opt = FusedRAdam(params, backend=backend, flatten=flatten, **OPTIONS)
+    opt.step()
+    run(opt, params, range(2))
+    before = [p.detach().clone() for p in params]
+    opt.zero_grad()
+    for p in params:
+        p.grad = None
+    opt.step()
+    assert all_same_bits(params, before)
