@@ -15,7 +15,7 @@ from radam_fused.backends.reference import step as reference
 from radam_fused.numerics.layout import layout_hash
 from radam_fused.numerics.scalars import RECTIFIED, StepScalars
 from tests.support.helpers import same_bits
-from tests.support.interrupts import Interrupted, signal_at
+from tests.support.interrupts import Interrupted, signal_at, some_of
 from tests.support.mixed_dtypes import give, one_dtype
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,7 +45,7 @@ def test_an_interrupted_first_step_is_in_the_checkpoint_or_was_not_taken(options
     with signal_at(0) as lines:
         opt.step()
     seen = set()
-    for line in range(1, lines[0] + 1, max(1, lines[0] // 400)):
+    for line in some_of(lines[0], 400):
         params, opt = one_dtype(options)
         give(params, 0)
         before = [p.detach().clone() for p in params]
@@ -74,7 +74,7 @@ def test_an_interrupted_hook_leaves_no_gradient_that_has_been_stepped(options: d
     with signal_at(0) as lines:
         sum((p * p).sum() for p in params).backward()
     seen = set()
-    for line in range(1, lines[0] + 1, 1 if steps else max(1, lines[0] // 300)):
+    for line in some_of(lines[0], lines[0] if steps else 300):
         params, opt = prepared()
         before = [p.detach().clone() for p in params]
         try:

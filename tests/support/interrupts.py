@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,10 +16,17 @@ import torch
 import radam_fused
 
 PACKAGE = str(Path(radam_fused.__file__).parent)
+EVERY_LINE = os.environ.get("RADAM_FUSED_TEST_EVERY_LINE") == "1"
+"""``make interrupts``: the whole form of the tests that interrupt at one line after another."""
 
 
 class Interrupted(BaseException):
     """What the handler raises, as KeyboardInterrupt no Exception."""
+
+
+def some_of(lines: int, most: int) -> range:
+    """The lines at which a test sends its signal: about ``most``, evenly spread, or all."""
+    return range(1, lines + 1, 1 if EVERY_LINE else max(1, lines // most))
 
 
 @contextmanager
