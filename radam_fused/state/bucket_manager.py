@@ -257,8 +257,14 @@ class BucketManager:
 
     def zero_grads(self, set_to_none: bool) -> None:
         """Under ``flatten``: one memset per bucket; for parameters without a bucket the same as torch.optim."""
-        for flat in self.flat_buffers.values():
-            flat.zero_grads()
-        for p, _ in self._waiting_params():
-            if p.grad is not None:
-                p.grad = None if set_to_none else torch.zeros_like(p.grad)
+        # All that allocates, before the first gradient is cleared.
+        flats = [(flat, flat.views_to_attach()) for flat in self.flat_buffers.values()]
+        waiting = [(p, p.grad) for p, _ in self._waiting_params()]
+        zeros = [(p, None if set_to_none else torch.zeros_like(grad)) for p, grad in waiting if grad is not None]
+        for flat, views in flats:
+            flat.zero_grads(views)
+        for p, zero in zeros:
+            p.grad = zero
+        for flat, views in flats:
+            if views:
+                flat.record_gradients()

@@ -98,7 +98,7 @@ class FlatBuffers:
         self._places = self._pair_table()
         self._all_pairs = None if self._places is None else self._pairs(0, len(self._is_missing))
         self._count(0)
-        self._record_gradients()
+        self.record_gradients()
 
     def _pair_table(self) -> Tensor | None:
         """int64 (n, 5), on the CPU: a ``TensorPair`` (csrc/args/step_args.h) per parameter: where its views are."""
@@ -218,7 +218,7 @@ class FlatBuffers:
         for index, grad in detached:
             self._bind(index, grad)
         del detached
-        self._record_gradients()
+        self.record_gradients()
 
     def _bind(self, index: int, grad: Tensor | None) -> None:
         """Makes ``p.grad`` a view of the flat buffer with the values of `grad`; None stays None."""
@@ -228,7 +228,7 @@ class FlatBuffers:
             view.copy_(grad)
             self._bucket.params[index].grad = view
 
-    def _record_gradients(self) -> None:
+    def record_gradients(self) -> None:
         """Notes which gradients are None and the number of references, after every gradient has been checked."""
         self._missing = [index for index, missing in enumerate(self._is_missing) if missing]
         if self._places is not None:
@@ -237,13 +237,19 @@ class FlatBuffers:
             self._places[self._missing, 2] = 0  # which stands for None
         self._count(1)
 
-    def zero_grads(self) -> None:
-        """Zeroes every gradient of the bucket with one memset; a gradient that is None stays so."""
-        if not self.views_intact():
-            for index, grad in self._detached():
-                p = self._bucket.params[index]
-                p.grad = None
-                # The result is zero, so the values of the detached gradient, which may not even fit, do not matter.
-                self._bind(index, None if grad is None else torch.zeros_like(p))
-            self._record_gradients()
+    def views_to_attach(self) -> list[tuple[int, Tensor | None]]:
+        """For every gradient that is not a view of the flat buffer its segment and a view; None where it is None."""
+        if self.views_intact():
+            return []
+        return [(i, None if grad is None else self._bucket.view(self.grad, i)) for i, grad in self._detached()]
+
+    def zero_grads(self, views: list[tuple[int, Tensor | None]]) -> None:
+        """Zeroes every gradient of the bucket with one memset; a gradient that is None stays so.
+
+        Args:
+            views: of `views_to_attach`. The values of a detached gradient, which may not even fit, do not matter.
+        """
         self.grad.zero_()
+        for index, view in views:
+            self._is_missing[index] = view is None
+            self._bucket.params[index].grad = view
