@@ -40,6 +40,7 @@ try:
         release_gradients,
         share_no_memory,
         step_from_pointers,
+        step_together,
         unchanged,
         views_intact,
         write_scalars,
@@ -77,7 +78,8 @@ except ImportError:
     count_step = fill_norm_segments = fill_segments = _missing  # type: ignore[assignment]
     grad_norm_from_pointers = hold_gradients = release_gradients = _missing  # type: ignore[assignment]
     counts_shown = read_pairs = record_params = record_views = _missing  # type: ignore[assignment]
-    pairs_unmoved = prepare_step = step_from_pointers = unchanged = views_intact = _missing  # type: ignore[assignment]
+    pairs_unmoved = prepare_step = step_from_pointers = step_together = _missing  # type: ignore[assignment]
+    unchanged = views_intact = _missing  # type: ignore[assignment]
 
     def write_scalars(address: int, groups: list[dict[str, Any]], rows: list[tuple[int, int]], taken: int) -> bool:
         """Returns False: `radam_fused.numerics.scalars.compute_scalars` has to compute them."""
@@ -118,6 +120,7 @@ __all__ = [
     "release_gradients",
     "share_no_memory",
     "step_from_pointers",
+    "step_together",
     "unchanged",
     "views_intact",
     "write_scalars",

@@ -27,10 +27,11 @@ from .state.bucket import Bucket
 from .state.per_param import PerParamBuckets
 from .step.collect import collect_bucket
 from .step.data_parallel import refuse_averaged
+from .step.host_scalars import HostScalars, Scalars
 from .step.interrupts import Deferred
 from .step.launch import Launch
-from .step.run import run
-from .step.scalars import DeviceScalars, DeviceTables, HostScalars, Scalars, check_capture, on_device
+from .step.run import run_alone
+from .step.scalars import DeviceScalars, DeviceTables, check_capture, on_device
 
 
 def step_in_backward(optimizer: FusedRAdam, accumulate: int = 1) -> StepInBackward:
@@ -238,7 +239,7 @@ class Hooks:
                 f"{manager.names()[p]} has no gradient any more: a hook that ran before has taken it. "
                 "One optimizer alone can step a parameter in backward"
             )
-        run(manager, launch, self._scalars(optimizer, manager, bucket), zero_grads=False)
+        run_alone(manager, launch, self._scalars(optimizer, manager, bucket))
         return True
 
     def _scalars(self, optimizer: FusedRAdam, manager: PerParamBuckets, bucket: Bucket) -> Scalars:

@@ -202,9 +202,8 @@ void finish(Launch& launch) {
   for (const Segment& segment : launch.segments) launch.ends.push_back(end += segment.numel);
 }
 
-}  // namespace
-
-Launch read_step_args(const TensorList& params, const TensorList& grads, const StepArgs& args) {
+template <typename List>
+Launch read_lists(const List& params, const List& grads, const StepArgs& args) {
   const size_t count = params.size();
   const int param_dtype = count > 0 ? dtype_of(params[0]) : kUnsupported;
   const Bounds bounds = check_buffers(count, grads.size(), param_dtype, args);
@@ -231,6 +230,17 @@ Launch read_step_args(const TensorList& params, const TensorList& grads, const S
   }
   finish(launch);
   return launch;
+}
+
+}  // namespace
+
+Launch read_step_args(const TensorList& params, const TensorList& grads, const StepArgs& args) {
+  return read_lists(params, grads, args);
+}
+
+Launch read_step_args(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
+                      const StepArgs& args) {
+  return read_lists(params, grads, args);
 }
 
 Launch read_step_args(const Tensor& pointer_table, int param_dtype, const StepArgs& args) {

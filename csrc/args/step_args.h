@@ -49,6 +49,9 @@ struct Launch {
 // Parameters, gradients and moments are on one device, the scalars there or on the CPU, everything else on the CPU.
 // Raises for the first argument that does not fit.
 Launch read_step_args(const TensorList& params, const TensorList& grads, const StepArgs& args);
+// The same for borrowed handles.
+Launch read_step_args(const std::vector<AtenTensorHandle>& params, const std::vector<AtenTensorHandle>& grads,
+                      const StepArgs& args);
 
 // One row in a pointer table: a parameter and its gradient, both dense arrays in the order of their moments. The table
 // is an int64 tensor of shape (n, 5), which radam_fused._C.read_pairs fills in.

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "python/libtorch_symbols.h"
+#include "python/tensor_pairs.h"
 
 namespace radam_fused {
 namespace {

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <Python.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <cstdint>
 #include <vector>
 
-#include "python/tensor_pairs.h"
-
 namespace radam_fused {
+
+struct TensorPairs;
 
 // A handle for each gradient of a plan, made once: a handle a step would be a malloc a step, among all the chunks that
 // the gradients of the step before have left free.

@@ -13,6 +13,7 @@
 #include "python/segment_table.h"
 #include "python/sequence.h"
 #include "python/step_counts.h"
+#include "python/step_together.h"
 #include "python/tensor_objects.h"
 
 namespace {
@@ -140,6 +141,8 @@ PyMethodDef methods[] = {
      "As read_pairs, and fills in the table of a Triton kernel that adds squares; or None."},
     {"grad_norm_from_pointers", radam_fused::grad_norm_from_pointers, METH_VARARGS,
      "As read_pairs, and the partial sums of the gradients' squares; or False."},
+    {"step_together", radam_fused::step_together, METH_VARARGS,
+     "The steps of all buckets; False, or an error, for none."},
     {"count_step", radam_fused::count_step, METH_O, "Counts a step that has been launched."},
     {nullptr, nullptr, 0, nullptr},
 };

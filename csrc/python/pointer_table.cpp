@@ -16,6 +16,7 @@
 #include "python/held_gradients.h"
 #include "python/libtorch_symbols.h"
 #include "python/pairs_argument.h"
+#include "python/prepared_step.h"
 #include "python/step_counts.h"
 #include "python/tensor_objects.h"
 #include "python/tensor_pairs.h"
@@ -35,28 +36,8 @@ bool is_at(PyObject* object, const void* address, int64_t numel) {
   return data == address && found == numel;
 }
 
-Tensor tensor_of(PyObject* object) { return borrowed(handle_of(object)); }
-
-std::optional<Tensor> optional_tensor_of(PyObject* object) {
-  return object == Py_None ? std::nullopt : std::optional<Tensor>(tensor_of(object));
-}
-
-// All that the steps of a plan have in common. One thread at a time may step a plan, as it writes the state.
-struct PreparedStep {
-  TensorPairs pairs;
-  Tensor pointer_table;
-  StepArgs args;  // `scalars` and `zero_grads` are each step's own
-  bool hold_gil;
-  PyObject* kept;  // the Python objects of all tensors
-  HeldGradients held;
-};
-
 constexpr Py_ssize_t kRequiredTensors = 5;  // of prepare_step(); the others may be None
 constexpr const char* kPreparedStep = "radam_fused._C.prepare_step";
-
-PreparedStep* prepared_step(PyObject* capsule) {
-  return static_cast<PreparedStep*>(PyCapsule_GetPointer(capsule, kPreparedStep));
-}
 
 void destroy_prepared_step(PyObject* capsule) {
   PreparedStep* step = prepared_step(capsule);
@@ -79,6 +60,10 @@ void call_operator(const Tensor& pointer_table, int param_dtype, const StepArgs&
 }
 
 }  // namespace
+
+PreparedStep* prepared_step(PyObject* capsule) {
+  return static_cast<PreparedStep*>(PyCapsule_GetPointer(capsule, kPreparedStep));
+}
 
 // record_params(params, table) -> bool: writes to the pointer table at this address where each parameter's at::Tensor
 // is. False if a parameter is not of torch's own types. The objects must outlive the table.

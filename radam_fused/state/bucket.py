@@ -69,6 +69,7 @@ class Bucket:
         views: those views of the buffers that are shown.
         released: whether user code has changed an entry, so that the buffers are gone from here and the state has to be
             laid out again from what the entries hold.
+        unconfirmed: takes back the state that was shown for a step which has not been taken yet; or None.
         last_plan: the plan of the last step (`radam_fused.step.plan.Plan`). It is stored here because it is valid only
             as long as this layout: whatever changes the layout sets it to None.
     """
@@ -118,6 +119,7 @@ class Bucket:
         for index in range(len(params) if self.master is not None else 0):
             self._write_master(index, None)
         self.counts = StepCounts(len(params))
+        self.unconfirmed: Transaction | None = None
         self.last_plan: Any = None
         self.entries: list[weakref.ref[ParameterState] | None] = [None] * len(params)
         self.released = False
@@ -135,6 +137,14 @@ class Bucket:
         entry = ParameterState({**others, **self.state(index)}, self)
         self.entries[index] = weakref.ref(entry)
         return entry
+
+    def withdraw(self, index: int) -> None:
+        """Forgets a parameter's entry, before it is taken out of ``optimizer.state``."""
+        reference = self.entries[index]
+        entry = None if reference is None else reference()
+        if entry is not None:
+            entry.disown()
+        self.entries[index] = None
 
     def republish(self, index: int) -> None:
         """Puts new views into a parameter's entry, if it has one, after its buffers have moved."""

@@ -247,13 +247,31 @@ class BucketManager:
         """What errors call each parameter."""
         return names_of(self.groups)
 
-    def publish_new(self, bucket: Bucket, segments: list[int]) -> None:
-        """Puts the state of segments that have taken their first step into ``optimizer.state``."""
-        for segment in segments:
-            if bucket.entries[segment] is None:
-                self._publish(bucket, segment, self._state)
-        bucket.record_views()
-        self._snapshot = Snapshot(self.groups, self._state)
+    def publish_new(self, bucket: Bucket, segments: list[int], transaction: Transaction) -> None:
+        """Puts the state of segments that take their first step into ``optimizer.state``.
+
+        Args:
+            bucket: any.
+            segments: of the step.
+            transaction: takes it back where the step fails; the bucket's `unconfirmed` until it is taken.
+        """
+        bucket.unconfirmed = transaction
+        if self._publish_missing(bucket, segments, transaction):
+            self._snapshot = Snapshot(self.groups, self._state)
+
+    def _publish_missing(self, bucket: Bucket, segments: list[int], transaction: Transaction) -> bool:
+        """Shows the segments that have no entry yet; whether there are any."""
+        new = [segment for segment in segments if bucket.entries[segment] is None]
+        if new:
+            transaction.on_failure(setattr, self, "_snapshot", self._snapshot)
+            transaction.on_failure(setattr, bucket, "views", bucket.views)
+        for segment in new:
+            transaction.keep_item(self._state, bucket.params[segment])
+            transaction.on_failure(bucket.withdraw, segment)
+            self._publish(bucket, segment, self._state)
+        if new:
+            bucket.record_views()
+        return bool(new)
 
     def zero_grads(self, set_to_none: bool) -> None:
         """Under ``flatten``: one memset per bucket; for parameters without a bucket the same as torch.optim."""

@@ -17,6 +17,7 @@ from .bucket import Bucket
 from .bucket_manager import BucketManager
 from .checkpoint import has_state
 from .membership import is_current, stepping
+from .transaction import Transaction
 
 
 class PerParamBuckets(BucketManager):
@@ -75,9 +76,8 @@ class PerParamBuckets(BucketManager):
             if placed_on.type == "cuda":
                 torch.cuda.current_stream(placed_on).synchronize()
 
-    def publish_new(self, bucket: Bucket, segments: list[int]) -> None:
+    def publish_new(self, bucket: Bucket, segments: list[int], transaction: Transaction) -> None:
         """See `BucketManager.publish_new`."""
-        if bucket.entries[0] is None:
-            self._publish(bucket, 0, self._state)
-            bucket.record_views()
+        bucket.unconfirmed = transaction
+        if self._publish_missing(bucket, segments, transaction):
             self._snapshot = None  # to take one for each parameter would be quadratic

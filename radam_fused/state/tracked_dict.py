@@ -33,6 +33,10 @@ class Owner(Protocol):
         """Drops the buffers."""
 
 
+def _no_owner() -> None:
+    """What the reference to an owner returns once there is none."""
+
+
 def _tracked(name: str) -> Callable[..., Any]:
     plain = getattr(dict, name)
 
@@ -54,13 +58,17 @@ class ParameterState(dict[str, Any]):
 
     def __init__(self, values: dict[str, Any], owner: Owner) -> None:
         super().__init__(values)
-        self._owner = weakref.ref(owner)
+        self._owner: Callable[[], Owner | None] = weakref.ref(owner)
 
     def release_owner(self) -> None:
         """Informs the owner that this entry no longer shows its buffers."""
         owner = self._owner()
         if owner is not None:
             owner.release()
+
+    def disown(self) -> None:
+        """From now on no owner hears of this entry: one that is taken back before anyone could see it."""
+        self._owner = _no_owner
 
     def __del__(self) -> None:
         self.release_owner()

@@ -41,6 +41,10 @@ class Transaction:
         if kind is None:
             self._undo.clear()
         else:
-            while self._undo:
-                undo, args = self._undo.pop()
-                undo(*args)
+            self.undo()
+
+    def undo(self) -> None:
+        """Takes back what was noted, in reverse order."""
+        while self._undo:
+            undo, args = self._undo.pop()
+            undo(*args)

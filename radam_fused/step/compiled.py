@@ -19,6 +19,7 @@ from ..cpp_helpers import gradients
 from ..device import COMPILING, capturing, upload
 from ..options import check_all
 from ..state.bucket_manager import BucketManager
+from ..state.transaction import Transaction
 from .launch import Launch
 from .norm_lines import by_kind, lines
 from .plan import device_tables, plan_for
@@ -103,8 +104,9 @@ def choose(
         chosen.append(Launch(bucket, plan, plan.params, present, plan.segments, plan.scalar_index))
         check_launch(chosen[-1], manager.names)
         if plan.first:
-            manager.publish_new(bucket, plan.present)
-            plan.first = False
+            with Transaction() as transaction:
+                manager.publish_new(bucket, plan.present, transaction)
+            bucket.unconfirmed, plan.first = None, False
         params += plan.params
         grads += present
         # Scalars for each segment: a compiled step does not check again which segments have the same step count.

@@ -42,28 +42,36 @@ def asked_of_another(optimizer: Any) -> bool:
     return False
 
 
-def unscale(launches: Sequence[Launch], grad_scale: Tensor) -> None:
+class Unscaling:
     """Divides the gradients of a step by GradScaler's scale, with the bits of `torch.amp.GradScaler.unscale_`.
 
     The step itself has read them as they were, which loses nothing where they have 16 bits. Also after a step that was
-    skipped, where infinities stay.
+    skipped, where infinities stay. What it needs is allocated when it is made, before the step.
 
     Args:
         launches: of the step; every gradient is divided once, also one that several parameters share.
         grad_scale: one float32.
     """
-    seen: set[int] = set()
-    for launch in launches:
-        grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
-        params = launch.plan.params
-        if len(grads) == len(params):  # under flatten, whose buffers no two parameters share, there are fewer
-            owners = {id(p.grad): grad for p, grad in zip(params, grads, strict=True) if id(p.grad) not in seen}
-            seen.update(owners)
-            grads = list(owners.values())
-        device = launch.bucket.device
-        # As unscale_ has it.
-        inverse = grad_scale.double().reciprocal().float().to(device, non_blocking=device.type != "cpu")
-        found = torch.zeros((), dtype=torch.float32, device=device)  # known already
-        for dtype in dict.fromkeys(map(_dtype_of, grads)):
-            alike = [grad for grad in grads if grad.dtype == dtype]
-            torch._amp_foreach_non_finite_check_and_unscale_(alike, found, inverse)
+
+    def __init__(self, launches: Sequence[Launch], grad_scale: Tensor) -> None:
+        self._launches = launches
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        for device in {launch.bucket.device: None for launch in launches}:
+            # As unscale_ has it.
+            inverse = grad_scale.double().reciprocal().float().to(device, non_blocking=device.type != "cpu")
+            found = torch.zeros((), dtype=torch.float32, device=device)  # known already
+            self._scales[device] = found, inverse
+
+    def run(self) -> None:
+        """Divides them, after the step."""
+        seen: set[int] = set()
+        for launch in self._launches:
+            grads = gradients(launch.params)[0] if launch.grads is None else launch.grads
+            params = launch.plan.params
+            if len(grads) == len(params):  # under flatten, whose buffers no two parameters share, there are fewer
+                owners = {id(p.grad): grad for p, grad in zip(params, grads, strict=True) if id(p.grad) not in seen}
+                seen.update(owners)
+                grads = list(owners.values())
+            for dtype in dict.fromkeys(map(_dtype_of, grads)):
+                alike = [grad for grad in grads if grad.dtype == dtype]
+                torch._amp_foreach_non_finite_check_and_unscale_(alike, *self._scales[launch.bucket.device])

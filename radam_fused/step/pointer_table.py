@@ -113,11 +113,16 @@ class PointerTable:
                 args = StepArgs(self._params, self._params, *self._buffers, scalars, False, *self._formats)
                 self._prepared = pointer_step(self._pairs, args)
             return self._prepared.step(scalars, zero_grads, counts)
+        prepared = self.prepared() if self._prepared is None else self._prepared
+        return step_from_pointers(prepared, scalars, zero_grads, counts)
+
+    def prepared(self) -> Any:
+        """What the steps of the plan have in common, for ``step_from_pointers`` and ``step_together``."""
         if self._prepared is None:
             scales, master, stochastic, rng_offsets = self._formats
             tensors = self.table, *self._buffers, scales, master, rng_offsets
             self._prepared = prepare_step(self._pairs, self._hold_gil, tensors, stochastic)
-        return step_from_pointers(self._prepared, scalars, zero_grads, counts)
+        return self._prepared
 
 
 def may_use_pointers(bucket: Bucket, ops: Operators) -> bool:

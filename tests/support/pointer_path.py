@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from radam_fused.step import run as launching
+from radam_fused.step import together
 from radam_fused.step.pointer_table import PointerTable
 
 STEPS = 8
@@ -20,6 +21,7 @@ def pointer_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each attempt at a launch, whether it took the pointer path and stepped."""
     seen: list[bool] = []
     by_pointers, by_tensor_lists = PointerTable.step, launching._step_lists
+    step_together = together.step_together
 
     def noting_pointers(*args: Any) -> bool:
         seen.append(by_pointers(*args))
@@ -30,6 +32,12 @@ def pointer_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         seen.append(False)
         return stepped
 
+    def noting_together(steps: list[tuple[Any, ...]], zero_grads: bool) -> bool:
+        stepped = step_together(steps, zero_grads)
+        seen.extend(len(arguments) == 3 for arguments in steps if stepped)
+        return stepped
+
+    monkeypatch.setattr(together, "step_together", noting_together)
     monkeypatch.setattr(PointerTable, "step", noting_pointers)
     monkeypatch.setattr(launching, "_step_lists", noting_lists)
     return seen
