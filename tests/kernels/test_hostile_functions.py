@@ -89,6 +89,19 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
         scalars = torch.zeros(1, 11, dtype=torch.float64)
         return Call((prepared, scalars, False, numbers), frozenset({(3, 0), (3, 1), (3, 3)}), memory + more, kept)
 
+    def together() -> Call:
+        pairs, kept, memory = table()
+        prepared = _C.prepare_step(pairs, True, tensors(*memory, kept[1]), False)
+        first, second = counts(), counts()
+        scalars = torch.zeros(1, 11, dtype=torch.float64)
+        q = nn.Parameter(torch.ones(LENGTH))
+        grads = [torch.full((LENGTH,), 0.5)]
+        moments = [torch.zeros(LENGTH) for _ in range(2)]
+        buffers = (*moments, kept[1], torch.zeros(1, dtype=torch.int64), None, None, None)
+        steps = [(prepared, scalars, first[0]), ([q], grads, buffers, False, True, scalars, second[0])]
+        addresses = frozenset({(0, 0, 2, 0), (0, 0, 2, 1), (0, 0, 2, 3), (0, 1, 6, 0), (0, 1, 6, 1), (0, 1, 6, 3)})
+        return Call((steps, False), addresses, [*memory, *first[1], *second[1]], [*kept, q])
+
     def fill() -> Call:
         pairs, kept, memory = table()
         index, rows = torch.zeros(1, dtype=torch.int64), guarded(9, torch.int64)
@@ -125,6 +138,7 @@ def pointer_calls() -> dict[str, Callable[[], Call]]:
         "pairs_unmoved": read,
         "prepare_step": prepare,
         "step_from_pointers": step,
+        "step_together": together,
         "fill_segments": fill,
         "fill_norm_segments": fill_norm,
         "grad_norm_from_pointers": norm,
@@ -172,7 +186,7 @@ def calls() -> dict[str, Callable[[], Call]]:
         sample = torch.ones(3)
         given = [(sample, sample._cdata, sample.data_ptr(), 3)]
         begin, end = object.__basicsize__, torch._C.TensorBase.__basicsize__
-        return Call((Tensor, nn.Parameter, given, begin, end), frozenset({(3,), (4,)}), [], [sample])
+        return Call((Tensor, nn.Parameter, given, begin, end), frozenset({(2, 0, 1), (3,), (4,)}), [], [sample])
 
     return {
         "cpu_capability": lambda: Call(()),
@@ -230,18 +244,18 @@ COUNTS = frozenset({"2147483648"})
 """Not for numbers of entries: a table's length is known to who made it alone, as its address is."""
 
 
-def places(arguments: tuple[Any, ...], above: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+def places(arguments: tuple[Any, ...] | list[Any], above: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = []
     for index, value in enumerate(arguments):
         found.append((*above, index))
-        if isinstance(value, tuple):
+        if isinstance(value, tuple | list):
             found.extend(places(value, (*above, index)))
     return found
 
 
-def replaced(arguments: tuple[Any, ...], place: tuple[int, ...], value: Any) -> tuple[Any, ...]:
+def replaced(arguments: Any, place: tuple[int, ...], value: Any) -> Any:
     inner = value if len(place) == 1 else replaced(arguments[place[0]], place[1:], value)
-    return (*arguments[: place[0]], inner, *arguments[place[0] + 1 :])
+    return type(arguments)([*arguments[: place[0]], inner, *arguments[place[0] + 1 :]])
 
 
 def has_no_address(call: Call, place: tuple[int, ...]) -> bool:
