@@ -149,7 +149,7 @@ Bounds check_buffers(size_t count, size_t grads, int param_dtype, const StepArgs
                       is_on_cpu(scalar_index.get()),
                   "segments and scalar_index must be contiguous int64 on the CPU");
   STD_TORCH_CHECK(
-      !args.rng_offsets.has_value() || (size_t(args.rng_offsets->numel()) == count &&
+      !args.rng_offsets.has_value() || (args.rng_offsets->dim() == 1 && size_t(args.rng_offsets->numel()) == count &&
                                         is_int64(args.rng_offsets->get()) && is_on_cpu(args.rng_offsets->get())),
       "rng_offsets must be contiguous int64 on the CPU, one entry a segment");
   bounds.scalar_count = scalars.size(0);

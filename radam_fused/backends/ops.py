@@ -161,6 +161,14 @@ def _from_flat(operator: Callable[..., Any], args_type: Callable[..., Any] | Non
     return operator if args_type is None else lambda *args, **kwargs: operator(args_type(*args, **kwargs))
 
 
+def _refuse_lazy(*_: Any, **__: Any) -> None:
+    """In place of torch's kernels for lazy negatives and conjugates, which call an operator on copies, then fail."""
+    raise RuntimeError(
+        "radam_fused: a tensor of an operator that writes is a lazy negative or conjugate (is_neg(), is_conj()): "
+        "must be one with these values, as resolve_neg() and resolve_conj() return it"
+    )
+
+
 _ARGS = {"step": StepArgs, "grad_norm": None, "scalars": ScalarsArgs}
 _FAKES: dict[str, Callable[..., Any]] = {"step": _fake_step, "grad_norm": _fake_grad_norm, "scalars": _fake_scalars}
 _PYTHON: dict[str, dict[str, Callable[..., Any]]] = {
@@ -178,6 +186,10 @@ for _kind, _schema in _SCHEMAS.items():
     )
     for _key in ("CPU", "CUDA"):
         _library.impl(f"{_kind}_triton", _from_flat(_PYTHON["triton"][_kind], _ARGS[_kind]), _key)
+for _implementation in ("native", "triton", "reference"):
+    for _key in ("Negative", "Conjugate"):
+        for _kind in ("step", "scalars"):
+            _library.impl(f"{_kind}_{_implementation}", _refuse_lazy, _key)
 native.load_cpu()
 native.load_cuda()
 

@@ -73,6 +73,9 @@ STEPS: dict[str, tuple[Callable[[], Arguments], str]] = {
         f"start_{value}": (put("segments", (0, 0), value), "start")
         for value in (-64, -(2**63), CAPACITY - LENGTH + 64, LARGEST, LARGEST - 63, LARGEST - 10, 2**62)
     },
+    "rng_offsets_of_two_dimensions": (lambda: arguments(rng_offsets=torch.tensor([[0, LENGTH]])), "rng_offsets"),
+    "lazy_negative_moments": (change("exp_avg", torch._neg_view), "lazy negative"),
+    "lazy_negative_gradient": (change("grads", torch._neg_view), "lazy negative"),
     "start_of_an_empty_segment": (put("segments", (1, 0), CAPACITY + 64), "start"),
     "start_of_codes_near_2^63": (put("segments", (0, 0), LARGEST // 256 * 256 - 256, **CODES), "start"),
     "start_of_codes_between_blocks": (put("segments", (0, 0), 64, **CODES), "start|multiples of 256"),

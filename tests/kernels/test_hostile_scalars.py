@@ -89,6 +89,7 @@ ROWS: dict[str, tuple[Callable[[], Arguments], str]] = {
     "counted_long": (lambda: rows_arguments(counted=torch.ones(3)), "counted"),
     "steps_float64": (lambda: rows_arguments(steps=torch.zeros(2).double()), "steps"),
     "steps_expanded": (lambda: rows_arguments(steps=torch.zeros(1).expand(2)), "steps"),
+    "steps_lazy_negative": (lambda: rows_arguments(steps=torch._neg_view(torch.zeros(2))), "lazy negative"),
     "taken_float32": (lambda: rows_arguments(taken=torch.zeros(2)), "taken"),
     "taken_short": (lambda: rows_arguments(taken=torch.zeros(1, dtype=torch.float64)), "taken"),
     "taken_expanded": (lambda: rows_arguments(taken=torch.zeros(1, dtype=torch.float64).expand(2)), "taken"),
