@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.distributed.tensor import Replicate, Shard
 
 from radam_fused.numerics.layout import BEYOND, rng_length, rng_offset_of
+from tests.support.fake_ranks import RANKS, as_each_rank
 
-RANKS = 4
 START = 1000
-
-
-def as_each_rank(mesh: tuple[int, ...], placements: tuple[Any, ...], whole: Tensor) -> Iterator[DTensor]:
-    """What `distribute_tensor` gives each of four ranks, without communication."""
-    for rank in range(RANKS):
-        dist.init_process_group("fake", rank=rank, world_size=RANKS, store=FakeStore())
-        try:
-            over = init_device_mesh("cpu", mesh)
-            yield torch.distributed.tensor.distribute_tensor(whole, over, placements, src_data_rank=None)
-        finally:
-            dist.destroy_process_group()
 
 
 def in_memory_order(tensor: Tensor) -> list[int]:
