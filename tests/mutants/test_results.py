@@ -69,3 +69,9 @@ def test_one_case_of_each_test_comes_first() -> None:
     assert in_order(seconds, seconds, [], 1.0) == ["t.py::a[1]", "t.py::b"]
     assert in_order(seconds, seconds, [], 99.0) == ["t.py::a[1]", "t.py::b", "t.py::c", "t.py::a[2]"]
     assert in_order(seconds, seconds, ["t.py::c"], 1.0) == ["t.py::c"]
+
+
+def test_tests_that_share_words_with_the_function_come_first() -> None:
+    seconds = {"t/test_options.py::a": 0.1, "t/test_flat.py::b": 0.5, "t/test_flat.py::zero_grad": 0.9}
+    order = in_order(seconds, seconds, [], 99.0, "radam_fused.state.flat_buffers.xǁFlatBuffersǁzero_grads")
+    assert order == ["t/test_flat.py::zero_grad", "t/test_flat.py::b", "t/test_options.py::a"]

@@ -118,7 +118,7 @@ class WarmRunner(PytestRunner):
         lines = [line.split(" ", 1) for line in KILLERS.read_text().splitlines()] if KILLERS.exists() else []
         killers = [test for name, test in lines if name == function]
         limit = float(os.environ.get("MUTANT_SECONDS", SECONDS))
-        chosen = in_order((test for test in tests if test in self.items), self.seconds, killers, limit)
+        chosen = in_order((test for test in tests if test in self.items), self.seconds, killers, limit, function)
         self.session.items = [self.items[test] for test in chosen]
         failures = Failures()
         self.session.config.pluginmanager.register(failures)
