@@ -1,8 +1,8 @@
 """Changes one thing at a time in a module, and counts the changes that its tests notice: ``make mutants``.
 
 ``python -m tests.mutants [PATTERN ...]`` tries the mutants whose names match, such as ``'radam_fused.options.*'``, or
-all that have not been tried; ``--every 4`` tries a quarter, ``--results`` none: it prints what is known. The mutants,
-with their results, are in the folder `mutants`.
+all that have not been tried; ``--every 4`` tries a quarter, ``--again`` the survivors too, ``--results`` none: it
+prints what is known. The mutants, with their results, are in the folder `mutants`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import mutmut.__main__
 import mutmut.workers.isolation
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 
-from tests.mutants.results import NOT_TRIED, all_mutants, changed_lines, read_reasons, reason_of, table
+from tests.mutants.results import NOT_TRIED, all_mutants, changed_lines, fate, read_reasons, reason_of, table
 from tests.mutants.warm import WarmRunner
 
 collect = mutmut.__main__.collect_source_file_mutation_data
@@ -48,10 +48,12 @@ def report() -> int:
     return len(open_ones)
 
 
-def collect_some(every: int, *, mutant_names: Sequence[str]) -> tuple[Any, Any]:
-    """The mutants that mutmut will try, and what is known of all."""
+def collect_some(every: int, again: bool, *, mutant_names: Sequence[str]) -> tuple[Any, Any]:
+    """The mutants that mutmut will try, without a result, and what is known of all."""
     mutants, known = collect(mutant_names=mutant_names)
-    return mutants[::every], known
+    untried = [one for one in mutants if one[2] is None][::every]
+    survivors = [(file, name, None) for file, name, code in mutants if fate(code) not in ("killed", NOT_TRIED)]
+    return untried + (survivors if again else []), known
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         for old in Path("mutants").glob("radam_fused/*.so"):  # mutmut copies what is not there yet
             old.unlink()
         mutmut.workers.isolation.PytestRunner = WarmRunner
-        mutmut.__main__.collect_source_file_mutation_data = partial(collect_some, given.every)
+        mutmut.__main__.collect_source_file_mutation_data = partial(collect_some, given.every, given.again)
         mutmut.__main__._run(tuple(given.patterns), given.processes)
     assert Path("mutants").is_dir(), "no mutants have been made"
     return min(report(), 1)
