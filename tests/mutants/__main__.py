@@ -63,9 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", action="store_true", help="try none, print what is known")
-    parser.add_argument(
-        "--every", type=int, default=1, metavar="N", help="try one mutant in N, the same ones each time"
-    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of those that were not tried, one in N")
+    parser.add_argument("--again", action="store_true", help="try those again that have survived")
     given = parser.parse_args(arguments)
     if not given.results:
         for old in Path("mutants").glob("radam_fused/*.so"):  # mutmut copies what is not there yet
