@@ -46,12 +46,12 @@ def signal_at(line: int) -> Iterator[list[int]]:
                 signal.raise_signal(signal.SIGUSR1)
         return trace
 
-    before = signal.signal(signal.SIGUSR1, handler)
+    before, tracer = signal.signal(signal.SIGUSR1, handler), sys.gettrace()
     sys.settrace(trace)
     try:
         yield lines
     finally:
-        sys.settrace(None)
+        sys.settrace(tracer)  # such as coverage.py's
         signal.signal(signal.SIGUSR1, before)
         # No Python program can shut a handler out of the line of a `finally` that turns gradients on again.
         torch.set_grad_enabled(True)
