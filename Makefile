@@ -132,7 +132,7 @@ interrupts: build  ## a signal at every line of a step, of a first step and of e
 properties: build  ## random models under random sequences of what users do: 10,000 examples, half an hour (PROPERTIES_ARGS)
 	$(PY) -m tests.properties $(PROPERTIES_ARGS)
 
-mutants: build $(MUTANT_TOOLS)  ## how many small changes of the code the tests notice; half an hour (MUTANTS_ARGS="'radam_fused.options.*'", MUTANTS_ARGS=--results)
+mutants: build $(MUTANT_TOOLS)  ## how many small changes of the code the tests notice; hours (MUTANTS_ARGS="'radam_fused.options.*'", "--every 8", --results)
 	$(PY) -m tests.mutants $(MUTANTS_ARGS)
 
 coverage: export OMP_WAIT_POLICY := passive
