@@ -39,6 +39,9 @@ def may_wrap(tensors: Iterable[Any]) -> bool:
 
 def is_copy_on_write(tensor: Tensor) -> bool:
     """True for a lazy copy (``torch._lazy_clone``), which shares memory with another tensor until one is written."""
+    if type(tensor).__torch_dispatch__ is not _NO_DISPATCH:  # torch 2.15 does not say it of such a tensor
+        with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunctionSubclass():
+            tensor = tensor.as_subclass(Tensor)  # an alias
     return bool(torch._C._is_cow_tensor(tensor))  # type: ignore[attr-defined]
 
 

@@ -313,6 +313,17 @@ def test_copy_on_write_tensors(what: str, options: str) -> None:
     assert all(same_bits(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("kind", WITH_MEMORY)
+def test_a_lazy_copy_is_known_whatever_its_type(kind: str) -> None:
+    """Of a type that sees every operator torch 2.15 does not say it; asking for it calls none."""
+    values, Watched.seen = torch.ones(3), 0
+    assert is_copy_on_write(torch._lazy_clone(values))
+    assert not is_copy_on_write(WITH_MEMORY[kind](values))
+    seen = Watched.seen
+    assert is_copy_on_write(Tensor._make_subclass(Watched, torch._lazy_clone(values)))
+    assert Watched.seen == seen
+
+
 def lazily(tensor: Tensor) -> Tensor:
     try:
         return torch._lazy_clone(tensor)
