@@ -12,6 +12,7 @@ from torch.testing._internal.logging_tensor import LoggingTensor
 from torch.testing._internal.two_tensor import TwoTensor
 
 from radam_fused import FusedRAdam, step_in_backward
+from radam_fused.tensor_kinds import is_copy_on_write
 from tests.support.helpers import same_bits
 
 
