@@ -19,9 +19,9 @@ enum Kinds {
 
 // Not allocated at the first use: that would be an allocation within one.
 #define ON_THREAD thread_local __attribute__((tls_model("initial-exec")))
-ON_THREAD int kinds = 0;      // what is counted on this thread now
-ON_THREAD long counted = 0;   // how many allocations were
-ON_THREAD long failing = 0;   // which of them fails
+ON_THREAD int kinds = 0;     // what is counted on this thread now
+ON_THREAD long counted = 0;  // how many allocations were
+ON_THREAD long failing = 0;  // which of them fails
 
 bool is_from(const void* caller, const char* library) {
   Dl_info info;
