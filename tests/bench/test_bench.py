@@ -176,6 +176,7 @@ def test_baselines_are_divided_into_memory_groups_where_memory_is_short(monkeypa
         memory_groups.divide(case, everything)
 
 
+@pytest.mark.long
 def test_a_case_in_memory_groups_is_one_measurement(monkeypatch):
     monkeypatch.setattr("bench.harness.cache_state.FLUSH_BYTES", 2**16)
     monkeypatch.setattr("bench.harness.interleave.divide", lambda *_: ([with_baselines([name]) for name in QUICK], {}))

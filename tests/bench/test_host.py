@@ -12,6 +12,7 @@ from bench import keys
 from bench.studies import host_overhead
 
 
+@pytest.mark.long
 def test_a_run_saves_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host_overhead.main(["--rounds", "2", "--tensors", "2", "20", "--results", str(tmp_path / "host.json")])
     found = json.loads((tmp_path / "host.json").read_text())

@@ -6,6 +6,8 @@ import json
 import random
 from pathlib import Path
 
+import pytest
+
 from bench.report import readme
 from bench.studies import whole_step
 
@@ -35,6 +37,7 @@ def test_a_ratio_is_that_of_one_round() -> None:
     assert found["fused"]["ms"]["q1"] < found["fused"]["ms"]["q3"]
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path, capsys) -> None:
     out = tmp_path / "whole.json"
     assert whole_step.main(["--models", "train-tiny", "--processes", "1", "--rounds", "2", "--out", str(out)]) == 0

@@ -21,6 +21,9 @@ JOBS += [(*kernel, arch, False) for kernel in ON_TWO for arch in TWO]
 FUSED = [("step", "fp32-fp32", arch, True) for arch in TWO] + [("squares", "fp16", "gfx942", True)]
 
 
+pytestmark = pytest.mark.long  # the compilation takes ten seconds
+
+
 @pytest.fixture(scope="module")
 def code(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str, bool], AmdCode]:
     """Kernels that were compiled once, in a process of their own."""

@@ -240,7 +240,7 @@ def test_a_default_device_leaves_the_pointer_path_on(monkeypatch: pytest.MonkeyP
     [
         "torch.set_default_device('meta')",
         "torch.set_default_dtype(torch.float64)",
-        "mode = torch._subclasses.FakeTensorMode(); mode.__enter__()",
+        pytest.param("mode = torch._subclasses.FakeTensorMode(); mode.__enter__()", marks=pytest.mark.long),
     ],
 )
 def test_imported_under_a_default_it_finds_the_pointer_path(before: str) -> None:

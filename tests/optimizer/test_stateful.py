@@ -89,6 +89,7 @@ def counts_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("radam_fused.state.step_counts.readable", lambda device: False)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("counts_as_on_a_gpu")
 def test_counts_that_the_host_does_not_read() -> None:
     run_state_machine_as_test(Training, settings=SETTINGS)

@@ -119,6 +119,7 @@ def test_other_major_stops_and_names_both(tmp_path: Path) -> None:
         assert part in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "folder",
     [

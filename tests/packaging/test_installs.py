@@ -70,6 +70,7 @@ def test_install_without_a_compiler_refuses_the_cpu_backend(python_only):
     assert re.search("RuntimeError: .*cpu.*extension is not there", output)
 
 
+@pytest.mark.long
 def test_compiler_named_in_cxx_that_is_not_there(source, tmp_path, tools):
     _, output = make_wheel(source, tmp_path / "out", path=[tools], CXX="/nowhere/g++-99 -m64", fails=True)
     line, *_ = said(output)
@@ -87,6 +88,7 @@ def test_setuptools_that_cannot_read_the_metadata(tools):
     )
 
 
+@pytest.mark.long
 def test_extension_declined_in_the_environment(source, tmp_path, tools):
     wheel, output = make_wheel(source, tmp_path / "out", path=[tools], RADAM_FUSED_NO_EXTENSION="1")
     (line,) = said(output)

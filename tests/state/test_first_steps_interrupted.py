@@ -58,8 +58,7 @@ def test_an_interrupted_first_step_is_in_the_checkpoint_or_was_not_taken(options
     assert seen == {0.0, 1.0}
 
 
-@pytest.mark.sampled
-@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("steps", [0, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("options", [OPTIONS[k] for k in ("cpu", "reference", "capturable")])
 def test_an_interrupted_hook_leaves_no_gradient_that_has_been_stepped(options: dict[str, Any], steps: int) -> None:
     def prepared() -> tuple[list[nn.Parameter], FusedRAdam]:

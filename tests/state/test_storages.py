@@ -102,6 +102,7 @@ def test_shared_memory_is_refused_by_name(what: str) -> None:
         assert [p.data_ptr() for p in net.parameters()] == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layers", "groups", "options"),
     [(1, 1, {}), (2, 2, {}), (2, 1, {"max_grad_norm": 1.0}), (2, 1, {"state_dtype": torch.bfloat16})],
