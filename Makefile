@@ -50,7 +50,7 @@ CXX_FILES := $(shell find csrc bench tests -name '*.h' -o -name '*.cpp' -o -name
 # Two files of tests at a time where pytest-xdist is there, as it is in .venv.
 PARALLEL = $(shell $(PY) -c 'import importlib.util as u; print("-n 2 --dist loadfile" if u.find_spec("xdist") else "")')
 
-.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check sanitize interrupts properties mutants coverage lint format clean build/.always
+.PHONY: help venv build demo pretrain test test-all test-long trainers tools matrix large bench readme paper docs wheel gpu cuda-check triton-check arm-check sanitize faults properties mutants coverage lint format clean build/.always
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -125,9 +125,10 @@ arm-check: build  ## the C++ for aarch64: all of it compiles, its kernels' bits 
 sanitize: build  ## the extension's tests under AddressSanitizer with UndefinedBehaviorSanitizer and ThreadSanitizer (SANITIZE_ARGS)
 	$(PY) -m tests.sanitizers $(SANITIZE_ARGS)
 
-interrupts: export RADAM_FUSED_TEST_EVERY_LINE := 1
-interrupts: build  ## a signal at every line of a step, of a first step and of every change of the layout; minutes
-	$(PY) -m pytest $(PARALLEL) --durations=5 tests/state/test_interrupted_steps.py tests/state/test_first_steps_interrupted.py tests/state/test_all_or_nothing.py
+faults: export RADAM_FUSED_TEST_WHOLE := 1
+faults: export OMP_WAIT_POLICY := passive
+faults: build  ## a signal at every line of a step and of what changes the layout, a failure of every allocation; 15 minutes
+	$(PY) -m pytest $(PARALLEL) --durations=5 tests/state/test_interrupted_steps.py tests/state/test_first_steps_interrupted.py tests/state/test_all_or_nothing.py tests/state/test_failing_allocations.py
 
 properties: build  ## random models under random sequences of what users do: 10,000 examples, half an hour (PROPERTIES_ARGS)
 	$(PY) -m tests.properties $(PROPERTIES_ARGS)

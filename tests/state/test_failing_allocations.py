@@ -16,11 +16,14 @@ import pytest
 from radam_fused.cpp_helpers import HAS_POINTER_PATH
 from tests.support.allocation_cases import CASES
 from tests.support.failing_allocations import EXTENSION, LIBTORCH, PYTHON, TENSOR_MEMORY, run
+from tests.support.sampling import WHOLE
 
 if not HAS_POINTER_PATH:
     pytest.skip("the extension is not built", allow_module_level=True)
 
 QUICK = ["step-cpu-one", "step-cpu-several", "missing-cpu-several", "zero_grad-flatten-one", "load-cpu-one"]
+OTHERS = [name for name in CASES if name not in QUICK]
+"""All under ``make faults``; otherwise one in five."""
 POINTERS = ["step-cpu-one", "step-cpu-several", "step-int8-one", "step-zero_grads-one"]
 """Steps over the pointer table alone: survivable whatever fails."""
 
@@ -31,7 +34,7 @@ def test_a_step_and_a_load() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in CASES if name not in QUICK])
+@pytest.mark.parametrize("name", OTHERS if WHOLE else OTHERS[::5])
 def test_every_call(name: str) -> None:
     run(EXTENSION | TENSOR_MEMORY, [name])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from typing import Any
 import torch
 
 import radam_fused
+from tests.support.sampling import WHOLE
 
 PACKAGE = str(Path(radam_fused.__file__).parent)
-EVERY_LINE = os.environ.get("RADAM_FUSED_TEST_EVERY_LINE") == "1"
-"""``make interrupts``: the whole form of the tests that interrupt at one line after another."""
 
 
 class Interrupted(BaseException):
@@ -26,7 +24,7 @@ class Interrupted(BaseException):
 
 def some_of(lines: int, most: int) -> range:
     """The lines at which a test sends its signal: about ``most``, evenly spread, or all."""
-    return range(1, lines + 1, 1 if EVERY_LINE else max(1, lines // most))
+    return range(1, lines + 1, 1 if WHOLE else max(1, lines // most))
 
 
 @contextmanager

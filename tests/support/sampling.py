@@ -9,12 +9,15 @@ values of their own. The other cases are marked ``long``, as are whole tests by 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
 
+WHOLE = os.environ.get("RADAM_FUSED_TEST_WHOLE") == "1"
+"""``make faults``: tests that try one place of failure after another try all of them."""
 Case = Mapping[str, int]
 """The parameters of a case by name, with a number for each value."""
 
