@@ -187,7 +187,7 @@ def test_a_write_outside_is_noticed(where: int, monkeypatch: pytest.MonkeyPatch)
     """The negative control: an operator that writes an element too many, and one that writes and then raises."""
     real = OPERATORS["cpu"]
 
-    def stray(params: list[Tensor], *rest: Any) -> None:
+    def interfering(params: list[Tensor], *rest: Any) -> None:
         if where < 10**4:
             real.step(params, *rest)
         params[0].as_strided((1,), (1,), params[0].storage_offset() + min(where, 0))[0] += 1.0
@@ -195,6 +195,6 @@ def test_a_write_outside_is_noticed(where: int, monkeypatch: pytest.MonkeyPatch)
             raise RuntimeError("played")
         params[0].as_strided((1,), (1,), params[0].storage_offset() + where)[0] += 1.0
 
-    monkeypatch.setitem(OPERATORS, "cpu", real._replace(step=stray))
+    monkeypatch.setitem(OPERATORS, "cpu", real._replace(step=interfering))
     with pytest.raises(AssertionError, match="params"):
         check("step", "fp32", 5, [])
