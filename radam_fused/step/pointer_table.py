@@ -113,7 +113,7 @@ class PointerTable:
                 args = StepArgs(self._params, self._params, *self._buffers, scalars, False, *self._formats)
                 self._prepared = pointer_step(self._pairs, args)
             return self._prepared.step(scalars, zero_grads, counts)
-        prepared = self.prepared() if self._prepared is None else self._prepared
+        prepared = self.prepared() if self._prepared is None else self._prepared  # without a call, most often
         return step_from_pointers(prepared, scalars, zero_grads, counts)
 
     def prepared(self) -> Any:

@@ -167,6 +167,31 @@ def test_what_has_not_changed_is_not_uploaded(kernels: dict[str, Kernel], monkey
     assert seen == [3, scalars + segments, scalars]  # first the tiles' segments, two to a number
 
 
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}], ids=["plain", "clip"])
+def test_a_table_that_found_no_memory_is_uploaded_by_the_next_step(
+    options: dict[str, Any], kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows have the new addresses then, but what is on the device has the old ones."""
+    results = []
+    for fails in (False, True):
+        params = parameters(torch.float32)
+        opt = FusedRAdam(params, backend="triton", **options)
+        for t in range(4):
+            give_gradients(params, t, new=True)
+            if fails and t == 3:
+                with monkeypatch.context() as patch:
+                    patch.setattr(tables, "host_memory", no_memory)
+                    with pytest.raises(torch.OutOfMemoryError):
+                        opt.step()
+            opt.step()
+        results.append([p.detach().clone() for p in params])
+    assert all_same_bits(*results)
+
+
+def no_memory(words: int, device: torch.device) -> Tensor:
+    raise torch.OutOfMemoryError("no memory (played)")
+
+
 def test_a_capture_passes_tensor_lists(
     kernels: dict[str, Kernel], monkeypatch: pytest.MonkeyPatch, pointer_calls: list[bool]
 ) -> None:

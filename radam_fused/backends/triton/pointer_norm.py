@@ -51,6 +51,8 @@ class PointerNorm:
         self._known: tuple[int, int, int] | None = None
         """What `fill_norm_segments` has said of gradients that do not move: their dtype, rows and tiles."""
         self._stream: int | None = None
+        self._outdated = True
+        """Whether the rows are others than those on the device: also after an upload that found no memory."""
         self._launchers: dict[int, Launcher] = {}
 
     def sums(self) -> Tensor | None:
@@ -59,7 +61,7 @@ class PointerNorm:
         if capturing:  # what a graph refers to has to stay: `tables.on_device` sees to that
             return None
         if self._known is not None:
-            self._add_up(*self._known, False, stream)
+            self._add_up(*self._known, stream)
             return self._sums
         try:  # another thread may replace the gradients meanwhile, which the launch is to find alive
             filled = fill_norm_segments(self._pairs, self._held, NORM_TILE, self._rows_at)
@@ -68,22 +70,23 @@ class PointerNorm:
             grad_dtype, rows, tiles, changed = filled
             if tiles == 0:
                 return None
-            self._add_up(grad_dtype, rows, tiles, changed, stream)
+            self._outdated = self._outdated or changed
+            self._add_up(grad_dtype, rows, tiles, stream)
             if self._fixed:
                 self._known = grad_dtype, rows, tiles
         finally:
             release_gradients(self._held)
         return self._sums
 
-    def _add_up(self, grad_dtype: int, rows: int, tiles: int, changed: bool, stream: int) -> None:
-        moved = stream != self._stream
-        if moved:
-            self._sums, self._stream = torch.empty_like(self._sums), stream
+    def _add_up(self, grad_dtype: int, rows: int, tiles: int, stream: int) -> None:
+        if stream != self._stream:
+            self._sums, self._stream, self._outdated = torch.empty_like(self._sums), stream, True
         if self._skips:
             self._sums.zero_()
         with on_device_of(self._sums):
-            if changed or moved:
+            if self._outdated:
                 self._upload(rows, tiles)
+                self._outdated = False
             self._start(grad_dtype, tiles)
 
     def _upload(self, rows: int, tiles: int) -> None:

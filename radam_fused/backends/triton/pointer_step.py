@@ -75,6 +75,8 @@ class PointerStep:
         self._tile_segment = self._rows
         self._table, self._table_begins = self._rows, 0
         """What was uploaded last with a table of segments, and the number that this begins at."""
+        self._outdated = True
+        """Whether the rows are others than those on the device: also after an upload that found no memory."""
         self._static: Arguments = ()
         """The launch's arguments, of which only the addresses of the table and of the scalars change."""
 
@@ -98,18 +100,20 @@ class PointerStep:
             if filled is None:
                 return False
             grad_dtype, changed = filled
+            self._outdated = self._outdated or changed
             if self._tiles:
                 with on_device_of(self._args.exp_avg):
-                    self._start(grad_dtype, scalars, zero_grads, changed, stream)
+                    self._start(grad_dtype, scalars, zero_grads, stream)
             count_step(counts)
         finally:
             release_gradients(self._held)
         return True
 
-    def _start(self, grad_dtype: int, scalars: Tensor, zero_grads: bool, changed: bool, stream: int) -> None:
+    def _start(self, grad_dtype: int, scalars: Tensor, zero_grads: bool, stream: int) -> None:
         if stream != self._stream:
             self._tile_segment = tables._copy(self._tile_map, self._device).view(torch.int32)
-            self._stream, changed, self._static = stream, True, ()
+            self._stream, self._outdated, self._static = stream, True, ()
+        changed = self._outdated
         from_host = scalars.device.type == "cpu"
         words = self._scalar_words if from_host else 0
         scalars_at = scalars.data_ptr()
@@ -122,7 +126,7 @@ class PointerStep:
                 ctypes.memmove(at + _WORD * words, self._rows_at, self._row_bytes)
             there = tables._copy(host, self._device)
             if changed:
-                self._table, self._table_begins = there, words
+                self._table, self._table_begins, self._outdated = there, words, False
             if from_host:
                 scalars, scalars_at = there, there.data_ptr()
         launcher = self._launchers.get((grad_dtype, zero_grads))
